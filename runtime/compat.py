@@ -1,0 +1,90 @@
+"""Stand-ins for compiled parts that some machines lack, each put in only where it is needed.
+
+Imports nothing of this project, so that every package may call it before anything else.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_libraries: list[torch.library.Library] = []
+
+
+def prepare_torchvision() -> bool:
+    """Declare torchvision's box operators where its compiled library cannot load.
+
+    torchvision's only wheel is built for CUDA. Beside a CPU-only torch its library fails to load in
+    silence, and then `import torchvision` stops with "operator torchvision::nms does not exist",
+    because it registers shape rules for operators that nobody declared. Declaring them is enough:
+    calling one still fails, and nothing here uses boxes. Returns whether that was needed.
+    """
+    if "torchvision" in sys.modules or _library_loads("torchvision"):
+        return False
+    for name in ("nms", "qnms"):
+        if not _operator_exists("torchvision", name):
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(name + _NMS_SCHEMA)
+            _libraries.append(library)  # a Library that is collected takes its operators with it
+    return True
+
+
+def _library_loads(package: str) -> bool:
+    """Whether the package's compiled library `_C` can be loaded beside this torch."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return True  # not installed: nothing to mend
+    suffixes = importlib.machinery.EXTENSION_SUFFIXES
+    finder = importlib.machinery.FileFinder(
+        spec.submodule_search_locations[0], (importlib.machinery.ExtensionFileLoader, suffixes)
+    )
+    library = finder.find_spec("_C")
+    if library is None or library.origin is None:
+        return False
+    try:
+        torch.ops.load_library(library.origin)
+    except OSError:
+        return False
+    return True
+
+
+def _operator_exists(namespace: str, name: str) -> bool:
+    return hasattr(getattr(torch.ops, namespace), name)
+
+
+class _MissingOperators(ModuleType):
+    """Stands in for `mmcv._ext`: any operator can be looked up, none can be called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*_: Any, **__: Any) -> None:
+            raise NotImplementedError(
+                f"mmcv operator {name!r} needs the compiled mmcv, and mmcv-lite is installed; "
+                "install mmcv 2.1.0 built with MMCV_WITH_OPS=1, or choose a head without it"
+            )
+
+        return missing
+
+
+def prepare_mmcv() -> bool:
+    """Let `import mmseg.models` work beside mmcv-lite, which has no compiled operators.
+
+    Some of mmsegmentation's heads import operators of `mmcv._ext` when they are imported; none of
+    them is used here. A compiled mmcv is left as it is. Returns whether the stand-in was needed.
+    """
+    name = "mmcv._ext"
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return False
+    stand_in = _MissingOperators(name, _MissingOperators.__doc__)
+    # mmengine looks the module up by its spec, so it needs a real one.
+    stand_in.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
+    sys.modules[name] = stand_in
+    return True

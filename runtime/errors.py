@@ -1,0 +1,47 @@
+"""Errors a user can act on, and how a command ends on them: one message, no traceback."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """Something the user can mend. The text says what came, what was expected, what to do."""
+
+    exit_code = 2
+
+
+class NotFiniteError(UserError):
+    """A loss that is NaN or infinite; names the term and the step."""
+
+    exit_code = 3
+
+
+class BusyError(UserError):
+    """The run directory is in use by another process."""
+
+    exit_code = 4
+
+
+def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run `main(argv)` and leave the process: 0 if it returned None or 0.
+
+    A UserError becomes its message on stderr and its exit code; Ctrl-C becomes 130, as shells have it.
+    Any other exception is a bug of ours and keeps its traceback.
+    """
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: no space left on the disk ({error.filename}); free some and repeat the command", file=sys.stderr)
+        code = UserError.exit_code
+    sys.exit(code)

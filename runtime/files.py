@@ -1,0 +1,90 @@
+"""Files that are either the old or the new version, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runtime.errors import UserError
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(temporary)` make the file, then put it at `path` in one step.
+
+    If anything fails, the former file at `path` survives and the temporary one is removed. A full
+    disk raises a UserError that says so.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if _is_disk_full(error):
+            kept = "the former version is kept" if path.exists() else "nothing was there before"
+            raise UserError(f"no space left on the disk while saving {path}; {kept}. Free some and repeat.") from error
+        raise
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """torch reports a failed write of a zip archive as a RuntimeError, chained to the OSError or not."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, RuntimeError) and any(
+        word in str(error) for word in ("PytorchStreamWriter failed", "unexpected pos", "No space left")
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    write_text(path, yaml.safe_dump(value, sort_keys=False, width=100))
+
+
+def read_json(path: Path) -> Any | None:
+    """The file's value, or None where the file is missing or was cut off by a crash of the machine."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl file; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return
+    with open(path) as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of writers that were killed. Only for the holder of the folder's lease."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
