@@ -1,0 +1,59 @@
+# `make study` and `make test` set up everything they need on a fresh machine; `make help` tells the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+STUDY ?= sweeps/studies/quickstart.yaml
+WORKERS ?= 2
+INSTALLED := $(VENV)/installed
+RUN := $(VENV)/bin/python
+
+.PHONY: help install study test test-fast lint format smoke clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## make .venv with everything in it
+
+# The stamp is written last: an installation that was interrupted is taken up again.
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	  f"Python 3.11, 3.12 or 3.13 is needed and $(PYTHON) is {v[0]}.{v[1]}; say: make install PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@# opencv-python needs libGL, which servers often lack; the headless build of the same version does not.
+	@$(RUN) -c 'import cv2' 2>/dev/null || { \
+	  echo 'opencv-python cannot load here (no libGL): taking opencv-python-headless'; \
+	  $(VENV)/bin/pip uninstall --quiet --yes opencv-python && \
+	  $(VENV)/bin/pip install --quiet --no-deps "$$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt)"; }
+	@touch $@
+
+study: $(INSTALLED)  ## pretrain, evaluate, report: STUDY=sweeps/studies/quickstart.yaml WORKERS=2
+	$(RUN) -m sweeps run $(STUDY) --workers $(WORKERS)
+	$(RUN) -m analysis $(STUDY)
+
+test: $(INSTALLED)  ## every test that can run here
+	$(RUN) -m pytest
+
+test-fast: $(INSTALLED)  ## the tests that take seconds
+	$(RUN) -m pytest -m 'not slow and not slurm and not gpu'
+
+lint: $(INSTALLED)  ## ruff check, ruff format --check, mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(INSTALLED)  ## let ruff write the format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+smoke: $(INSTALLED)  ## a whole study in two minutes, to see that every stage works
+	$(RUN) -m sweeps run sweeps/studies/smoke.yaml --workers $(WORKERS)
+	$(RUN) -m analysis sweeps/studies/smoke.yaml
+
+bench-criterion: $(INSTALLED)  ## time and memory of the criterion -> benchmarks/criterion.md
+	$(RUN) -m benchmarks.criterion
+
+clean:  ## remove caches of tools; never runs, data or reports
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,106 @@
+"""The config of a pretraining run, and the name that it gives the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.catalog import DataConfig
+from data.views import ViewsConfig
+from runtime.config import Duration, MachineConfig, require, split_machine
+from runtime.rundir import Identity
+from vicregl.criterion import CriterionConfig
+from vicregl.model import ModelConfig
+
+STAGE = "pretrain"
+FORMAT = 1  # raise it when the same config comes to train something else
+
+
+@dataclass
+class OptimizerConfig:
+    """LARS (the paper's ResNet recipe) or AdamW (its ConvNeXt recipe), warmed up and annealed by a cosine."""
+
+    name: str = "lars"  # lars | adamw
+    base_lr: float = 0.3  # the peak learning rate is base_lr * batch_size / 256
+    end_lr_ratio: float = 0.001  # of the peak, at the last step
+    warmup: str = "10 epochs"
+    weight_decay: float = 1e-6  # not on biases and norms
+    momentum: float = 0.9  # of LARS
+    trust_coefficient: float = 0.001  # of LARS: eta in arXiv 1708.03888
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW
+
+    def check(self) -> None:
+        require(self.name in ("lars", "adamw"), "optimizer.name", self.name, "lars or adamw")
+        require(self.base_lr > 0, "optimizer.base_lr", self.base_lr, "a number above 0")
+        require(0 <= self.end_lr_ratio <= 1, "optimizer.end_lr_ratio", self.end_lr_ratio, "0 to 1")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 to below 1")
+        require(self.trust_coefficient > 0, "optimizer.trust_coefficient", self.trust_coefficient, "above 0")
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "[b1, b2]")
+        Duration.parse(self.warmup, "optimizer.warmup")
+
+
+@dataclass
+class TrainConfig:
+    batch_size: int = 512  # images a step
+    duration: str = "100 epochs"  # "0 steps" saves the random initialisation: the control of a study
+    precision: str = "float32"  # float32 | bfloat16 (autocast; the criterion stays in float32)
+    channels_last: bool = True
+    clip_norm: float = 0.0  # of all gradients; 0: no clipping
+
+    def check(self) -> None:
+        require(self.batch_size >= 2, "train.batch_size", self.batch_size, "2 or more: statistics need two samples")
+        require(self.precision in ("float32", "bfloat16"), "train.precision", self.precision, "float32 or bfloat16")
+        require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 (off) or more")
+        Duration.parse(self.duration, "train.duration")
+
+
+@dataclass
+class ProbeConfig:
+    """A linear classifier on detached pooled features, with its own optimiser: it never touches the network."""
+
+    enabled: bool = True  # needs labels; left out where a dataset has none
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+
+    def check(self) -> None:
+        require(self.learning_rate > 0, "probe.learning_rate", self.learning_rate, "a number above 0")
+        require(0 <= self.momentum < 1, "probe.momentum", self.momentum, "0 to below 1")
+
+
+@dataclass
+class PretrainMachineConfig(MachineConfig):
+    log_steps: int = 50  # between two rows of metrics.jsonl
+    save_minutes: float = 2.0  # between two checkpoints
+
+    def check(self) -> None:
+        super().check()
+        require(self.log_steps >= 1, "machine.log_steps", self.log_steps, "1 or more")
+        require(self.save_minutes >= 0, "machine.save_minutes", self.save_minutes, "0 (every step) or more")
+
+
+@dataclass
+class PretrainConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: CriterionConfig = field(default_factory=CriterionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    diagnostics_images: int = 1024  # the final diagnostics are over this many images
+    seed: int = 0
+    machine: PretrainMachineConfig = field(default_factory=PretrainMachineConfig)
+
+    def check(self) -> None:
+        require(self.diagnostics_images >= 2, "diagnostics_images", self.diagnostics_images, "2 or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+def identity(config: PretrainConfig) -> Identity:
+    values: dict[str, Any] = split_machine(config)[0]
+    if config.train.duration.split()[0].strip("0.") == "":
+        slug = f"{config.model.backbone.name}-untrained-seed{config.seed}"
+    else:
+        slug = f"{config.model.backbone.name}-{config.loss.local}-alpha{config.loss.alpha:g}-seed{config.seed}"
+    return Identity(STAGE, slug, FORMAT, values)

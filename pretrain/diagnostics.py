@@ -1,0 +1,52 @@
+"""Has the representation collapsed? Three numbers of a feature matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def feature_diagnostics(features: Tensor, name: str) -> dict[str, float]:
+    """`std_<name>`, `correlation_<name>` and `rank_<name>` of (n, d) features, n >= 2.
+
+    std: mean over dimensions of the standard deviation, relative to the root mean square of all entries, so that
+        the scale of the features does not count: 1 for centred independent dimensions, 0 for constant features.
+    correlation: root mean square of the off-diagonal correlations; 0 is decorrelated, 1 is one dimension repeated.
+    rank: effective rank, exp of the entropy of the singular values' shares (RankMe, arXiv 2210.02885); at most min(n, d).
+    """
+    features = features.double()
+    n, d = features.shape
+    gram = features.T @ features
+    mean = features.mean(dim=0)
+    covariance = (gram - n * torch.outer(mean, mean)) / (n - 1)
+    std = covariance.diagonal().clamp_min(0).sqrt()
+    scale = features.square().mean().sqrt()
+    return {
+        f"std_{name}": _ratio(std.mean(), scale),
+        f"correlation_{name}": _rms_correlation(covariance, std),
+        f"rank_{name}": _effective_rank(gram),
+    }
+
+
+def _ratio(a: Tensor, b: Tensor) -> float:
+    return float(a / b) if b > 0 else 0.0
+
+
+def _rms_correlation(covariance: Tensor, std: Tensor) -> float:
+    alive = std > 1e-9 * std.max()  # a constant dimension has no correlation
+    count = int(alive.sum())
+    if count < 2:
+        return 0.0
+    correlation = covariance[alive][:, alive] / torch.outer(std[alive], std[alive])
+    off_diagonal = correlation.square().sum() - correlation.diagonal().square().sum()
+    return float((off_diagonal.clamp_min(0) / (count * (count - 1))).sqrt())
+
+
+def _effective_rank(gram: Tensor) -> float:
+    singular_values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    total = singular_values.sum()
+    if total == 0:
+        return 0.0
+    shares = singular_values / total
+    return float(torch.special.entr(shares).sum().exp())

@@ -1,0 +1,44 @@
+"""A linear classifier that watches the features during pretraining and never changes them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.config import ProbeConfig
+
+# The reported accuracy is an exponential average over about this many steps.
+AVERAGE_STEPS = 50
+
+
+class OnlineProbe(nn.Module):
+    """Supervised top-1 on detached pooled features. Its loss and optimiser are its own (the published code adds
+    the probe's loss to the self-supervised one, which then needs labels)."""
+
+    top1: Tensor
+    weight: Tensor
+
+    def __init__(self, features: int, classes: int, config: ProbeConfig) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.head = nn.Linear(features, classes)
+        self.register_buffer("top1", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
+        self.optimizer = torch.optim.SGD(self.parameters(), config.learning_rate, config.momentum)
+
+    def update(self, pooled: Tensor, labels: Tensor) -> None:
+        """One step on (B, F) features and (B,) labels."""
+        with torch.enable_grad():
+            logits = self.head(self.norm(pooled.detach().float()))
+            loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        hits = (logits.detach().argmax(dim=1) == labels).float().mean()
+        self.top1.lerp_(hits, 1 / AVERAGE_STEPS)
+        self.weight.lerp_(torch.ones_like(self.weight), 1 / AVERAGE_STEPS)
+
+    def accuracy(self) -> float:
+        """Top-1 in percent over the last steps; 0 before the first."""
+        return float(100 * self.top1 / self.weight) if self.weight > 0 else 0.0

@@ -1,0 +1,90 @@
+"""Configs: what passes, and what the messages of the rest say."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from runtime import config as configs
+from runtime.config import Duration, MachineConfig, require
+from runtime.errors import UserError
+
+
+@dataclass
+class Inner:
+    rate: float = 0.5
+    names: list[str] = field(default_factory=lambda: ["a"])
+
+    def check(self) -> None:
+        require(0 <= self.rate <= 1, "inner.rate", self.rate, "0 to 1")
+
+
+@dataclass
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    steps: int = 3
+    root: str | None = None
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+def test_file_base_and_overrides_win_in_that_order(tmp_path):
+    (tmp_path / "base.yaml").write_text("steps: 1\ninner: {rate: 0.1}\n")
+    (tmp_path / "top.yaml").write_text("base: base.yaml\nsteps: 2\n")
+    config = configs.load(Outer, tmp_path / "top.yaml", ["inner.names=[x,y]"])
+    assert config == Outer(Inner(0.1, ["x", "y"]), 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("inner.rat=0.2", ["inner.rat", "inner.rate"]),
+        ("stepps=4", ["stepps", "did you mean steps"]),
+        ("steps=many", ["steps", "many"]),
+        ("inner.rate=2", ["inner.rate", "2", "0 to 1"]),
+        ("inner.names=3", ["inner.names"]),
+        ("steps", ["key=value"]),
+        ("--steps=3", ["key=value"]),
+        ("machine.workers=-1", ["machine.workers", "-1"]),
+    ],
+)
+def test_wrong_overrides_are_named(override, expected):
+    with pytest.raises(UserError) as caught:
+        configs.load(Outer, None, [override])
+    assert all(part in str(caught.value) for part in expected), str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00"])
+def test_wrong_files_are_named(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="broken.yaml"):
+        configs.load(Outer, path)
+
+
+def test_missing_file_suggests_a_near_one(tmp_path):
+    (tmp_path / "quick.yaml").write_text("steps: 1\n")
+    with pytest.raises(UserError, match=r"quik.yaml does not exist.*quick.yaml"):
+        configs.load(Outer, tmp_path / "quik.yaml")
+
+
+def test_machine_stays_out_of_the_identity():
+    here, there = (configs.split_machine(Outer(machine=MachineConfig(threads=n)))[0] for n in (1, 2))
+    assert configs.identity_hash(here) == configs.identity_hash(there)
+    assert configs.identity_hash(here) != configs.identity_hash(configs.split_machine(Outer(steps=4))[0])
+
+
+def test_identity_hash_is_fixed_for_ever():
+    """A change here would orphan every run on users' disks."""
+    assert configs.identity_hash("pretrain", 1, {"a": 0.5, "b": [1, None]}, None) == "b2718e7f57"
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("10 steps", 10), ("1 step", 1), ("2 epochs", 14), ("0.5 epochs", 4), ("0 steps", 0)]
+)
+def test_durations(text, steps):
+    assert Duration.parse(text).steps(steps_per_epoch=7) == steps
+
+
+@pytest.mark.parametrize("text", ["10", "ten steps", "-1 steps", "1.5 steps", "3 days", ""])
+def test_durations_without_a_unit_or_a_sense_are_refused(text):
+    with pytest.raises(UserError, match="train.duration"):
+        Duration.parse(text, "train.duration")

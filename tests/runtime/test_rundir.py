@@ -1,0 +1,133 @@
+"""Run directories: identity, state, the lease between real processes, atomic files on a full disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from runtime import files
+from runtime.errors import BusyError, UserError
+from runtime.rundir import Identity, Run, open_run
+
+IDENTITY = Identity("pretrain", "net-alpha1", 1, {"loss": {"alpha": 1.0}})
+
+HOLD = """
+import sys, time
+from runtime.rundir import Identity, open_run
+identity = Identity("pretrain", "net-alpha1", 1, {"loss": {"alpha": 1.0}})
+with open_run(sys.argv[1], identity, {}) as run:
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_states_follow_the_life_of_a_run(tmp_path):
+    run = Run.at(tmp_path, IDENTITY)
+    assert run.state() == "new"
+    with open_run(tmp_path, IDENTITY, {}):
+        assert run.state() == "running"
+    assert run.state() == "interrupted"
+    with pytest.raises(ValueError, match="boom"), open_run(tmp_path, IDENTITY, {}):
+        raise ValueError("boom")
+    assert run.state() == "failed"
+    assert run.failure()["message"] == "boom"
+    with open_run(tmp_path, IDENTITY, {}) as again:
+        assert again.failure() is None
+        again.write_result({"score": 1})
+    assert run.state() == "done"
+    assert len(run.document()["attempts"]) == 3
+    assert run.document()["config"] == IDENTITY.config
+
+
+def test_two_processes_never_share_a_run(tmp_path, holder):
+    run = Run.at(tmp_path, IDENTITY)
+    assert run.state() == "running"
+    with pytest.raises(BusyError, match=str(holder.pid)), open_run(tmp_path, IDENTITY, {}):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert run.state() == "interrupted"
+    with open_run(tmp_path, IDENTITY, {}):
+        pass
+
+
+def test_a_fresh_heartbeat_of_another_host_counts_as_a_lease(tmp_path):
+    with open_run(tmp_path, IDENTITY, {}) as run:
+        pass
+    beat = run.heartbeat() | {"host": "elsewhere", "ended": False, "time": time.time()}
+    files.write_json(run.path / "heartbeat.json", beat)
+    assert run.state() == "running"
+    with pytest.raises(BusyError, match="elsewhere"), open_run(tmp_path, IDENTITY, {}):
+        pass
+    files.write_json(run.path / "heartbeat.json", beat | {"time": time.time() - 1000})
+    assert run.state() == "interrupted"
+
+
+def test_metrics_survive_a_cut_last_line_and_are_taken_back_to_a_checkpoint(tmp_path):
+    with open_run(tmp_path, IDENTITY, {}) as run:
+        for step in (10, 20, 30):
+            run.append_metrics({"step": step})
+        with open(run.path / "metrics.jsonl", "a") as file:
+            file.write('{"step": 4')
+        assert [row["step"] for row in run.metrics()] == [10, 20, 30]
+        run.drop_metrics_after(20)
+        assert (run.path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
+
+
+def test_what_is_not_a_run_directory_is_told(tmp_path):
+    with pytest.raises(UserError, match="not a run directory"):
+        Run(tmp_path).document()
+    (tmp_path / "run.yaml").write_text("hello: 1\n")
+    with pytest.raises(UserError, match="expected the keys"):
+        Run(tmp_path).document()
+
+
+def test_a_failed_write_keeps_the_former_file(tmp_path):
+    path = tmp_path / "state.json"
+    files.write_json(path, {"step": 1})
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        files.write_atomic(path, fail)
+    assert json.loads(path.read_text()) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("save", [lambda p: torch.save({"a": torch.zeros(10**6)}, p), lambda p: p.write_bytes(b"1" * 4_000_000)])
+def test_a_full_disk_keeps_the_former_file_and_says_so(small_disk, save):
+    path = small_disk / "checkpoint.pt"
+    files.write_atomic(path, lambda temporary: temporary.write_text("former"))
+    with pytest.raises(UserError, match="no space left"):
+        files.write_atomic(path, save)
+    assert path.read_text() == "former"
+    assert os.listdir(small_disk) == ["checkpoint.pt"]
