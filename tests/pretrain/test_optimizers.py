@@ -61,9 +61,7 @@ def test_lars_survives_zero_weights_and_zero_gradients():
 def test_schedule_is_the_published_one(step):
     arguments = GOLDEN["schedule"]["args"]
     config = OptimizerConfig(base_lr=arguments["base_lr"], end_lr_ratio=arguments["end_lr_ratio"])
-    value = learning_rate(
-        step, config, arguments["batch_size"], arguments["total_steps"], arguments["warmup_steps"]
-    )
+    value = learning_rate(step, config, arguments["batch_size"], arguments["total_steps"], arguments["warmup_steps"])
     assert value == pytest.approx(GOLDEN["schedule"]["lr"][str(step)], rel=1e-12)
 
 

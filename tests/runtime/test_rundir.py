@@ -123,7 +123,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("save", [lambda p: torch.save({"a": torch.zeros(10**6)}, p), lambda p: p.write_bytes(b"1" * 4_000_000)])
+@pytest.mark.parametrize(
+    "save", [lambda p: torch.save({"a": torch.zeros(10**6)}, p), lambda p: p.write_bytes(b"1" * 4_000_000)]
+)
 def test_a_full_disk_keeps_the_former_file_and_says_so(small_disk, save):
     path = small_disk / "checkpoint.pt"
     files.write_atomic(path, lambda temporary: temporary.write_text("former"))

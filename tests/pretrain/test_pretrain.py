@@ -1,0 +1,209 @@
+"""The pretraining command: exact resume after kill -9, bad input, and what it leaves behind."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runtime.rundir import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 14
+
+
+@pytest.fixture
+def arguments(image_folder):
+    """A run of seconds; drop path draws from torch's generator, so that its state counts too."""
+
+    def make(runs, *overrides):
+        return [
+            "pretrain",
+            "--config=pretrain/configs/quickstart.yaml",
+            "data.name=imagefolder",
+            f"data.root={image_folder}",
+            "model.expander=32-32",
+            "model.projector=16-16",
+            "train.batch_size=16",
+            f"train.duration={STEPS} steps",
+            "optimizer.warmup=2 steps",
+            "diagnostics_images=32",
+            "machine.threads=1",
+            "machine.save_minutes=0",
+            "machine.log_steps=1",
+            f"machine.runs={runs}",
+            *overrides,
+        ]
+
+    return make
+
+
+def only_run(runs) -> Run:
+    (path,) = (runs / "pretrain").iterdir()
+    return Run(path)
+
+
+def weights(runs) -> dict[str, torch.Tensor]:
+    return load_file(only_run(runs).path / "backbone.safetensors")
+
+
+def rows(runs):
+    """metrics.jsonl without its clocks."""
+    return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in only_run(runs).metrics()]
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def kill_after(argv, runs, step: int) -> None:
+    """Start the command and kill -9 it once its metrics show `step`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *argv], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        found = list((runs / "pretrain").glob("*/metrics.jsonl")) if (runs / "pretrain").exists() else []
+        if found and sum(1 for _ in Run(found[0].parent).metrics()) >= step:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_and_resumed_ends_bit_for_bit_the_same(tmp_path, arguments, command):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert command(*arguments(whole)).returncode == 0
+    for step in sorted(random.Random(0).sample(range(1, STEPS - 1), 2)):
+        kill_after(arguments(killed), killed, step)
+    assert only_run(killed).result() is None
+    assert only_run(killed).state() == "interrupted"
+    finished = command(*arguments(killed))
+    assert finished.returncode == 0, finished.stderr
+    assert "going on at step" in finished.stdout
+    assert same(weights(whole), weights(killed))
+    assert rows(whole) == rows(killed)
+    assert [row["step"] for row in rows(whole)] == list(range(1, STEPS + 1))
+    assert len(only_run(killed).document()["attempts"]) == 3
+
+
+def test_ctrl_c_saves_at_a_step_boundary(tmp_path, arguments):
+    argv = arguments(tmp_path, "train.duration=100000 steps", "machine.save_minutes=60")
+    process = subprocess.Popen(
+        [sys.executable, "-m", *argv], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+    )
+    while not list(tmp_path.glob("pretrain/*/metrics.jsonl")) or not only_run(tmp_path).metrics():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    checkpoint = torch.load(only_run(tmp_path).path / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] >= 1
+    assert only_run(tmp_path).state() == "interrupted"
+
+
+def test_what_a_run_leaves_behind(tmp_path, arguments, command):
+    done = command(*arguments(tmp_path))
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    names = {path.name for path in run.path.iterdir()}
+    assert {"run.yaml", "metrics.jsonl", "checkpoint.pt", "backbone.safetensors", "result.json", "tensorboard"} <= names
+    result = run.result()
+    assert result["steps"] == STEPS
+    for key in ("loss", "probe_top1", "std_pooled", "correlation_local", "rank_pooled", "rank_local", "seconds"):
+        assert key in result
+    row = run.metrics()[-1]
+    local = sum(row[f"local_{term}"] for term in ("invariance", "variance", "covariance"))
+    pooled = sum(row[f"global_{term}"] for term in ("invariance", "variance", "covariance"))
+    assert row["loss"] == pytest.approx(0.75 * pooled + 0.25 * local, rel=1e-5)
+    before = run.path.joinpath("result.json").stat().st_mtime_ns
+    again = command(*arguments(tmp_path))
+    assert again.returncode == 0
+    assert "is done" in again.stdout
+    assert run.path.joinpath("result.json").stat().st_mtime_ns == before
+
+
+def test_zero_steps_save_the_random_initialisation(tmp_path, arguments, command):
+    done = command(*arguments(tmp_path, "train.duration=0 steps"))
+    assert done.returncode == 0, done.stderr
+    assert only_run(tmp_path).result()["steps"] == 0
+    from vicregl.backbones import BackboneConfig, create_backbone
+
+    torch.manual_seed(0)
+    assert same(weights(tmp_path), create_backbone(BackboneConfig("scenes_resnet")).trunk.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "expected"),
+    [
+        (["loss.alhpa=1"], 2, ["loss.alhpa", "loss.alpha"]),
+        (["loss.alpha=1.5"], 2, ["loss.alpha", "1.5"]),
+        (["loss.num_matches=[0,4]"], 2, ["num_matches", "0"]),
+        (["train.batch_size=1"], 2, ["train.batch_size", "1"]),
+        (["train.batch_size=49"], 2, ["49", "48"]),
+        (["train.duration=10"], 2, ["train.duration", "steps"]),
+        (["optimizer.warmup=14 steps"], 2, ["optimizer.warmup", "14"]),
+        (["model.backbone.name=resnet51"], 2, ["resnet51", "resnet50"]),
+        (["data.root=/nowhere"], 2, ["/nowhere"]),
+        (["machine.device=cuda:99"], 2, ["cuda:99"]),
+        (["optimizer.base_lr=1e30"], 3, ["not finite", "step", "kept"]),
+    ],
+)
+def test_bad_input_ends_in_one_clear_message(tmp_path, arguments, command, overrides, code, expected):
+    done = command(*arguments(tmp_path, *overrides))
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(part in done.stderr for part in expected), done.stderr
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, arguments, command):
+    assert command(*arguments(tmp_path, "optimizer.base_lr=1e30")).returncode == 3
+    checkpoint = torch.load(only_run(tmp_path).path / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] >= 1
+    failure = only_run(tmp_path).failure()
+    assert failure["class"] == "NotFiniteError"
+    assert only_run(tmp_path).state() == "failed"
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_checkpoint_is_told_and_left_alone(tmp_path, arguments, command, damage):
+    argv = arguments(tmp_path, "train.duration=3 steps")
+    assert command(*argv).returncode == 0
+    run = only_run(tmp_path)
+    (run.path / "result.json").unlink()
+    checkpoint = run.path / "checkpoint.pt"
+    if damage == "cut":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    else:
+        checkpoint.write_text(json.dumps({"not": "a checkpoint"}))
+    contents = checkpoint.read_bytes()
+    done = command(*argv)
+    assert done.returncode == 2
+    assert str(checkpoint) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkpoint.read_bytes() == contents
+
+
+def test_a_run_in_use_is_refused(tmp_path, arguments, command):
+    argv = arguments(tmp_path, "train.duration=100000 steps")
+    first = subprocess.Popen([sys.executable, "-m", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not list(tmp_path.glob("pretrain/*/heartbeat.json")):
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = command(*argv)
+        assert second.returncode == 4
+        assert f"in use by process {first.pid}" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
