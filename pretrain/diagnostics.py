@@ -13,10 +13,11 @@ def feature_diagnostics(features: Tensor, name: str) -> dict[str, float]:
     std: mean over dimensions of the standard deviation, relative to the root mean square of all entries, so that
         the scale of the features does not count: 1 for centred independent dimensions, 0 for constant features.
     correlation: root mean square of the off-diagonal correlations; 0 is decorrelated, 1 is one dimension repeated.
-    rank: effective rank, exp of the entropy of the singular values' shares (RankMe, arXiv 2210.02885); at most min(n, d).
+    rank: effective rank, exp of the entropy of the singular values' shares (RankMe, arXiv 2210.02885), at most
+        min(n, d).
     """
     features = features.double()
-    n, d = features.shape
+    n = features.shape[0]
     gram = features.T @ features
     mean = features.mean(dim=0)
     covariance = (gram - n * torch.outer(mean, mean)) / (n - 1)

@@ -15,8 +15,8 @@ from pretrain.config import OptimizerConfig
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling with momentum (You et al., arXiv 1708.03888).
 
-    A tensor of two or more dimensions is updated by its decayed gradient, scaled to
-    trust_coefficient * ||w|| / ||gradient||; a tensor of one dimension (bias, norm) by its plain gradient, without decay.
+    A tensor of two or more dimensions is updated by its decayed gradient, scaled to the norm
+    trust_coefficient * ||w||; a tensor of one dimension (bias, norm) by its plain gradient, without decay.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,9 +92,9 @@ def train(training: Training) -> dict[str, Any]:
             lr = learning_rate(
                 state.step, config.optimizer, config.train.batch_size, training.total_steps, training.warmup_steps
             )
-            losses, pooled = training_step(training, batch, lr)
+            losses, output = training_step(training, batch, lr)
             state.step += 1
-            log.after_step(batch, lr, losses, pooled)
+            log.after_step(batch, lr, losses, output)
             stop_or_save(training, stop, log)
     log.close()
     training.save()
@@ -209,19 +208,18 @@ def final_scores(training: Training) -> dict[str, Any]:
     state, config = training.state, training.config
     state.model.eval()
     steps = -(-config.diagnostics_images // config.train.batch_size)
-    outputs = gather(training, steps)
-    scores: dict[str, Any] = {"steps": state.step, "seconds": state.seconds, **outputs}
+    scores: dict[str, Any] = {"steps": state.step, "seconds": state.seconds, **backbone_diagnostics(training, steps)}
     last = next((row for row in reversed(training.run.metrics()) if "loss" in row), None)
     if last is not None:
         scores |= {"loss": last["loss"]} | {k: last[k] for k in ("probe_top1", "images_skipped") if k in last}
     return scores
 
 
-def gather(training: Training, steps: int) -> dict[str, float]:
+def backbone_diagnostics(training: Training, steps: int) -> dict[str, float]:
+    """Diagnostics of the backbone's features of the first view over the batches of the first `steps` steps."""
     pooled, local = [], []
-    backbone: Callable[[Tensor], tuple[Tensor, Tensor]] = training.state.model.backbone
     for batch in training.loader.batches(0, steps):
-        feature_map, vector = backbone(batch.images[0].to(training.device))
+        feature_map, vector = training.state.model.backbone(batch.images[0].to(training.device))
         pooled.append(vector.float())
         local.append(feature_map.float().flatten(2).transpose(1, 2).flatten(0, 1))
     return feature_diagnostics(torch.cat(pooled), "pooled") | feature_diagnostics(torch.cat(local), "local")

@@ -52,7 +52,7 @@ def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()
     Raises UserError, before anything is made, for a file that is not there or not YAML, an unknown
     key, a wrong type, or a value that a `check()` refuses.
     """
-    layers = [] if path is None else _file_layers(Path(path))
+    layers = [] if path is None else file_layers(Path(path))
     layers.append(("command line", _parse_overrides(overrides)))
     return from_layers(schema, layers)
 
@@ -83,7 +83,8 @@ def check(config: Any) -> None:
         config.check()
 
 
-def _file_layers(path: Path) -> list[tuple[str, DictConfig]]:
+def file_layers(path: Path) -> list[tuple[str, DictConfig]]:
+    """(file, its values) of a YAML file and, before it, of the files that its `base:` names."""
     if not path.is_file():
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         hint = f"; near it: {', '.join(near)}" if near else ""
@@ -95,7 +96,7 @@ def _file_layers(path: Path) -> list[tuple[str, DictConfig]]:
     if not isinstance(layer, DictConfig):
         raise UserError(f"config file {path} holds a {type(layer).__name__}, expected `key: value` lines")
     base = layer.pop("base", None)
-    before = [] if base is None else _file_layers(path.parent / base)
+    before = [] if base is None else file_layers(path.parent / base)
     return [*before, (str(path), layer)]
 
 

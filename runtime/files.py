@@ -65,10 +65,10 @@ def write_yaml(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The file's value, or None where the file is missing or was cut off by a crash of the machine."""
+    """The file's value, or None where the file is missing or was damaged by a crash of the machine."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # a JSONDecodeError and a UnicodeDecodeError are ValueErrors
         return None
 
 

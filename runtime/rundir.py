@@ -1,11 +1,11 @@
 """Run directories: `runs/<stage>/<slug>-<hash>/`, the only thing that stages share.
 
-    run.yaml        resolved config, identity, parent, one provenance entry an attempt
-    metrics.jsonl   one row a logging step
-    result.json     the scores; written last, so that its presence is what `done` means
-    failure.json    how the latest attempt failed; gone once a new one starts
-    heartbeat.json  who works on it and how far it is
-    lock            held (POSIX lock) by the working process: two never share a run
+run.yaml        resolved config, identity, parent, one provenance entry an attempt
+metrics.jsonl   one row a logging step
+result.json     the scores; written last, so that its presence is what `done` means
+failure.json    how the latest attempt failed; gone once a new one starts
+heartbeat.json  who works on it and how far it is
+lock            held (POSIX lock) by the working process: two never share a run
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -216,10 +216,9 @@ def _beat(run: Run, ended: bool = False) -> None:
         "ended": ended,
         "progress": run._progress,
     }
-    try:
+    # A full disk must not kill the run here: its own saves report that.
+    with suppress(OSError, UserError):
         files.write_json(run.path / "heartbeat.json", beat)
-    except (OSError, UserError):
-        pass  # a full disk must not kill the run here: its own saves report that
 
 
 def _record_attempt(run: Run, identity: Identity, machine: dict[str, Any]) -> None:

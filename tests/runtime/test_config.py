@@ -56,7 +56,7 @@ def test_wrong_overrides_are_named(override, expected):
 def test_wrong_files_are_named(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match="broken.yaml"):
+    with pytest.raises(UserError, match=r"broken\.yaml"):
         configs.load(Outer, path)
 
 
@@ -86,5 +86,5 @@ def test_durations(text, steps):
 
 @pytest.mark.parametrize("text", ["10", "ten steps", "-1 steps", "1.5 steps", "3 days", ""])
 def test_durations_without_a_unit_or_a_sense_are_refused(text):
-    with pytest.raises(UserError, match="train.duration"):
+    with pytest.raises(UserError, match=r"train\.duration"):
         Duration.parse(text, "train.duration")
