@@ -1,0 +1,95 @@
+"""Colour augmentation of one uint8 view with tables and OpenCV: PIL's operations, levels and roundings, faster.
+
+tests/data holds the plain PIL and torchvision version and shows that both give the same distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data.images import Pixels
+
+_LEVELS = np.arange(256, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Jitter:
+    """Factors as torchvision's ColorJitter draws them; `order` holds 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float  # shift in turns of the colour circle, -0.5..0.5
+    order: tuple[int, ...]
+
+
+def jitter(image: Pixels, amounts: Jitter) -> Pixels:
+    """(H, W, 3) -> (H, W, 3), the four operations in the drawn order."""
+    for operation in amounts.order:
+        if operation == 0:
+            image = scale_from(image, 0.0, amounts.brightness)
+        elif operation == 1:
+            image = scale_from(image, math.floor(cv2.mean(gray_levels(image))[0] + 0.5), amounts.contrast)
+        elif operation == 2:
+            image = saturate(image, amounts.saturation)
+        else:
+            image = shift_hue(image, amounts.hue)
+    return image
+
+
+def scale_from(image: Pixels, level: float, factor: float) -> Pixels:
+    """level + factor * (image - level), truncated to levels as PIL's blend does."""
+    table = np.clip(level + np.float32(factor) * (_LEVELS - np.float32(level)), 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table)
+
+
+def gray_levels(image: Pixels) -> Pixels:
+    """Luma (ITU-R 601), (H, W)."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def saturate(image: Pixels, factor: float) -> Pixels:
+    # addWeighted rounds to nearest and PIL truncates: half a level less makes them agree.
+    return cv2.addWeighted(image, factor, to_gray(image), 1 - factor, -0.499)
+
+
+def shift_hue(image: Pixels, turns: float) -> Pixels:
+    shift = int(turns * 255) & 255  # as torchvision: truncated to a level, wrapped as uint8
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    tables = np.stack([(_LEVELS + shift) % 256, _LEVELS, _LEVELS], axis=-1).astype(np.uint8)
+    return cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2RGB_FULL)
+
+
+def to_gray(image: Pixels) -> Pixels:
+    return cv2.cvtColor(gray_levels(image), cv2.COLOR_GRAY2RGB)
+
+
+def solarize(image: Pixels, threshold: int) -> Pixels:
+    """Levels from `threshold` up are inverted."""
+    return cv2.LUT(image, np.where(threshold <= _LEVELS, 255 - _LEVELS, _LEVELS).astype(np.uint8))
+
+
+def blur(image: Pixels, sigma: float) -> Pixels:
+    """Gaussian blur with deviation `sigma` pixels, by the kernel that PIL's GaussianBlur amounts to."""
+    kernel = blur_kernel(round(sigma, 3))
+    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+
+
+@lru_cache(maxsize=8192)
+def blur_kernel(sigma: float) -> npt.NDArray[np.float32]:
+    """PIL approximates the Gaussian by three box filters with soft edges; their convolution, odd length.
+
+    Each box has variance sigma^2 / 3: `half` whole pixels on both sides of the centre, and beyond them one pixel of
+    weight `edge`. So the variance is exact also for small sigma, where a sampled Gaussian would not blur at all.
+    """
+    variance = sigma**2 / 3
+    half = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
+    edge = (2 * half + 1) * (half * (half + 1) - 3 * variance) / (6 * (variance - (half + 1) ** 2))
+    box = np.array([edge, *[1.0] * (2 * half + 1), edge]) / (2 * half + 1 + 2 * edge)
+    return np.convolve(np.convolve(box, box), box).astype(np.float32)

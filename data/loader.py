@@ -1,0 +1,153 @@
+"""Batches of views for pretraining, the same for any number of workers and after any interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.catalog import DataConfig, open_dataset
+from data.images import ImageStore, normalise
+from data.views import GridSize, ViewMaker, ViewsConfig, sample_generator
+from runtime.config import require
+from runtime.errors import UserError
+
+_VIEWS, _ORDER = 0, 1  # purposes of random streams
+
+
+@dataclass
+class ViewBatch:
+    """One step's input. V views of B images."""
+
+    images: list[torch.Tensor]  # V x (B, 3, S, S) float32, normalised
+    locations: list[torch.Tensor]  # V x (B, H, W, 2) float32, (row, column) in pixels of the original image
+    labels: torch.Tensor | None  # (B,) int64; None for a dataset without classes
+    step: int
+    epoch: int
+
+
+@dataclass
+class _RawBatch:
+    """What a worker hands over: uint8 views (a quarter of the bytes), finished by the process that asked."""
+
+    views: list[torch.Tensor]  # V x (B, S, S, 3) uint8
+    locations: list[torch.Tensor]
+    labels: torch.Tensor | None
+    bad_files: set[Path]
+
+
+class _Steps(Dataset):
+    """The batch of each step, as a function of the step alone."""
+
+    def __init__(self, store: ImageStore, maker: ViewMaker, batch_size: int, seed: int) -> None:
+        self.store = store
+        self.maker = maker
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_per_epoch = len(store) // batch_size
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "_order"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> list[int]:
+        return sample_generator(self.seed, epoch, 0, _ORDER).permutation(len(self.store)).tolist()
+
+    def __getitem__(self, step: int) -> _RawBatch | UserError:
+        """A UserError is returned, not raised: DataLoader would wrap it in the worker's traceback."""
+        try:
+            return self._make(step)
+        except UserError as error:
+            return error
+
+    def _make(self, step: int) -> _RawBatch:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        chosen = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+        maker = self.maker
+        views = [np.empty((self.batch_size, side, side, 3), np.uint8) for side in maker.sides]
+        plans, numbers = [], []
+        for row, index in enumerate(chosen):
+            number, image = self.store.read(index)
+            numbers.append(number)
+            plans.append(maker.draw(image.shape[0], image.shape[1], sample_generator(self.seed, epoch, index, _VIEWS)))
+            for view, plan in enumerate(plans[-1]):
+                views[view][row] = maker.render(image, plan, maker.sides[view])
+        labels = self.store.images.labels
+        return _RawBatch(
+            [torch.from_numpy(view) for view in views],
+            [maker.locations([plan[view] for plan in plans], view) for view in range(len(views))],
+            None if labels is None else torch.tensor([labels[number] for number in numbers]),
+            self.store.bad_files,
+        )
+
+
+class PretrainLoader:
+    """Batches of views of a dataset's train split, by step number.
+
+    Order and augmentation of a sample are functions of (seed, epoch, sample number) alone, so any number of workers
+    gives the same batches, and so does a run that begins at a later step. The last, incomplete batch of an epoch is
+    left out.
+
+    Raises UserError where the dataset is smaller than one batch, and for an image that cannot be read: at once for a
+    dataset that fits `memory_bytes` decoded (it is read whole), else when it is its turn. With
+    `data.on_bad_image=skip` such images are left out (from a small dataset) or stand back for the next readable one
+    (large); `skipped` counts them.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        views: ViewsConfig,
+        grid_size: GridSize,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        memory_bytes: int = 1 << 30,
+    ) -> None:
+        require(batch_size >= 2, "batch size", batch_size, "2 or more")
+        dataset = open_dataset(data)
+        self._store = ImageStore(dataset.images("train"), data.on_bad_image, memory_bytes)
+        if len(self._store) < batch_size:
+            raise UserError(
+                f"dataset {data.name} at {dataset.root} has {len(self._store)} training images, "
+                f"fewer than one batch of {batch_size}; choose a batch size of at most {len(self._store)}"
+            )
+        self._steps = _Steps(self._store, ViewMaker(views, grid_size), batch_size, seed)
+        self._workers = workers
+        self.bad_files = self._store.bad_files
+        self.steps_per_epoch = self._steps.steps_per_epoch
+
+    @property
+    def samples(self) -> int:
+        """Images of an epoch before the last, incomplete batch is left out."""
+        return len(self._store)
+
+    @property
+    def skipped(self) -> int:
+        """Unreadable images met so far."""
+        return len(self.bad_files)
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[ViewBatch]:
+        """The batches of steps first_step, ..., last_step - 1; steps count on across epochs."""
+        for step, raw in zip(range(first_step, last_step), self._raw(first_step, last_step), strict=True):
+            if isinstance(raw, UserError):
+                raise raw
+            self.bad_files |= raw.bad_files
+            images = [normalise(view) for view in raw.views]
+            yield ViewBatch(images, raw.locations, raw.labels, step, step // self.steps_per_epoch)
+
+    def _raw(self, first_step: int, last_step: int) -> Iterator[_RawBatch | UserError]:
+        steps = range(first_step, last_step)
+        if self._workers == 0 or not steps:
+            return (self._steps[step] for step in steps)
+        workers = min(self._workers, len(steps))
+        return iter(DataLoader(self._steps, batch_size=None, sampler=steps, num_workers=workers))

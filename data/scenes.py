@@ -1,0 +1,199 @@
+"""The embedded dataset: real handwritten digits over real photographs, small and segmented.
+
+    python -m data.scenes                    # makes it under $VICREGL_DATA or data/cache, and prints where
+    python -m data.scenes train=500 val=100  # another composition, in a folder of its own
+
+One image has one dominant digit (its class) and up to two small distractors of other classes. The digits are
+scikit-learn's `load_digits` (8 x 8, UCI), the backgrounds crops of its two sample photographs at reduced contrast: at
+full contrast the background is a shortcut, because both views share it. Train and val share no source digit and no
+pixel of a photograph. It is written as an ImageFolder tree and as a VOC tree, so that the code that reads ImageNet
+and Pascal VOC reads it; manifest.csv tells what each image was made of.
+
+What it cannot show: natural object classes, scale variation beyond a factor of three, photographs as the thing to
+recognise. The digits' writers are not known, so train and val may share writers.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.compose import CLASSES, PALETTE, Composer, Scene, split_sources
+from runtime import config as configs
+from runtime import files
+from runtime.config import require
+from runtime.errors import run_command
+
+VERSION = 1  # raised when the same options come to mean other pixels
+
+
+@dataclass
+class ScenesConfig:
+    """What the images are; every combination has a folder of its own."""
+
+    version: int = VERSION
+    seed: int = 0
+    size: int = 32  # pixels a side
+    train: int = 5000  # images
+    val: int = 1000
+    digit: list[int] = field(default_factory=lambda: [18, 28])  # pixels a side of the dominant digit
+    distractors: int = 2  # at most
+    distractor: list[int] = field(default_factory=lambda: [8, 12])
+    contrast: list[float] = field(default_factory=lambda: [0.15, 0.5])  # of the photograph
+
+    def check(self) -> None:
+        require(self.version == VERSION, "data.scenes.version", self.version, f"{VERSION}, what this code makes")
+        require(self.seed >= 0, "data.scenes.seed", self.seed, "0 or more")
+        require(16 <= self.size <= 256, "data.scenes.size", self.size, "16 to 256 pixels")
+        require(self.train >= 10, "data.scenes.train", self.train, "10 or more (one of each class)")
+        require(self.val >= 10, "data.scenes.val", self.val, "10 or more (one of each class)")
+        require(self.distractors >= 0, "data.scenes.distractors", self.distractors, "0 or more")
+        for name in ("digit", "distractor"):
+            low, *rest = sizes = getattr(self, name)
+            ok = len(rest) == 1 and 4 <= low <= rest[0] <= self.size
+            require(ok, f"data.scenes.{name}", sizes, "[low, high] pixels, 4 to the image's size")
+        ok = len(self.contrast) == 2 and 0 <= self.contrast[0] <= self.contrast[1] <= 1
+        require(ok, "data.scenes.contrast", self.contrast, "[low, high], 0 to 1")
+
+
+def data_root() -> Path:
+    """Where datasets lie that were given by name alone: $VICREGL_DATA, or data/cache beside this file."""
+    return Path(os.environ.get("VICREGL_DATA") or Path(__file__).parent / "cache")
+
+
+def prepare(config: ScenesConfig, parent: Path | None = None) -> Path:
+    """The dataset's folder, made (or made again, if it is damaged) where needed.
+
+    It is made beside its place and renamed at the end, so a folder of that name is whole whatever kills the maker.
+    Processes that ask at the same time wait for the one that makes it.
+    """
+    parent = data_root() if parent is None else parent
+    folder = parent / f"scenes-{configs.identity_hash(configs.to_dict(config))}"
+    if damage(folder) is None:
+        return folder
+    parent.mkdir(parents=True, exist_ok=True)
+    with _lock(parent / f".{folder.name}.lock"):
+        if damage(folder) is not None:
+            _remake(config, folder)
+    return folder
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remake(config: ScenesConfig, folder: Path) -> None:
+    for leftover in (folder, *folder.parent.glob(f".{folder.name}.*.tmp")):
+        if leftover.is_dir():
+            if leftover == folder:
+                print(f"{folder} is damaged ({damage(folder)}): making it again", file=sys.stderr)
+            shutil.rmtree(leftover)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        write_dataset(config, temporary)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a scenes folder, or None: the files and bytes must be those that complete.json counted."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    complete = files.read_json(folder / "complete.json")
+    if not isinstance(complete, dict) or "contents" not in complete:
+        return "complete.json is missing or damaged"
+    found = _contents(folder)
+    for name in sorted(complete["contents"].keys() | found.keys()):
+        expected, got = complete["contents"].get(name), found.get(name)
+        if expected != got:
+            return f"{name} holds {_tell(got)}, expected {_tell(expected)}"
+    return None
+
+
+def _tell(content: dict[str, int] | None) -> str:
+    return "nothing" if content is None else f"{content['files']} files of {content['bytes']} bytes"
+
+
+def _contents(folder: Path) -> dict[str, dict[str, int]]:
+    """Number and bytes of the files of each subfolder."""
+    contents = {}
+    for place, _, names in os.walk(folder):
+        counted = [name for name in names if name != "complete.json"]
+        if counted:
+            size = sum(os.stat(os.path.join(place, name)).st_size for name in counted)
+            contents[os.path.relpath(place, folder)] = {"files": len(counted), "bytes": size}
+    return contents
+
+
+def write_dataset(config: ScenesConfig, folder: Path) -> None:
+    """Write both trees, the manifest and, last, complete.json into a folder that is not there yet."""
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    digest = hashlib.sha256()
+    with open(folder / "manifest.csv", "w", newline="") as file:
+        manifest = csv.DictWriter(file, Scene.MANIFEST_COLUMNS, lineterminator="\n")
+        manifest.writeheader()
+        for split, count in (("train", config.train), ("val", config.val)):
+            names = []
+            for name, scene in _scenes(config, split, count):
+                names.append(name)
+                manifest.writerow({"image": name, "split": split, **scene.manifest_row()})
+                digest.update(_write_scene(folder, split, name, scene))
+            (folder / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
+    files.write_json(
+        folder / "complete.json",
+        {"config": configs.to_dict(config), "contents": _contents(folder), "sha256": digest.hexdigest()},
+    )
+
+
+def _scenes(config: ScenesConfig, split: str, count: int) -> Iterator[tuple[str, Scene]]:
+    """Named scenes, classes in turn so that they are equally frequent."""
+    composer = Composer(config, split_sources(split))
+    for number in range(count):
+        generator = np.random.default_rng([config.seed, split == "val", number])
+        yield f"{split}_{number:05d}", composer.compose(number % 10, generator)
+
+
+def _write_scene(folder: Path, split: str, name: str, scene: Scene) -> bytes:
+    """Write image and mask; returns their pixels, for the dataset's digest."""
+    path = folder / split / CLASSES[scene.label] / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scene.image).save(path)
+    linked = folder / "JPEGImages" / path.name
+    try:
+        os.link(path, linked)
+    except OSError:  # file systems without hard links
+        shutil.copyfile(path, linked)
+    mask = Image.fromarray(scene.mask)
+    mask.putpalette(PALETTE)  # turns mode L into mode P
+    mask.save(folder / "SegmentationClass" / path.name)
+    return scene.image.tobytes() + scene.mask.tobytes()
+
+
+def main(argv: Sequence[str]) -> int:
+    config = configs.load(ScenesConfig, None, argv)
+    folder = prepare(config)
+    print(f"scenes: {config.train} train and {config.val} val images in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,76 @@
+"""Labelled images for evaluations, through the same decoding, resizing and normalising as the views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.images import ImageList, ImageStore, Pixels, normalise, resize
+from data.views import draw_box, sample_generator
+from runtime.config import require
+
+Transform = Callable[[Pixels, np.random.Generator], Pixels]  # (H, W, 3) -> (S, S, 3), both uint8
+
+
+def eval_transform(resize_to: int, size: int) -> Transform:
+    """Shorter side to `resize_to` pixels, then the central `size` x `size` (256 and 224 for ImageNet)."""
+    require(0 < size <= resize_to, "evaluation image size", size, f"1 to {resize_to}, the side it is cut from")
+
+    def transform(image: Pixels, _: np.random.Generator) -> Pixels:
+        height, width = image.shape[:2]
+        short = min(height, width)
+        # torchvision's Resize truncates the longer side
+        image = resize(image, height * resize_to // short, width * resize_to // short, mode="bilinear")
+        top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
+        return image[top : top + size, left : left + size]
+
+    return transform
+
+
+def train_transform(size: int, scale: Sequence[float] = (0.08, 1.0), flip: bool = True) -> Transform:
+    """Random resized crop, mirrored half of the time: what the published linear classification trains on."""
+
+    def transform(image: Pixels, generator: np.random.Generator) -> Pixels:
+        top, left, height, width = draw_box(image.shape[0], image.shape[1], scale, (3 / 4, 4 / 3), generator)
+        crop = image[top : top + height, left : left + width]
+        return resize(crop[:, ::-1] if flip and generator.random() < 0.5 else crop, size, size, mode="bilinear")
+
+    return transform
+
+
+class LabelledDataset(Dataset):
+    """(image (3, S, S) float32 normalised, label, index) by index. Raises UserError for an unreadable image."""
+
+    def __init__(self, images: ImageList, transform: Transform, seed: int = 0) -> None:
+        require(images.labels is not None, "dataset", "without labels", "one with class folders")
+        self._store = ImageStore(images)
+        self._labels = images.labels or []
+        self._transform = transform
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """A sample's augmentation is a function of (seed, epoch, index). Call before the epoch's iterator is made."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        return normalise(self._pixels(index)), self._labels[index], index
+
+    def _pixels(self, index: int) -> Pixels:
+        image = self._store.read(index)[1]
+        return self._transform(image, sample_generator(self._seed, self._epoch, index))
+
+    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(images (B, 3, S, S), labels (B,)): the same samples, normalised together, which is faster."""
+        pixels = np.stack([self._pixels(index) for index in indices])
+        return normalise(pixels), torch.tensor([self._labels[index] for index in indices])
+
+
+def labelled_dataset(images: ImageList, transform: Transform, seed: int = 0) -> LabelledDataset:
+    return LabelledDataset(images, transform, seed)

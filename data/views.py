@@ -1,0 +1,204 @@
+"""Multi-crop views of an image, each with the location of its map cells in the original image.
+
+The recipe is the published one (arXiv 2210.01571 and its code's defaults): random resized crops, mirrored, colour
+jitter, gray, blur and solarisation that differ between even and odd views. A view is first drawn (`ViewPlan`: every
+random choice, no pixels) and then rendered, so that the choices do not depend on how they are carried out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data import colour
+from data.images import Pixels, normalise, resize
+from runtime.config import require
+
+GridSize = Callable[[int], tuple[int, int]]  # side of a view in pixels -> (rows, columns) of the network's last map
+
+
+@dataclass
+class ViewsConfig:
+    """What the views are. The defaults are the published recipe for ResNet-50 (two crops of 224)."""
+
+    large_count: int = 2
+    large_size: int = 224  # pixels
+    large_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the image's area
+    small_count: int = 0  # 6 in the published recipe with small crops
+    small_size: int = 96
+    small_scale: list[float] = field(default_factory=lambda: [0.08, 0.4])
+    aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # width / height of a crop
+    flip: bool = True  # mirror half of the crops
+    flip_grid: bool = True  # mirror their location grids with them; false: ablation (the published default)
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    gray_probability: float = 0.2
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # pixels of the view
+    blur_probability: list[float] = field(default_factory=lambda: [1.0, 0.1])  # of even, of odd views
+    solarize_probability: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of even, of odd views
+    solarize_threshold: int = 128  # level of 255
+
+    def check(self) -> None:
+        require(self.large_count >= 2, "views.large_count", self.large_count, "2 or more (each view needs a pair)")
+        require(self.small_count >= 0, "views.small_count", self.small_count, "0 or more")
+        for name in ("large_size", "small_size"):
+            size = getattr(self, name)
+            require(8 <= size <= 4096, f"views.{name}", size, "8 to 4096 pixels")
+        for name in ("large_scale", "small_scale"):
+            _check_range(name, getattr(self, name), 0.0, 1.0)
+        _check_range("aspect", self.aspect, 0.0, 100.0)
+        _check_range("blur_sigma", self.blur_sigma, 0.0, 50.0)
+        for name in ("blur_probability", "solarize_probability"):
+            shares = getattr(self, name)
+            ok = len(shares) == 2 and all(0 <= share <= 1 for share in shares)
+            require(ok, f"views.{name}", shares, "[of even views, of odd views], each 0 to 1")
+        for name in ("jitter_probability", "gray_probability", "brightness", "contrast", "saturation"):
+            require(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "0 to 1")
+        require(0 <= self.hue <= 0.5, "views.hue", self.hue, "0 to 0.5 turns")
+        require(0 <= self.solarize_threshold <= 256, "views.solarize_threshold", self.solarize_threshold, "0 to 256")
+
+    def sides(self) -> list[int]:
+        """Pixels of each view's side, large ones first."""
+        return [self.large_size] * self.large_count + [self.small_size] * self.small_count
+
+    def scales(self) -> list[list[float]]:
+        return [self.large_scale] * self.large_count + [self.small_scale] * self.small_count
+
+
+def _check_range(name: str, bounds: Sequence[float], above: float, most: float) -> None:
+    ok = len(bounds) == 2 and above < bounds[0] <= bounds[1] <= most
+    require(ok, f"views.{name}", list(bounds), f"[low, high] with {above:g} < low <= high <= {most:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """Every random choice of one view."""
+
+    box: tuple[int, int, int, int]  # top, left, height, width of the crop, pixels of the original image
+    mirrored: bool
+    jitter: colour.Jitter | None
+    gray: bool
+    blur_sigma: float  # pixels; 0: none
+    solarized: bool
+
+
+def sample_generator(seed: int, epoch: int, index: int, purpose: int = 0) -> np.random.Generator:
+    """The random numbers of one sample: a function of (seed, epoch, index) alone.
+
+    Philox is counter-based: the key is (seed, epoch), and every index has 2^128 counters of its own, so streams
+    never overlap. `purpose` separates streams that serve different ends (views, order of the epoch).
+    """
+    bits = np.random.Philox(key=[seed % 2**64, epoch], counter=[0, 0, index, purpose])
+    return np.random.Generator(bits)
+
+
+def draw_box(
+    height: int, width: int, scale: Sequence[float], aspect: Sequence[float], generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random resized crop (top, left, height, width) with torchvision's distribution.
+
+    The share of the area is uniform in `scale`, the logarithm of width / height uniform in `aspect`; after ten
+    draws that do not fit the image, the largest central crop with an allowed shape.
+    """
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for _ in range(10):
+        u = generator.random(4).tolist()
+        area = height * width * (scale[0] + u[0] * (scale[1] - scale[0]))
+        shape = math.exp(low + u[1] * (high - low))
+        box_width, box_height = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top, left = int(u[2] * (height - box_height + 1)), int(u[3] * (width - box_width + 1))
+            return top, left, box_height, box_width
+    shape = min(max(width / height, aspect[0]), aspect[1])
+    box_width, box_height = min(width, round(height * shape)), min(height, round(width / shape))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def location_grid(boxes: torch.Tensor, mirrored: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Centres of the map cells of crops, in pixels of the original image.
+
+    boxes (B, 4): top, left, height, width; mirrored (B,) bool -> (B, rows, columns, 2) float32, (row, column) last.
+    Row k of `rows` is centred at top + (k + 1/2) * height / rows; columns likewise, right to left where mirrored.
+    """
+    top, left, height, width = boxes.double().unbind(1)
+    y = top[:, None] + (torch.arange(rows) + 0.5) * (height / rows)[:, None]
+    x = left[:, None] + (torch.arange(columns) + 0.5) * (width / columns)[:, None]
+    x = torch.where(mirrored[:, None], x.flip(1), x)
+    shape = (len(boxes), rows, columns)
+    return torch.stack([y[:, :, None].expand(shape), x[:, None, :].expand(shape)], dim=-1).float()
+
+
+class ViewMaker:
+    """Views of one image; `grid_size` tells the map's (rows, columns) at a side, from the network's own stride."""
+
+    def __init__(self, config: ViewsConfig, grid_size: GridSize) -> None:
+        self.config = config
+        self.sides = config.sides()
+        self.scales = config.scales()
+        self.grids = [grid_size(side) for side in self.sides]
+
+    def __call__(
+        self, image: Image.Image | Pixels, generator: np.random.Generator
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """(images, locations): over views, (3, S, S) float32 normalised and (H, W, 2) float32."""
+        pixels = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
+        plans = self.draw(pixels.shape[0], pixels.shape[1], generator)
+        images = [normalise(self.render(pixels, plan, side)) for plan, side in zip(plans, self.sides, strict=True)]
+        return images, [self.locations([plan], view)[0] for view, plan in enumerate(plans)]
+
+    def draw(self, height: int, width: int, generator: np.random.Generator) -> list[ViewPlan]:
+        """The plan of each view of an image of that size."""
+        return [self._draw_view(view, height, width, generator) for view in range(len(self.sides))]
+
+    def _draw_view(self, view: int, height: int, width: int, generator: np.random.Generator) -> ViewPlan:
+        config, odd = self.config, view % 2
+        box = draw_box(height, width, self.scales[view], config.aspect, generator)
+        u = generator.random(14).tolist()
+        low, high = config.blur_sigma
+        return ViewPlan(
+            box=box,
+            mirrored=config.flip and u[0] < 0.5,
+            jitter=self._draw_jitter(u[6:]) if u[1] < config.jitter_probability else None,
+            gray=u[2] < config.gray_probability,
+            blur_sigma=low + u[4] * (high - low) if u[3] < config.blur_probability[odd] else 0.0,
+            solarized=u[5] < config.solarize_probability[odd],
+        )
+
+    def _draw_jitter(self, u: list[float]) -> colour.Jitter:
+        config = self.config
+        return colour.Jitter(
+            brightness=1 + (2 * u[0] - 1) * config.brightness,
+            contrast=1 + (2 * u[1] - 1) * config.contrast,
+            saturation=1 + (2 * u[2] - 1) * config.saturation,
+            hue=(2 * u[3] - 1) * config.hue,
+            order=tuple(sorted(range(4), key=u[4:8].__getitem__)),
+        )
+
+    def render(self, image: Pixels, plan: ViewPlan, side: int) -> Pixels:
+        """The view as uint8 (side, side, 3)."""
+        top, left, height, width = plan.box
+        crop = image[top : top + height, left : left + width]
+        view = resize(crop[:, ::-1] if plan.mirrored else crop, side, side)
+        if plan.jitter is not None:
+            view = colour.jitter(view, plan.jitter)
+        if plan.gray:
+            view = colour.to_gray(view)
+        if plan.blur_sigma > 0:
+            view = colour.blur(view, plan.blur_sigma)
+        if plan.solarized:
+            view = colour.solarize(view, self.config.solarize_threshold)
+        return view
+
+    def locations(self, plans: Sequence[ViewPlan], view: int) -> torch.Tensor:
+        """(B, H, W, 2): grids of view number `view` of B images."""
+        boxes = torch.tensor([plan.box for plan in plans])
+        mirrored = torch.tensor([plan.mirrored and self.config.flip_grid for plan in plans])
+        return location_grid(boxes, mirrored, *self.grids[view])
