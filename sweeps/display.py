@@ -1,0 +1,146 @@
+"""What `sweeps run` shows: live lines on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.children import Child
+from sweeps.estimate import TimeLeft, describe_seconds
+from sweeps.graph import Node
+
+if TYPE_CHECKING:
+    from sweeps.local import LocalSweep
+
+TERMINAL_SECONDS = 1.0
+PLAIN_SECONDS = 30.0
+LINES_OF_A_FAILURE = 12
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a sweep is."""
+
+    total: int
+    done: int
+    failed: int
+    blocked: int
+    elsewhere: int
+    running: tuple[Child, ...]
+    left: TimeLeft | None
+
+    def counts(self) -> str:
+        parts = [f"{self.done} of {self.total} done"]
+        named = (("failed", self.failed), ("blocked", self.blocked), ("elsewhere", self.elsewhere))
+        return ", ".join(parts + [f"{count} {name}" for name, count in named if count])
+
+    def time_left(self) -> str:
+        """An honest one: "at least" where some runs left are of a part that nothing was measured of yet."""
+        if self.left is None:
+            return "time left not known yet"
+        return f"{'about' if self.left.complete else 'at least'} {describe_seconds(self.left.seconds)} left"
+
+
+def describe_child(child: Child) -> str:
+    """ "pretrain loss.alpha=0.5  430/1000 steps, 43 %"."""
+    progress = child.progress()
+    if progress is None:
+        return f"{child.node.title}  starting" if child.seconds < 15 else f"{child.node.title}  {child.seconds:.0f} s"
+    done, total, unit = progress
+    return f"{child.node.title}  {done}/{total} {unit}, {100 * done / total:.0f} %"
+
+
+class Display:
+    """Events are lines that stay; `update` shows the moment. On a terminal the moment is redrawn in place."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.live: Live | None = None
+        self._last = 0.0
+        self._began = time.monotonic()
+
+    def begin(self, sweep: LocalSweep) -> None:
+        to_do = len(sweep.waiting) + len(sweep.elsewhere)
+        done = f", {len(sweep.done)} are done already" if sweep.done else ""
+        self._print(f"{sweep.graph.study.name}: {len(sweep.graph.nodes)} runs{done}")
+        if to_do and self.console.is_terminal:
+            # Drawn by `update` alone: a thread of rich's own would run beside the forks of new runs.
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+        if sweep.elsewhere:
+            self._print(f"another process works on {len(sweep.elsewhere)} of them; this one waits for those")
+
+    def started(self, child: Child) -> None:
+        self._print(f"start   {child.node.title}", "cyan")
+
+    def finished(self, node: Node, seconds: float | None) -> None:
+        took = "by another process" if seconds is None else describe_seconds(seconds)
+        self._print(f"done    {node.title}  {took}", "green")
+
+    def failed(self, child: Child, why: str, blocked: Sequence[Node]) -> None:
+        self._print(f"FAILED  {child.node.title}: {why}", "bold red")
+        for line in child.last_lines(LINES_OF_A_FAILURE):
+            self._print(f"        | {line}")
+        self._print(f"        whole output: {child.log}")
+        for node in blocked:
+            self._print(f"blocked {node.title}: its pretraining failed", "yellow")
+
+    def update(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Show the moment, if the last one is old enough; the snapshot is only made then."""
+        now = time.monotonic()
+        if now - self._last < (TERMINAL_SECONDS if self.live else PLAIN_SECONDS):
+            return
+        first, self._last = self._last == 0.0, now
+        moment = snapshot()
+        if self.live is not None:
+            self.live.update(_drawing(moment, self.console.width), refresh=True)
+        elif not first and moment.running:
+            running = "; ".join(describe_child(child) for child in moment.running)
+            self._print(f"        {moment.counts()}, {moment.time_left()}: {running}")
+
+    def stopping(self, count: int) -> None:
+        self._print(f"stopping {count} runs at their next step; they go on where they stopped with the same command")
+
+    def end(self, sweep: LocalSweep, interrupted: bool) -> None:
+        if self.live is not None:
+            self.live.stop()
+        took = describe_seconds(time.monotonic() - self._began)
+        total, done = len(sweep.graph.nodes), len(sweep.done)
+        if interrupted:
+            self._print(f"interrupted: {done} of {total} runs done")
+        elif sweep.failed or sweep.blocked:
+            self._print(
+                f"{done} of {total} runs done, {len(sweep.failed)} failed, {len(sweep.blocked)} blocked, in {took}; "
+                "the same command tries them again",
+                "bold red",
+            )
+        else:
+            new = "nothing was left to do" if done == sweep.done_before else f"in {took}"
+            self._print(f"all {total} runs done, {new}", "green")
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        self.console.print(Text(line, style=style or ""), soft_wrap=True)
+        self.console.file.flush()
+
+
+def _drawing(moment: Snapshot, width: int) -> Group:
+    """One bar, and under it one line for each run at work, each cut to the terminal's width."""
+    fractions = []
+    for child in moment.running:
+        progress = child.progress()
+        fractions.append(progress[0] / progress[1] if progress else 0.0)
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        ProgressBar(total=moment.total, completed=moment.done + sum(fractions), width=max(10, min(40, width // 4))),
+        Text(f"{moment.counts()}, {moment.time_left()}", no_wrap=True, overflow="ellipsis"),
+    )
+    lines = [Text(f"  {describe_child(c)}", no_wrap=True, overflow="ellipsis") for c in moment.running]
+    return Group(bar, *lines)

@@ -1,0 +1,225 @@
+"""The runs that a study means: each named by its identity, each evaluation hanging on its pretraining.
+
+Building the graph reads the study's configs and makes nothing. State is never stored here: it is read
+from the run directories, so whoever made them (this machine, another one, a former sweep) counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from runtime import config as configs
+from runtime.errors import UserError
+from runtime.provenance import PROJECT
+from runtime.rundir import Identity, Run
+from sweeps.stages import Stage, get_stage
+from sweeps.study import PRETRAIN, EvalPart, Study
+
+# States of a node: those of runtime.rundir.Run.state, and blocked: its pretraining failed.
+STATES = ("done", "running", "failed", "blocked", "interrupted", "new")
+
+
+@dataclass(eq=False)
+class Node:
+    """One run: a pretraining, or one evaluation of it."""
+
+    stage: Stage
+    part: str  # "pretrain", or the evaluation's name in the study
+    label: str  # what tells it from the other runs of its part
+    identity: Identity
+    root: str
+    config_file: str
+    overrides: tuple[str, ...]
+    work: float
+    parent: Node | None = None
+    children: list[Node] = field(default_factory=list)
+
+    @cached_property
+    def run(self) -> Run:
+        return Run.at(self.root, self.identity)
+
+    @property
+    def title(self) -> str:
+        return f"{self.part} {self.label}".rstrip()
+
+    def argv(self, machine: Sequence[str] = ()) -> list[str]:
+        """The command line that makes this run, with `machine.*` overrides of whoever starts it."""
+        parent = None if self.parent is None else self.parent.run.path
+        return self.stage.argv(self.config_file, [*self.overrides, f"machine.runs={self.root}", *machine], parent)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row's worth of the study: a pretraining (of the grid, or a control) and its evaluations."""
+
+    varied: dict[str, Any]  # of every grid key: its value, None where the control does not take it from the grid
+    control: str | None
+    pretrain: Node
+    evals: dict[str, Node]
+
+
+@dataclass(frozen=True)
+class Graph:
+    study: Study
+    points: list[Point]
+    nodes: list[Node]  # each run once, parents first
+
+    def states(self) -> dict[Node, str]:
+        """The state of every run, read now."""
+        found: dict[Node, str] = {}
+        for node in self.nodes:
+            state = node.run.state()
+            if state not in ("done", "running") and node.parent is not None and found[node.parent] == "failed":
+                state = "blocked"
+            found[node] = state
+        return found
+
+
+def build(study: Study, machine: Sequence[str] = ()) -> Graph:
+    """The graph of a study; `machine` are `machine.*=value` overrides (where the run directories are, for one).
+
+    Raises UserError for a config file that is not there, a grid, set or control key that the stage's
+    config does not have, a value that it refuses, or an unknown stage.
+    """
+    _require_machine_keys(machine)
+    builder = _Builder(study, tuple(machine))
+    points = [builder.point(varied, control) for varied, control in _grid(study)]
+    return Graph(study, points, list(builder.nodes.values()))
+
+
+def _grid(study: Study) -> Iterator[tuple[dict[str, Any], str | None]]:
+    grid = study.pretrain.grid
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True)), None
+    for control, changes in study.pretrain.controls.items():
+        kept = {key: values for key, values in grid.items() if key != study.report.vary and key not in changes}
+        for values in itertools.product(*kept.values()):
+            yield dict(zip(kept, values, strict=True)), control
+
+
+class _Builder:
+    """Makes each run's node once, whichever points of the study share it."""
+
+    def __init__(self, study: Study, machine: tuple[str, ...]) -> None:
+        self.study = study
+        self.machine = machine
+        self.nodes: dict[Path, Node] = {}
+        self.pretrain_stage = get_stage(PRETRAIN, study.file)
+        self._check_pretrain_keys()
+        self.evals = {name: self._load_eval(name, part) for name, part in study.evals.items()}
+
+    def _check_pretrain_keys(self) -> None:
+        part, schema = self.study.pretrain, self.pretrain_stage.schema()
+        sections = {"grid": part.grid, "set": part.set}
+        sections |= {f"controls.{name}": changes for name, changes in part.controls.items()}
+        for section, values in sections.items():
+            _check_keys(f"{self.study.file}: pretrain.{section}", values, schema)
+
+    def _load_eval(self, name: str, part: EvalPart) -> tuple[Stage, str, tuple[str, ...], Any]:
+        where = f"{self.study.file}: evals.{name}"
+        stage = get_stage(part.stage, where)
+        if stage.name == PRETRAIN:
+            raise UserError(f"{where}: {PRETRAIN} is no evaluation; allowed: any other stage")
+        _check_keys(f"{where}.set", part.set, stage.schema())
+        file, overrides = _find(part.config), tuple(as_override(k, v) for k, v in part.set.items())
+        return stage, file, overrides, _load(where, stage, file, [*overrides, *self.machine])
+
+    def point(self, varied: dict[str, Any], control: str | None) -> Point:
+        part = self.study.pretrain
+        changes = part.set | varied | (part.controls[control] if control else {})
+        label = ", ".join(
+            [*([control] if control else []), *(f"{k}={v}" for k, v in varied.items() if self._tells_apart(k))]
+        )
+        overrides = tuple(as_override(k, v) for k, v in changes.items())
+        file, stage = _find(part.config), self.pretrain_stage
+        config = _load(f"{self.study.file}: pretrain ({label})", stage, file, [*overrides, *self.machine])
+        pretrain = self._node(stage, PRETRAIN, label, config, file, overrides, None)
+        evals = {
+            name: self._node(stage, name, label, config, file, overrides, pretrain)
+            for name, (stage, file, overrides, config) in self.evals.items()
+        }
+        resolved = configs.flatten(pretrain.identity.config)
+        values = {key: resolved.get(key, varied[key]) if key in varied else None for key in part.grid}
+        return Point(values, control, pretrain, evals)
+
+    def _tells_apart(self, key: str) -> bool:
+        return len(self.study.pretrain.grid[key]) > 1
+
+    def _node(
+        self,
+        stage: Stage,
+        part: str,
+        label: str,
+        config: Any,
+        file: str,
+        overrides: tuple[str, ...],
+        parent: Node | None,
+    ) -> Node:
+        identity = stage.identity(config, None if parent is None else parent.identity)
+        node = Node(stage, part, label, identity, config.machine.runs, file, overrides, stage.work(config), parent)
+        known = self.nodes.setdefault(node.run.path, node)
+        if known is node and parent is not None:
+            parent.children.append(node)
+        return known
+
+
+def as_override(key: str, value: Any) -> str:
+    """`key=value` as a command line takes it, whatever the value's type."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    plain = text.removesuffix("\n").removesuffix("...").strip()  # a scalar's document ends in "..."
+    return f"{key}={plain}"
+
+
+def as_text(value: Any) -> Any:
+    """Lists and mappings as JSON text, so that a value can be compared and be a cell; others unchanged."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+
+
+def _check_keys(where: str, values: dict[str, Any], schema: type) -> None:
+    # A section of the config may be set as a whole, and what an open mapping (as model.backbone.args) takes is its own.
+    known = configs.keys_of(schema)
+    empty = OmegaConf.to_container(OmegaConf.structured(schema))
+    open_mappings = [key for key, value in configs.flatten(empty).items() if value == {}]
+    for key in values:
+        if key.split(".")[0] == "machine":
+            raise UserError(
+                f"{where}: {key} cannot change a result, so it has no place in a study; give it to the command"
+            )
+        inside = any(key.startswith(f"{mapping}.") for mapping in open_mappings)
+        if key not in known and not inside and not any(k.startswith(f"{key}.") for k in known):
+            near = get_close_matches(key, known, n=3, cutoff=0.5)
+            same_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+            hint = " or ".join(dict.fromkeys([*same_name, *near])) or ", ".join(known)
+            raise UserError(f"{where}: unknown key {key!r}; did you mean {hint}?")
+
+
+def _require_machine_keys(overrides: Sequence[str]) -> None:
+    for text in overrides:
+        if not text.startswith("machine.") or "=" not in text:
+            raise UserError(
+                f"cannot take {text!r}: a study's runs take machine.*=value here, as machine.device=cuda; "
+                "what changes a result belongs into the study (pretrain.set, evals.<name>.set)"
+            )
+
+
+def _find(config: str) -> str:
+    """As the study says it where that is a file from here; else from the project's folder."""
+    in_project = PROJECT / config
+    return str(in_project) if not Path(config).is_file() and in_project.is_file() else config
+
+
+def _load(where: str, stage: Stage, file: str, overrides: Sequence[str]) -> Any:
+    try:
+        return stage.load(file, overrides)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -1,0 +1,74 @@
+"""The stages that a study may name, each known by its config module and its command; nothing is imported until used.
+
+A new stage is one entry here: its config module offers a config class and
+`identity(config, parent_hash) -> Identity` (`identity(config)` for one that has no parent).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from runtime import config as configs
+from runtime.config import Duration
+from runtime.errors import UserError
+from runtime.rundir import Identity
+
+
+def _no_work(_config: Any) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage is configured, named and started."""
+
+    name: str
+    module: str  # holds the config class and `identity`
+    config_class: str
+    command: tuple[str, ...]  # after the Python interpreter
+    work: Callable[[Any], float] = _no_work  # how long a run of this config is, compared with others of the stage
+
+    def schema(self) -> type[Any]:
+        return getattr(importlib.import_module(self.module), self.config_class)
+
+    def load(self, file: str | Path, overrides: Sequence[str]) -> Any:
+        return configs.load(self.schema(), file, overrides)
+
+    def identity(self, config: Any, parent: Identity | None = None) -> Identity:
+        make = importlib.import_module(self.module).identity
+        return make(config) if parent is None else make(config, parent.hash)
+
+    def argv(self, config_file: str, overrides: Sequence[str], parent: Path | None) -> list[str]:
+        """The command line of a run; `parent` is the run directory that it evaluates."""
+        before = [] if parent is None else [str(parent)]
+        return [sys.executable, *self.command, *before, "--config", config_file, *overrides]
+
+
+def _training_length(config: Any) -> float:
+    """Steps or epochs: runs of one study are compared in one unit."""
+    return Duration.parse(config.train.duration, "train.duration").amount
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length),
+        Stage("linear", "eval.linear_config", "LinearConfig", ("-m", "eval.linear")),
+        Stage("segmentation", "eval.segmentation_config", "SegmentationConfig", ("-m", "eval.segmentation")),
+    )
+}
+
+
+def get_stage(name: str, where: str) -> Stage:
+    """The stage of that name; UserError that lists the others."""
+    if name in STAGES:
+        return STAGES[name]
+    near = get_close_matches(name, STAGES, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"{where}: unknown stage {name!r}; {hint}allowed: {', '.join(STAGES)}")

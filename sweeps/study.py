@@ -1,0 +1,156 @@
+"""A study: one YAML file with a question, a grid of pretrainings, their evaluations, and what the report shows.
+
+name: quickstart
+question: "..."
+pretrain:
+  config: pretrain/configs/quickstart.yaml
+  set: {train.duration: 500 steps}                         # for every run of the study
+  grid: {loss.alpha: [0.0, 0.5, 1.0], seed: [0, 1]}        # every combination
+  controls: {no pretraining: {train.duration: 0 steps}}    # extra rows, over every grid key but the varied one
+evals:
+  linear: {stage: linear, config: eval/configs/linear_scenes.yaml}
+report: {vary: loss.alpha, baseline: 1.0, x: linear.top1, y: segmentation.miou}
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from runtime import config as configs
+from runtime.config import require
+from runtime.errors import UserError
+from runtime.provenance import PROJECT
+
+# As the source of a score in `report`: the pretraining's own result (its online probe, its loss, its diagnostics).
+PRETRAIN = "pretrain"
+
+
+@dataclass
+class PretrainPart:
+    """Which pretrainings: a base config, what is set for all, what is varied, and the controls."""
+
+    config: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        require(bool(self.config), "pretrain.config", self.config, "a pretraining config file")
+        for key, values in self.grid.items():
+            require(len(values) > 0, f"pretrain.grid.{key}", values, "a list of one value or more")
+            distinct = {repr(value) for value in values}
+            require(len(distinct) == len(values), f"pretrain.grid.{key}", values, "each value once")
+
+
+@dataclass
+class EvalPart:
+    """One evaluation of every checkpoint."""
+
+    stage: str = ""
+    config: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ReportPart:
+    """What the report shows; a score is named <evaluation>.<score of its result.json>."""
+
+    vary: str = ""
+    baseline: Any = None  # the value of `vary` that the other rows are compared with
+    x: str = ""
+    y: str = ""
+    scores: list[str] = field(default_factory=list)  # columns of the table; empty: x and y
+
+
+@dataclass
+class Study:
+    """A study as its file says it; `file` is where it was read."""
+
+    name: str = ""
+    question: str = ""
+    pretrain: PretrainPart = field(default_factory=PretrainPart)
+    evals: dict[str, EvalPart] = field(default_factory=dict)
+    report: ReportPart = field(default_factory=ReportPart)
+    file: str = ""
+
+    def check(self) -> None:
+        named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None
+        require(named, "name", self.name, "letters, digits, '.', '_' and '-' (it names the folder of the report)")
+        require(PRETRAIN not in self.evals, "evals", PRETRAIN, "any other name for an evaluation")
+        for name, part in self.evals.items():
+            require(bool(part.stage), f"evals.{name}.stage", part.stage, "linear, segmentation, ...")
+            require(bool(part.config), f"evals.{name}.config", part.config, "a config file of that stage")
+        self._check_report()
+
+    def _check_report(self) -> None:
+        report = self.report
+        _require_known("report.vary", report.vary, list(self.pretrain.grid))
+        require(not is_seed(report.vary), "report.vary", report.vary, "a key that is not a seed: seeds are repetitions")
+        values = self.pretrain.grid[report.vary]
+        fits = report.baseline is None or report.baseline in values
+        require(fits, "report.baseline", report.baseline, f"one of the values of {report.vary}: {values}")
+        named = [("report.x", report.x), ("report.y", report.y), *(("report.scores", s) for s in report.scores)]
+        for key, score in named:
+            source, dot, _ = score.partition(".")
+            require(bool(dot), key, score, "<evaluation>.<score>, for example linear.top1")
+            _require_known(key, source, [*self.evals, PRETRAIN])
+
+    @property
+    def scores(self) -> list[str]:
+        """The columns of the table, in order."""
+        return self.report.scores or list(dict.fromkeys([self.report.x, self.report.y]))
+
+    @property
+    def row_keys(self) -> list[str]:
+        """What tells one row of the table from another: every grid key but the seeds, the varied one first."""
+        others = [key for key in self.pretrain.grid if not is_seed(key) and key != self.report.vary]
+        return [self.report.vary, *others]
+
+
+def is_seed(key: str) -> bool:
+    """Whether runs that differ in this key alone are repetitions of each other."""
+    return key.rpartition(".")[2] == "seed"
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file; its `base:` file, if it names one, is read before it.
+
+    Raises UserError for a file that is not there or not YAML, an unknown key (naming near ones), a
+    wrong type or an impossible value. The configs that it names are read by `graph.build`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(k.stem for k in (PROJECT / "sweeps" / "studies").glob("*.yaml"))
+        near = get_close_matches(file.stem, known, n=3) or known
+        raise UserError(f"study {file} does not exist; in sweeps/studies there are: {', '.join(near)}")
+    layers = configs.file_layers(file)
+    for origin, layer in layers:
+        _check_evals(origin, layer.get("evals", OmegaConf.create({})))
+    layers.append(("study", OmegaConf.create({"file": str(path)})))
+    try:
+        return configs.from_layers(Study, layers)
+    except UserError as error:
+        raise UserError(str(error).replace("config: ", f"{path}: ", 1)) from error
+
+
+def _check_evals(file: str, evals: Any) -> None:
+    """Each evaluation on its own, so that a mistyped key of one is named with the keys it may have."""
+    if not isinstance(evals, DictConfig):
+        raise UserError(f"{file}: evals is {evals!r}, expected `name: {{stage: ..., config: ...}}` lines")
+    for name in map(str, evals):
+        part = evals[name]
+        if not isinstance(part, DictConfig):
+            raise UserError(f"{file}: evals.{name} is {part!r}, expected {{stage: ..., config: ...}}")
+        configs.from_layers(EvalPart, [(f"{file}: evals.{name}", part)])
+
+
+def _require_known(key: str, value: str, allowed: list[str]) -> None:
+    near = get_close_matches(value, allowed, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    require(value in allowed, key, value, f"{', '.join(allowed) or 'nothing: the list is empty'}{hint}")

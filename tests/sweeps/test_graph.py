@@ -1,0 +1,104 @@
+"""The graph has the runs that a study means, each once, named as the stages name them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fake_stages
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime import config as configs
+from runtime.rundir import open_run
+from sweeps.graph import Graph, as_override, build
+from sweeps.study import load_study
+
+MakeGraph = Callable[[], Graph]
+
+
+def test_every_combination_and_the_controls_over_the_seeds(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    rows = [(point.control, point.varied["loss.alpha"], point.varied["seed"]) for point in graph.points]
+    grid = [(None, alpha, seed) for alpha in (0.0, 0.5, 1.0) for seed in (0, 1)]
+    assert rows == [*grid, ("no pretraining", None, 0), ("no pretraining", None, 1)]
+    assert len(graph.nodes) == 2 * len(rows)
+    assert not Path("runs").exists()
+
+
+def test_a_run_is_named_as_its_stage_names_it(make_graph: MakeGraph) -> None:
+    node = make_graph().points[2].pretrain
+    overrides = ["loss.alpha=0.5", "seed=0"]
+    config = configs.load(fake_stages.FakePretrainConfig, "pretrain.yaml", overrides)
+    assert node.identity == fake_stages.pretrain_identity(config)
+    assert node.argv(["machine.threads=3"])[1:] == [
+        str(Path(fake_stages.__file__)),
+        *["pretrain", "--config", "pretrain.yaml", *overrides, "machine.runs=runs", "machine.threads=3"],
+    ]
+    child = node.children[0]
+    assert child.identity.parent == node.identity.hash
+    assert child.argv()[2:4] == ["linear", str(node.run.path)]
+    assert sys.executable == child.argv()[0]
+
+
+def test_points_that_mean_the_same_run_share_it(edit: Callable[..., Path]) -> None:
+    edit(pretrain__controls={"plain": {"loss.alpha": 1.0}})
+    graph = build(load_study("study.yaml"))
+    assert len(graph.points) == 8
+    assert len(graph.nodes) == 12
+    assert graph.points[6].pretrain is graph.points[4].pretrain
+    assert len(graph.points[4].pretrain.children) == 1
+
+
+def test_states_are_read_from_the_run_directories(make_graph: MakeGraph) -> None:
+    graph = make_graph()
+    assert set(graph.states().values()) == {"new"}
+    done, failed, running = (graph.points[i].pretrain for i in range(3))
+    with open_run("runs", done.identity, {}) as run:
+        run.write_result({})
+    with pytest.raises(ValueError), open_run("runs", failed.identity, {}):
+        raise ValueError("no")
+    with open_run("runs", running.identity, {}):
+        states = make_graph().states()
+    by_path = {node.run.path: state for node, state in states.items()}
+    assert by_path[done.run.path] == "done"
+    assert by_path[done.children[0].run.path] == "new"
+    assert by_path[failed.run.path] == "failed"
+    assert by_path[failed.children[0].run.path] == "blocked"
+    assert by_path[running.run.path] == "running"
+    assert graph.states()[running] == "interrupted"
+
+
+def test_a_changed_default_is_a_new_run(make_graph: MakeGraph, folder: Path) -> None:
+    before = make_graph()
+    (folder / "pretrain.yaml").write_text("train: {duration: 5 steps}\n")
+    after = make_graph()
+    assert not {n.run.path for n in before.nodes[:6]} & {n.run.path for n in after.nodes[:6]}
+    (folder / "linear.yaml").write_text("noise: 0.5\n")
+    again = make_graph()
+    assert again.points[0].pretrain.run.path == after.points[0].pretrain.run.path
+    assert again.points[0].evals["linear"].run.path != after.points[0].evals["linear"].run.path
+
+
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**9), 10**9),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Z"]), max_size=12).filter(
+            lambda text: "${" not in text  # which OmegaConf takes for an interpolation, in a file as on a command line
+        ),
+    ),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(values)
+def test_an_override_carries_any_value(value: Any) -> None:
+    parsed = configs._parse_overrides([as_override("some.key", value)])
+    assert configs.flatten({"v": parsed.some.key}) == {"v": value} or list(parsed.some.key) == value
