@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
@@ -15,7 +15,10 @@ import numpy.typing as npt
 
 from data.images import Pixels
 
-_LEVELS = np.arange(256, dtype=np.float32)
+# OpenCV rounds to the nearest level where PIL truncates; adding this first makes them agree.
+_TRUNCATE = -0.499
+
+cv2.setNumThreads(0)  # views are made in parallel by the loader's workers, not within a view
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,7 @@ def jitter(image: Pixels, amounts: Jitter) -> Pixels:
 
 def scale_from(image: Pixels, level: float, factor: float) -> Pixels:
     """level + factor * (image - level), truncated to levels as PIL's blend does."""
-    table = np.clip(level + np.float32(factor) * (_LEVELS - np.float32(level)), 0, 255).astype(np.uint8)
-    return cv2.LUT(image, table)
+    return cv2.addWeighted(image, factor, image, 0.0, (1 - factor) * level + _TRUNCATE)
 
 
 def gray_levels(image: Pixels) -> Pixels:
@@ -55,15 +57,13 @@ def gray_levels(image: Pixels) -> Pixels:
 
 
 def saturate(image: Pixels, factor: float) -> Pixels:
-    # addWeighted rounds to nearest and PIL truncates: half a level less makes them agree.
-    return cv2.addWeighted(image, factor, to_gray(image), 1 - factor, -0.499)
+    return cv2.addWeighted(image, factor, to_gray(image), 1 - factor, _TRUNCATE)
 
 
 def shift_hue(image: Pixels, turns: float) -> Pixels:
-    shift = int(turns * 255) & 255  # as torchvision: truncated to a level, wrapped as uint8
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    tables = np.stack([(_LEVELS + shift) % 256, _LEVELS, _LEVELS], axis=-1).astype(np.uint8)
-    return cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2RGB_FULL)
+    hsv[..., 0] += np.uint8(int(turns * 255) & 255)  # as torchvision: truncated to a level, wrapped as uint8
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def to_gray(image: Pixels) -> Pixels:
@@ -72,7 +72,13 @@ def to_gray(image: Pixels) -> Pixels:
 
 def solarize(image: Pixels, threshold: int) -> Pixels:
     """Levels from `threshold` up are inverted."""
-    return cv2.LUT(image, np.where(threshold <= _LEVELS, 255 - _LEVELS, _LEVELS).astype(np.uint8))
+    return cv2.LUT(image, _solarize_table(threshold))
+
+
+@cache
+def _solarize_table(threshold: int) -> Pixels:
+    levels = np.arange(256)
+    return np.where(levels >= threshold, 255 - levels, levels).astype(np.uint8)
 
 
 def blur(image: Pixels, sigma: float) -> Pixels:

@@ -60,17 +60,20 @@ def resize(image: Pixels, height: int, width: int, mode: str = "bicubic") -> Pix
     """Antialiased resize to (height, width, 3); equals PIL's to a fraction of a level, several times faster."""
     if image.shape[:2] == (height, width):
         return image
-    channels_last = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    # channels_last in (the batch axis by torch, for numpy's has stride 0), channels_last out: half of the time
+    channels_last = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0).permute(0, 3, 1, 2)
     resized = F.interpolate(channels_last, (height, width), mode=mode, antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy()[0])
 
 
 def normalise(images: Pixels | torch.Tensor) -> torch.Tensor:
-    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W) with ImageNet's mean and deviation."""
-    levels = torch.as_tensor(images).movedim(-1, -3)
-    std = torch.tensor(STD).view(3, 1, 1)
-    mean = torch.tensor(MEAN).view(3, 1, 1)
-    return levels.float().mul_(1 / (255 * std)).sub_(mean / std)
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), channels_last in memory, with ImageNet's mean and deviation."""
+    levels = torch.as_tensor(images)
+    # One row of constants an image, not one value a channel: the innermost loop is then long.
+    rows = levels.reshape(*levels.shape[:-3], -1)
+    constants = torch.tensor([MEAN, STD]).repeat(1, levels.shape[-3] * levels.shape[-2])  # (2, H * W * 3)
+    normalised = rows.float().mul_(1 / (255 * constants[1])).sub_(constants[0] / constants[1])
+    return normalised.view(levels.shape).movedim(-1, -3)
 
 
 @dataclass(frozen=True)
