@@ -1,0 +1,63 @@
+"""The config of a linear classification, and the name that it gives the run. Light: planning imports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data.catalog import DataConfig
+from eval.machine import EvalMachineConfig
+from runtime.config import require, split_machine
+from runtime.rundir import Identity
+
+STAGE = "linear"
+FORMAT = 1  # raise it when the same config comes to measure something else
+PROTOCOLS = {"augmented": "linear", "cached": "linear cached"}
+
+
+@dataclass
+class LinearConfig:
+    """Several learning rates are trained in one backbone pass; the held-out slice of train chooses one.
+
+    mode `augmented` crops every training image anew each epoch: the published protocol. mode `cached`
+    computes the features of the uncropped training images once, which is many times quicker and
+    scores differently: its results carry the protocol name "linear cached".
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    mode: str = "augmented"  # augmented | cached
+    resize: int = 256  # pixels of the shorter side before the central crop, at test time
+    image_size: int = 224  # pixels
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # of the image's area; augmented
+    flip: bool = True  # augmented
+    learning_rates: list[float] = field(default_factory=lambda: [0.02])
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    epochs: int = 100
+    batch_size: int = 256
+    held_out: float = 0.02  # of each class of train, to choose the learning rate on; 0 with a single rate
+    seed: int = 0
+    machine: EvalMachineConfig = field(default_factory=EvalMachineConfig)
+
+    def check(self) -> None:
+        require(self.mode in PROTOCOLS, "mode", self.mode, " or ".join(PROTOCOLS))
+        require(self.image_size >= 1, "image_size", self.image_size, "1 pixel or more")
+        require(self.resize >= self.image_size, "resize", self.resize, f"image_size ({self.image_size}) or more")
+        scale = self.crop_scale
+        require(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "crop_scale", scale, "[low, high] within 0 to 1")
+        rates = self.learning_rates
+        require(len(rates) > 0 and all(rate > 0 for rate in rates), "learning_rates", rates, "one or more, above 0")
+        require(len(set(rates)) == len(rates), "learning_rates", rates, "each only once")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        require(0 <= self.held_out < 1, "held_out", self.held_out, "0 to below 1")
+        alone = self.held_out > 0 or len(rates) == 1
+        require(alone, "held_out", self.held_out, "above 0, because several learning_rates have to be chosen from")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+def identity(config: LinearConfig, parent_hash: str) -> Identity:
+    """The run that evaluates the pretraining run of that hash."""
+    slug = f"{config.data.name}-{config.mode}-of-{parent_hash[:6]}-seed{config.seed}"
+    return Identity(STAGE, slug, FORMAT, split_machine(config)[0], parent_hash)

@@ -1,0 +1,158 @@
+"""A segmentation evaluation as one plain mmsegmentation config: what runs is what the file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.catalog import SegmentationLayout
+from data.images import MEAN, STD
+from eval.segmentation_config import OptimizerConfig, SegmentationConfig
+
+
+def plain_config(
+    config: SegmentationConfig,
+    layout: SegmentationLayout,
+    parent: Path,
+    channels: list[int],
+    work_dir: Path,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The config for mmengine's Runner; `channels` of the maps that the head sees."""
+    return {
+        "custom_imports": {"imports": ["eval.mmseg_parts"], "allow_failed_imports": False},
+        "default_scope": "mmseg",
+        "model": model(config, parent, channels, len(layout.classes)),
+        "train_dataloader": train_loader(config, layout),
+        "val_dataloader": val_loader(config, layout),
+        "train_cfg": {"type": "ResumableTrainLoop", "max_iters": config.iterations},
+        "val_cfg": {"type": "ValLoop"},
+        "val_evaluator": {"type": "ClassIoUMetric", "iou_metrics": ["mIoU"], "ignore_index": layout.ignore_index},
+        "optim_wrapper": optimizer(config),
+        "param_scheduler": schedule(config.optimizer, config.iterations),
+        # Checkpoints are this project's own business (eval/segmentation.py): mmengine's are not atomic.
+        "default_hooks": {"checkpoint": None, "sampler_seed": None, "logger": {"type": "LoggerHook", "interval": 50}},
+        "env_cfg": {"cudnn_benchmark": False},
+        "randomness": {"seed": config.seed},
+        "device": str(device),
+        "work_dir": str(work_dir),
+    }
+
+
+def model(config: SegmentationConfig, parent: Path, channels: list[int], classes: int) -> dict[str, Any]:
+    window = {"crop_size": [config.crop_size] * 2, "stride": [config.slide_stride] * 2}
+    return {
+        "type": "EncoderDecoder",
+        "data_preprocessor": {
+            "type": "SegDataPreProcessor",
+            "mean": [255 * value for value in MEAN],
+            "std": [255 * value for value in STD],
+            "bgr_to_rgb": True,  # mmcv decodes to BGR
+            "pad_val": 0,
+            "seg_pad_val": 255,
+            "size": [config.crop_size] * 2,
+        },
+        "backbone": {
+            "type": "PretrainedBackbone",
+            "run": str(parent.resolve()),
+            "taps": config.taps,
+            "finetune": config.finetune,
+            "output_stride": config.output_stride,
+        },
+        "decode_head": {
+            "type": "LinearHead",
+            "in_channels": channels,
+            "num_classes": classes,
+            "norm_cfg": {"type": batch_norm(), "requires_grad": True},
+            "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
+        },
+        "train_cfg": {},
+        "test_cfg": {"mode": "slide", **window} if config.inference == "slide" else {"mode": "whole"},
+    }
+
+
+def batch_norm() -> str:
+    """SyncBN among several processes, plain BN in one."""
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return "SyncBN" if several else "BN"
+
+
+def train_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}]
+    if config.image_scale is not None:
+        scale = {"scale": tuple(config.image_scale), "ratio_range": tuple(config.scale_range), "keep_ratio": True}
+        steps.append({"type": "RandomResize", **scale})
+    crop = {"crop_size": (config.crop_size,) * 2, "cat_max_ratio": config.cat_max_ratio}
+    steps.append({"type": "RandomCrop", **crop})
+    if config.flip:
+        steps.append({"type": "RandomFlip", "prob": 0.5})
+    if config.photometric_distortion:
+        steps.append({"type": "PhotoMetricDistortion"})
+    images = dataset(layout, layout.train_file, layout.train_mask_dir, steps)
+    return {
+        "batch_size": config.batch_size,
+        "num_workers": config.machine.workers,
+        "sampler": {"type": "ResumableSampler", "seed": config.seed},
+        "dataset": {**images, "type": "SeededSegDataset", "seed": config.seed},
+    }
+
+
+def val_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[str, Any]:
+    """Labels are loaded after the resizing: predictions are compared at the image's own size."""
+    steps: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}]
+    if config.image_scale is not None:
+        steps.append({"type": "Resize", "scale": tuple(config.image_scale), "keep_ratio": True})
+    steps.append({"type": "LoadAnnotations"})
+    return {
+        "batch_size": config.machine.val_batch_size,
+        "num_workers": config.machine.workers,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "dataset": {
+            **dataset(layout, layout.val_file, layout.mask_dir, steps),
+            "type": "BaseSegDataset",
+            "test_mode": True,
+        },
+    }
+
+
+def dataset(layout: SegmentationLayout, names: str, masks: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "data_root": str(layout.root.resolve()),
+        "ann_file": names,
+        "data_prefix": {"img_path": layout.image_dir, "seg_map_path": masks},
+        "img_suffix": layout.img_suffix,
+        "seg_map_suffix": layout.mask_suffix,
+        "metainfo": {"classes": list(layout.classes), "palette": [list(colour) for colour in layout.palette]},
+        "ignore_index": layout.ignore_index,
+        "reduce_zero_label": False,
+        "pipeline": [*steps, {"type": "PackSegInputs"}],
+    }
+
+
+def optimizer(config: SegmentationConfig) -> dict[str, Any]:
+    settings = config.optimizer
+    kind: dict[str, Any] = {"type": "AdamW"}
+    if settings.name == "sgd":
+        kind = {"type": "SGD", "momentum": settings.momentum}
+    wrapper: dict[str, Any] = {
+        "type": "OptimWrapper",
+        "optimizer": {**kind, "lr": settings.lr, "weight_decay": settings.weight_decay},
+    }
+    if config.finetune:
+        wrapper["paramwise_cfg"] = {"custom_keys": {"backbone": {"lr_mult": config.backbone_lr_multiplier}}}
+    return wrapper
+
+
+def schedule(settings: OptimizerConfig, iterations: int) -> list[dict[str, Any]]:
+    """Linear warm-up, then poly or cosine decay to end_lr at the last iteration."""
+    begin = settings.warmup_iterations
+    span = {"begin": begin, "end": iterations, "by_epoch": False, "eta_min": settings.end_lr}
+    if settings.schedule == "poly":
+        decay: dict[str, Any] = {"type": "PolyLR", "power": settings.power, **span}
+    else:
+        decay = {"type": "CosineAnnealingLR", "T_max": iterations - begin, **span}
+    if begin == 0:
+        return [decay]
+    return [{"type": "LinearLR", "start_factor": 1e-6, "begin": 0, "end": begin, "by_epoch": False}, decay]

@@ -1,0 +1,103 @@
+"""The config of a segmentation evaluation, and the name that it gives the run. Light: planning imports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data.catalog import DataConfig
+from eval.machine import EvalMachineConfig
+from runtime.config import require, split_machine
+from runtime.rundir import Identity
+
+STAGE = "segmentation"
+FORMAT = 1  # raise it when the same config comes to measure something else
+
+
+@dataclass
+class SegmentationMachineConfig(EvalMachineConfig):
+    log_steps: int = 50  # iterations between two rows of metrics.jsonl
+    val_batch_size: int = 1  # images; more than one only where all have the same size
+
+    def check(self) -> None:
+        super().check()
+        require(self.log_steps >= 1, "machine.log_steps", self.log_steps, "1 or more")
+        require(self.val_batch_size >= 1, "machine.val_batch_size", self.val_batch_size, "1 or more")
+
+
+@dataclass
+class OptimizerConfig:
+    """SGD with poly decay (published for ResNets) or AdamW with warm-up (ConvNeXts)."""
+
+    name: str = "sgd"  # sgd | adamw
+    lr: float = 0.01  # peak
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 5e-4
+    schedule: str = "poly"  # poly | cosine
+    power: float = 0.9  # of poly
+    end_lr: float = 1e-4  # at the last iteration
+    warmup_iterations: int = 0  # linear, from a millionth of lr
+
+    def check(self) -> None:
+        require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "sgd or adamw")
+        require(self.schedule in ("poly", "cosine"), "optimizer.schedule", self.schedule, "poly or cosine")
+        require(self.lr > 0, "optimizer.lr", self.lr, "above 0")
+        require(0 <= self.end_lr <= self.lr, "optimizer.end_lr", self.end_lr, f"0 to optimizer.lr ({self.lr})")
+        require(self.power > 0, "optimizer.power", self.power, "above 0")
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 to below 1")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        require(self.warmup_iterations >= 0, "optimizer.warmup_iterations", self.warmup_iterations, "0 or more")
+
+
+@dataclass
+class SegmentationConfig:
+    """BatchNorm and a 1x1 convolution on the backbone's map (`taps: last`) or on all its stages (`taps: all`)."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(name="voc"))
+    taps: str = "last"  # last | all: every stage resized to the largest one and concatenated
+    finetune: bool = False  # false: the backbone stays as it was pretrained, in eval mode
+    backbone_lr_multiplier: float = 0.1  # of optimizer.lr, when finetuning
+    output_stride: int = 0  # dilate the backbone to this stride (8: dilations 1, 1, 2, 4 for a ResNet); 0: its own
+    image_scale: list[int] | None = field(default_factory=lambda: [2048, 512])  # longest, shortest side; null: as it is
+    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])  # random factor on image_scale, training
+    crop_size: int = 512  # pixels, training; and the window of slide inference
+    cat_max_ratio: float = 0.75  # a crop of which one class covers more is drawn again (at most ten times); 1: never
+    flip: bool = True
+    photometric_distortion: bool = True
+    inference: str = "whole"  # whole | slide
+    slide_stride: int = 341  # pixels
+    iterations: int = 40000
+    batch_size: int = 16
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    seed: int = 0
+    machine: SegmentationMachineConfig = field(default_factory=SegmentationMachineConfig)
+
+    def check(self) -> None:
+        require(self.taps in ("last", "all"), "taps", self.taps, "last or all")
+        require(self.inference in ("whole", "slide"), "inference", self.inference, "whole or slide")
+        require(self.output_stride in (0, 8, 16, 32), "output_stride", self.output_stride, "0 (its own), 8, 16 or 32")
+        require(self.backbone_lr_multiplier > 0, "backbone_lr_multiplier", self.backbone_lr_multiplier, "above 0")
+        scale = self.image_scale
+        require(
+            scale is None or (len(scale) == 2 and min(scale) > 0), "image_scale", scale, "[longest, shortest] or null"
+        )
+        span = self.scale_range
+        require(len(span) == 2 and 0 < span[0] <= span[1], "scale_range", span, "[low, high], above 0")
+        require(self.crop_size >= 1, "crop_size", self.crop_size, "1 pixel or more")
+        require(0 < self.cat_max_ratio <= 1, "cat_max_ratio", self.cat_max_ratio, "above 0, to 1")
+        require(self.slide_stride >= 1, "slide_stride", self.slide_stride, "1 pixel or more")
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more: BatchNorm needs them")
+        require(self.iterations >= 1, "iterations", self.iterations, "1 or more")
+        warmup, below = self.optimizer.warmup_iterations, f"fewer than iterations ({self.iterations})"
+        require(warmup < self.iterations, "optimizer.warmup_iterations", warmup, below)
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+    @property
+    def protocol(self) -> str:
+        return "finetuned linear" if self.finetune else "frozen linear"
+
+
+def identity(config: SegmentationConfig, parent_hash: str) -> Identity:
+    """The run that evaluates the pretraining run of that hash."""
+    how = "finetuned" if config.finetune else "frozen"
+    slug = f"{config.data.name}-{how}-{config.taps}-of-{parent_hash[:6]}-seed{config.seed}"
+    return Identity(STAGE, slug, FORMAT, split_machine(config)[0], parent_hash)
