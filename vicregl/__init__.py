@@ -1,0 +1,5 @@
+"""The method: tensors in, losses out. No processes, no printing; files only where weights are imported."""
+
+from runtime import compat
+
+compat.prepare_torchvision()

@@ -1,0 +1,64 @@
+"""The batch of all processes: what the statistics need of the other processes' samples, and nothing more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`processes` processes with `size` samples each; this one is number `rank`.
+
+    Collectives here have no gradient of their own: the criterion computes the whole derivative of the loss with
+    respect to this process's samples itself, times `processes`, because DDP averages the processes' gradients.
+    """
+
+    size: int
+    processes: int = 1
+    rank: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.size * self.processes
+
+    @classmethod
+    def of(cls, size: int, device: torch.device) -> Batch:
+        """The batch of all processes of the default group. UserError where their shares are not equal."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return cls(size)
+        sizes = torch.tensor([size, -size], device=device)
+        dist.all_reduce(sizes, op=dist.ReduceOp.MAX)
+        largest, smallest = int(sizes[0]), -int(sizes[1])
+        if largest != smallest:
+            raise UserError(
+                f"the criterion got {size} samples in this process, and the processes have {smallest} to {largest}; "
+                "every process needs the same number. Drop the last, uneven batch (drop_last=True)"
+            )
+        return cls(size, dist.get_world_size(), dist.get_rank())
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(size, ...) of every process -> (total, ...), in order of rank."""
+        if self.processes == 1:
+            return rows
+        gathered = rows.new_empty((self.total, *rows.shape[1:]))
+        dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
+        return gathered
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        if self.processes > 1:
+            dist.all_reduce(values)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes, as a value; its gradient is that of this process's values alone."""
+        if self.processes == 1:
+            return values
+        shared = self.sum(values.detach().clone()) / self.processes
+        return values + (shared - values.detach())

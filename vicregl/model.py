@@ -1,0 +1,121 @@
+"""Backbone + expander + local projector: views -> embeddings and maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from runtime.config import require
+from vicregl.backbones import BackboneConfig, create_backbone
+
+
+@dataclass
+class ModelConfig:
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    expander: str = "8192-8192-8192"  # widths of the layers after pooling; the last is D
+    projector: str = "512-512-512"  # widths of the layers on every position of the map; the last is C
+    projector_norm: str = "batch"  # batch (the paper's ResNets) | layer (its ConvNeXts); of both heads
+    local_stages: list[int] = field(
+        default_factory=lambda: [-1]
+    )  # backbone stages with a local criterion; -1: the last
+
+    def check(self) -> None:
+        for key in ("expander", "projector"):
+            text = getattr(self, key)
+            widths = text.split("-")
+            require(all(w.isdigit() and int(w) > 0 for w in widths), f"model.{key}", text, "widths, as 512-512-512")
+        require(self.projector_norm in ("batch", "layer"), "model.projector_norm", self.projector_norm, "batch, layer")
+        stages = self.local_stages
+        unique = len(set(stages)) == len(stages) > 0
+        require(unique, "model.local_stages", stages, "stages of the backbone, each once, as [-2, -1]")
+
+
+@dataclass
+class ModelOutput:
+    """What the model makes of a list of views."""
+
+    embeddings: list[Tensor]  # over views: (B, D); empty at alpha 0
+    maps: list[Tensor] | list[list[Tensor]]  # over views: (B, P, C); over stages, then views: (B, h, w, C); see below
+    pooled: list[Tensor]  # over views: (B, F)
+    features: list[Tensor]  # over views: the backbone's last map (B, P, F), detached, for diagnostics
+
+
+class VICRegLModel(nn.Module):
+    """Every view through the backbone by itself, so that BatchNorm sees one view at a time (as the published code).
+
+    alpha = 1 makes no projector and alpha = 0 no expander: the unused half is never computed. With
+    `local_stages` other than the last stage alone, `maps` holds a list over views for each of the stages, with
+    their spatial dimensions, which is what VICRegLCriterion takes for several stages.
+    """
+
+    def __init__(self, config: ModelConfig, alpha: float) -> None:
+        super().__init__()
+        config.check()
+        self.backbone = create_backbone(config.backbone)
+        width, norm = self.backbone.channels, config.projector_norm
+        self.expander = mlp(width, config.expander, norm) if alpha > 0 else None
+        self.projector: nn.Module | None = None
+        self.stages: list[int] = []  # of backbone.stages(), where not the last map alone has a projector
+        if alpha < 1 and config.local_stages == [-1]:
+            self.projector = mlp(width, config.projector, norm)
+        elif alpha < 1:
+            self.stages = [self._stage(k) for k in config.local_stages]
+            widths = [self.backbone.stage_channels[k] for k in self.stages]
+            self.projector = nn.ModuleList(mlp(w, config.projector, norm) for w in widths)
+
+    def _stage(self, index: int) -> int:
+        count = len(self.backbone.stage_channels)
+        require(-count <= index < count, "model.local_stages", index, f"{-count} to {count - 1}")
+        return index % count
+
+    def forward(self, views: Sequence[Tensor]) -> ModelOutput:
+        """views: list of (B, 3, S, S) images; sides may differ between views."""
+        output = ModelOutput([], [], [], [])
+        maps: list[Any] = []  # over views; each a map, or a list of them over stages
+        for images in views:
+            feature_map, pooled, stages = self._backbone(images)
+            positions = feature_map.flatten(2).transpose(1, 2)  # (B, P, F)
+            output.pooled.append(pooled)
+            output.features.append(positions.detach())
+            if self.expander is not None:
+                output.embeddings.append(self.expander(pooled))
+            if isinstance(self.projector, nn.ModuleList):
+                channels_last = [stage.permute(0, 2, 3, 1) for stage in stages]
+                maps.append([project(m) for project, m in zip(self.projector, channels_last, strict=True)])
+            elif self.projector is not None:
+                maps.append(self.projector(positions))
+        output.maps = [list(stage) for stage in zip(*maps, strict=True)] if self.stages else maps
+        return output
+
+    def _backbone(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Last map (B, F, h, w), pooled (B, F), and the maps of the stages with a local criterion."""
+        if not self.stages:
+            return *self.backbone(images), []
+        stages = self.backbone.stages(images)
+        return stages[-1], stages[-1].mean(dim=(2, 3)), [stages[k] for k in self.stages]
+
+
+class Rows(nn.Module):
+    """Applies a module for rows (N, F) to (..., F)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
+
+
+def mlp(width: int, layers: str, norm: str) -> nn.Module:
+    """Linear + norm + ReLU for every width but the last, which is linear without bias. (..., width) -> (..., last)."""
+    widths = [width, *map(int, layers.split("-"))]
+    modules: list[nn.Module] = []
+    for before, after in pairwise(widths[:-1]):
+        modules += [nn.Linear(before, after), nn.BatchNorm1d(after) if norm == "batch" else nn.LayerNorm(after)]
+        modules += [nn.ReLU(inplace=True)]
+    modules.append(nn.Linear(widths[-2], widths[-1], bias=False))
+    return Rows(nn.Sequential(*modules))

@@ -1,0 +1,153 @@
+"""Weights from a file into a backbone: every tensor must find its place, or nothing is loaded."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import convnext
+from torch import Tensor, nn
+
+from runtime.errors import UserError
+
+# Where training scripts put the state dict in their checkpoints.
+CONTAINERS = ("model", "state_dict", "backbone")
+LISTED_KEYS = 12
+
+
+@dataclass
+class LoadReport:
+    """What `load_weights` did."""
+
+    path: Path
+    tensors: int  # loaded: all of the network's
+    values: int  # numbers in them
+    prefix: str  # that the backbone's keys had in the file
+    renamed: bool  # from the published ConvNeXt's names to timm's
+    ignored: list[str] = field(default_factory=list)  # keys beside the backbone's, as heads in a full checkpoint
+
+    def __str__(self) -> str:
+        prefix = f", prefix {self.prefix!r} taken off" if self.prefix else ""
+        renamed = ", published ConvNeXt names" if self.renamed else ""
+        parts = sorted({key.partition(".")[0] for key in self.ignored})
+        ignored = f"; left out {len(self.ignored)} tensors of {', '.join(parts)}" if parts else ""
+        return f"{self.path}: all {self.tensors} tensors ({self.values:,} values) matched{prefix}{renamed}{ignored}"
+
+
+def load_weights(backbone: Any, path: str | Path) -> LoadReport:
+    """Load a backbone's weights, strictly, from this project's backbone.safetensors, a published backbone file, or a
+    full checkpoint (`module.` and `backbone.` prefixes; heads are left out).
+
+    `backbone` has the timm network as `trunk`. Raises UserError, with nothing loaded, if the file is missing, cut
+    off or no checkpoint, or if any key is missing, unexpected, of another shape, or not finite.
+    """
+    path = Path(path)
+    trunk: nn.Module = backbone.trunk
+    name = getattr(backbone, "name", type(trunk).__name__)
+    found = _state_dict(_read(path), path)
+    state, prefix, ignored = _backbone_part(found)
+    wanted = trunk.state_dict()
+    published_convnext = isinstance(trunk, convnext.ConvNeXt) and any(k.startswith("downsample_") for k in state)
+    if published_convnext:
+        state = _timm_convnext(state, trunk)
+    _compare(state, wanted, path, name)
+    trunk.load_state_dict(state, strict=True)
+    values = sum(tensor.numel() for tensor in wanted.values())
+    return LoadReport(path, len(wanted), values, prefix, published_convnext, ignored)
+
+
+class _Inert:
+    """Stands for whatever else a checkpoint has pickled (an optimiser's functions, parsed arguments): does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # No code of the file is ever run: what weights_only does not know becomes an inert object.
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in unknown]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).partition("\n")[0][:160]
+        raise UserError(
+            f"weights file {path} ({path.stat().st_size:,} bytes) cannot be read: it is cut off, or not a checkpoint "
+            f"in torch's zip format or safetensors ({type(error).__name__}: {reason}). Download or copy it again"
+        ) from error
+
+
+def _state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(3):
+        if not isinstance(contents, Mapping):
+            break
+        if contents and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in contents.items()):
+            return dict(contents)
+        contents = next((contents[key] for key in CONTAINERS if key in contents), None)
+    raise UserError(
+        f"weights file {path} holds no state dict: expected names with tensors, "
+        f"at the top or under one of the keys {', '.join(CONTAINERS)}"
+    )
+
+
+def _backbone_part(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
+    """(the backbone's tensors, the prefix taken off their keys, the keys of other parts)."""
+    prefix, ignored = "", []
+    for part in ("module.", "backbone.", "trunk."):
+        inside = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
+        if inside:
+            ignored += [prefix + key for key in state if not key.startswith(part)]
+            state, prefix = inside, prefix + part
+    return state, prefix, ignored
+
+
+def _timm_convnext(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
+    """The published names in timm's. One key at a time: timm's filter drops in silence what it does not know."""
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        try:
+            found = convnext.checkpoint_filter_fn({key: value}, trunk)
+        except (KeyError, RuntimeError):
+            found = {}
+        renamed |= found or {key: value}
+    return renamed
+
+
+def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str) -> None:
+    problems = []
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    both = [key for key in wanted if key in state]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in both
+        if state[key].shape != wanted[key].shape
+    ]
+    broken = [key for key in both if not torch.isfinite(state[key]).all()]
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("shape", shapes), ("not finite", broken)):
+        if keys:
+            problems.append(f"{what} ({len(keys)}): {_listed(keys)}")
+    if not problems:
+        return
+    hint = ""
+    if missing and not unexpected and all(key.endswith(".gamma") for key in missing):
+        hint = ". The file has no layer scale, as the published ConvNeXts: make the network with ls_init_value: null"
+    raise UserError(
+        f"weights file {path} does not fit the backbone {name!r}: {len(both)} of {len(wanted)} keys match; "
+        f"{'; '.join(problems)}{hint}. Nothing was loaded"
+    )
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+    return ", ".join(keys[:LISTED_KEYS]) + more
