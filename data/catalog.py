@@ -109,9 +109,7 @@ def _open_scenes(config: DataConfig) -> Dataset:
     else:
         root = _find_root(config)
         if damage := scenes.damage(root):
-            raise UserError(
-                f"scenes at {root}: {damage}. Remove the folder, and leave data.root out to have it made again"
-            )
+            raise UserError(f"scenes at {root}: {damage}; leave data.root out to have the dataset made")
     palette = [list(PALETTE[3 * k : 3 * k + 3]) for k in range(11)]
     train, val = (f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val"))
     masks = "SegmentationClass"

@@ -1,0 +1,116 @@
+"""Decoding: every kind of file right, or an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torchvision import transforms
+
+from data import images
+from data.images import ImageList, ImageStore, normalise, read_image
+from runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(load_sample_images().images[1][100:260, 200:420])
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_jpeg_equals_pil(photo: Image.Image, tmp_path: Path, subsampling: int) -> None:
+    photo.save(tmp_path / "a.jpg", quality=90, subsampling=subsampling)
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), np.array(Image.open(tmp_path / "a.jpg")))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA"])
+def test_png_of_every_mode_is_rgb(photo: Image.Image, tmp_path: Path, mode: str) -> None:
+    converted = photo.convert(mode)
+    converted.save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.array(converted.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpeg_of_every_mode_is_close_to_the_photo(photo: Image.Image, tmp_path: Path, mode: str) -> None:
+    photo.convert(mode).save(tmp_path / "a.jpg", quality=95)
+    expected = np.array(photo.convert(mode).convert("RGB"), int)
+    assert read_image(tmp_path / "a.jpg").shape == expected.shape
+    assert np.abs(read_image(tmp_path / "a.jpg") - expected).mean() < 4  # not inverted, as CMYK easily is
+
+
+def test_exif_does_not_turn_the_image(photo: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (photo.height, photo.width, 3)
+
+
+def test_what_is_no_image_is_named(photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "whole.jpg")
+    photo.save(tmp_path / "whole.png")
+    content = {name: (tmp_path / name).read_bytes() for name in ("whole.jpg", "whole.png")}
+    bad = {
+        "cut.jpg": content["whole.jpg"][:2000],
+        "cut.png": content["whole.png"][:2000],
+        "text.jpg": b"<html>404</html>",
+        "empty.png": b"",
+        "start.jpg": b"\xff\xd8",
+    }
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(UserError, match=r"gone\.jpg"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_without_simplejpeg_the_pixels_are_the_same(
+    photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo.save(tmp_path / "a.jpg")
+    fast = read_image(tmp_path / "a.jpg")
+    monkeypatch.setattr(images, "simplejpeg", None)
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), fast)
+
+
+def test_normalise_equals_torchvision(photo: Image.Image) -> None:
+    expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(images.MEAN, images.STD)])(photo)
+    pixels = np.array(photo)
+    torch.testing.assert_close(normalise(pixels), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(normalise(np.stack([pixels, pixels]))[1], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def three(photo: Image.Image, tmp_path: Path) -> ImageList:
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for number, path in enumerate(paths):
+        photo.resize((10 + number, 10)).save(path)
+    paths[1].write_bytes(b"no image")
+    return ImageList(paths, [5, 6, 7])
+
+
+def test_a_small_set_is_read_at_once(three: ImageList) -> None:
+    with pytest.raises(UserError, match=r"1\.png"):
+        ImageStore(three)
+    store = ImageStore(three, "skip")
+    assert store.images.labels == [5, 7]
+    assert [store.read(n)[1].shape[1] for n in range(2)] == [10, 12]
+    assert store.bad_files == {three.paths[1]}
+
+
+def test_a_large_set_is_read_as_it_comes(three: ImageList) -> None:
+    store = ImageStore(three, memory_bytes=0)
+    assert store.read(0)[1].shape == (10, 10, 3)
+    with pytest.raises(UserError, match=r"1\.png"):
+        store.read(1)
+    store = ImageStore(three, "skip", memory_bytes=0)
+    assert store.read(1)[0] == 2  # the next readable one stands in
+    assert store.bad_files == {three.paths[1]}
+    for path in three.paths:
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 3 images"):
+        store.read(0)

@@ -1,0 +1,142 @@
+"""Batches: the same whatever makes them and wherever the run begins; bad input stops with a clear message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.catalog import DataConfig, open_dataset
+from data.images import read_image
+from data.loader import PretrainLoader, ViewBatch
+from data.views import ViewMaker, ViewsConfig, sample_generator
+from runtime.errors import UserError
+
+VIEWS = ViewsConfig(large_size=32, small_count=1, small_size=16)
+
+
+def grid_size(side: int) -> tuple[int, int]:
+    return side // 4, side // 4
+
+
+def make(data: DataConfig, batch_size: int = 8, seed: int = 3, workers: int = 0, **others) -> PretrainLoader:
+    return PretrainLoader(data, VIEWS, grid_size, batch_size, seed, workers, **others)
+
+
+def assert_same(a: list[ViewBatch], b: list[ViewBatch]) -> None:
+    assert [(batch.step, batch.epoch) for batch in a] == [(batch.step, batch.epoch) for batch in b]
+    for one, other in zip(a, b, strict=True):
+        assert torch.equal(one.labels, other.labels)
+        for x, y in zip(one.images + one.locations, other.images + other.locations, strict=True):
+            assert torch.equal(x, y)
+
+
+def test_shapes_and_epochs(small_scenes: DataConfig) -> None:
+    loader = make(small_scenes)
+    assert loader.steps_per_epoch == 7  # 60 // 8: the incomplete batch is left out
+    batches = list(loader.batches(0, 16))
+    assert [batch.step for batch in batches] == list(range(16))
+    assert [batch.epoch for batch in batches] == [0] * 7 + [1] * 7 + [2] * 2
+    batch = batches[0]
+    assert [tuple(image.shape) for image in batch.images] == [(8, 3, 32, 32)] * 2 + [(8, 3, 16, 16)]
+    assert [tuple(location.shape) for location in batch.locations] == [(8, 8, 8, 2)] * 2 + [(8, 4, 4, 2)]
+    assert all(tensor.dtype == torch.float32 for tensor in batch.images + batch.locations)
+    assert batch.labels.dtype == torch.int64
+    assert not torch.equal(batches[0].images[0], batches[7].images[0])  # another epoch, other views
+
+
+def test_an_epoch_shows_every_image_once(image_folder: Path) -> None:
+    loader = make(DataConfig(name="imagefolder", root=str(image_folder)), batch_size=6)
+    labels = torch.cat([batch.labels for batch in loader.batches(0, loader.steps_per_epoch)])
+    assert torch.bincount(labels).tolist() == [12, 12, 12, 12]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_batches(small_scenes: DataConfig, workers: int) -> None:
+    assert_same(list(make(small_scenes).batches(5, 12)), list(make(small_scenes, workers=workers).batches(5, 12)))
+
+
+def test_a_run_that_begins_later_gets_the_same_batches(small_scenes: DataConfig) -> None:
+    whole = list(make(small_scenes).batches(0, 15))
+    assert_same(list(make(small_scenes).batches(9, 15)), whole[9:])
+
+
+def test_any_batch_split_gives_the_same_samples(small_scenes: DataConfig) -> None:
+    by_ten = list(make(small_scenes, batch_size=10).batches(0, 12))
+    by_thirty = list(make(small_scenes, batch_size=30).batches(0, 4))
+    for view in range(3):
+        together = [torch.cat([batch.images[view] for batch in batches]) for batches in (by_ten, by_thirty)]
+        assert torch.equal(*together)
+
+
+def test_seeds_differ(small_scenes: DataConfig) -> None:
+    one, other = (next(make(small_scenes, seed=seed).batches(0, 1)) for seed in (0, 1))
+    assert not torch.equal(one.images[0], other.images[0])
+
+
+def test_batches_hold_what_the_view_maker_makes(small_scenes: DataConfig) -> None:
+    """Each row of a batch is the single-image view of the sample with the same random stream."""
+    batch = next(make(small_scenes, batch_size=60).batches(0, 1))
+    images = open_dataset(small_scenes).images("train")
+    maker = ViewMaker(VIEWS, grid_size)
+    for number in (0, 17, 59):
+        views, locations = maker(read_image(images.paths[number]), sample_generator(3, 0, number))
+        rows = [row for row in range(60) if torch.allclose(batch.images[0][row], views[0], atol=1e-6)]
+        assert len(rows) == 1
+        assert batch.labels[rows[0]] == images.labels[number]
+        for view in range(3):
+            assert torch.allclose(batch.images[view][rows[0]], views[view], atol=1e-6)
+            assert torch.equal(batch.locations[view][rows[0]], locations[view])
+
+
+def test_nothing_to_do_is_no_batches(small_scenes: DataConfig) -> None:
+    assert list(make(small_scenes, workers=2).batches(4, 4)) == []
+
+
+def test_a_batch_larger_than_the_dataset_is_refused(small_scenes: DataConfig) -> None:
+    with pytest.raises(UserError, match=r"60 training images.*at most 60"):
+        make(small_scenes, batch_size=61)
+    with pytest.raises(UserError, match="batch size = 1"):
+        make(small_scenes, batch_size=1)
+
+
+def spoil_one(data: DataConfig) -> Path:
+    victim = sorted(Path(data.root).glob("train/4/*.png"))[0]
+    victim.write_bytes(b"not an image")
+    return victim
+
+
+def test_an_unreadable_image_stops_before_training(folder_of_60: DataConfig) -> None:
+    victim = spoil_one(folder_of_60)
+    with pytest.raises(UserError, match=victim.name):
+        make(folder_of_60)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_a_large_dataset_it_stops_when_it_comes(folder_of_60: DataConfig, workers: int) -> None:
+    victim = spoil_one(folder_of_60)
+    loader = make(folder_of_60, workers=workers, memory_bytes=0)
+    with pytest.raises(UserError, match=victim.name) as caught:
+        list(loader.batches(0, 2 * loader.steps_per_epoch))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_skipped_images_are_counted(folder_of_60: DataConfig) -> None:
+    spoil_one(folder_of_60)
+    folder_of_60.on_bad_image = "skip"
+    loader = make(folder_of_60, batch_size=59)
+    assert loader.skipped == 1
+    assert len(next(loader.batches(0, 1)).labels) == 59
+    with pytest.raises(UserError, match="59 training images"):
+        make(folder_of_60, batch_size=60)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_images_of_a_large_dataset_are_counted(folder_of_60: DataConfig, workers: int) -> None:
+    spoil_one(folder_of_60)
+    folder_of_60.on_bad_image = "skip"
+    loader = make(folder_of_60, batch_size=10, workers=workers, memory_bytes=0)
+    assert loader.skipped == 0
+    assert len(list(loader.batches(0, 6))) == 6
+    assert loader.skipped == 1
