@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,12 @@ def read_image(path: Path) -> Pixels:
                 return simplejpeg.decode_jpeg(content, colorspace="RGB")
         except ValueError:
             pass  # odd or damaged: PIL decides, so that what is readable does not depend on simplejpeg
-    return _read_with_pil(path)
+    return _read_with_pil(path, content)
 
 
-def _read_with_pil(path: Path) -> Pixels:
+def _read_with_pil(path: Path, content: bytes) -> Pixels:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(

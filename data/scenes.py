@@ -15,6 +15,7 @@ recognise. The digits' writers are not known, so train and val may share writers
 
 from __future__ import annotations
 
+import argparse
 import csv
 import fcntl
 import hashlib
@@ -189,7 +190,9 @@ def _write_scene(folder: Path, split: str, name: str, scene: Scene) -> bytes:
 
 
 def main(argv: Sequence[str]) -> int:
-    config = configs.load(ScenesConfig, None, argv)
+    parser = argparse.ArgumentParser(prog="python -m data.scenes", description="Make the embedded dataset.")
+    parser.add_argument("overrides", nargs="*", help="key=value, as train=500")
+    config = configs.load(ScenesConfig, None, parser.parse_args(argv).overrides)
     folder = prepare(config)
     print(f"scenes: {config.train} train and {config.val} val images in {folder}")
     return 0

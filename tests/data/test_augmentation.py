@@ -177,7 +177,7 @@ def test_same_distribution_as_the_published_recipe(published, photos: list[np.nd
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_another_distribution_is_told_apart(published, photos: list[np.ndarray], wrong: dict, odd: bool) -> None:
-    assert smallest_p(our_statistics(photos, replace(CONFIG, **wrong), odd, VIEWS), published[odd]) < 0.001
+    assert smallest_p(our_statistics(photos, replace(CONFIG, **wrong), odd, VIEWS // 2), published[odd]) < 0.001
 
 
 def one_gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -206,4 +206,4 @@ def test_another_rendering_is_told_apart(
     published, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, replaced: str, by: object, odd: bool
 ) -> None:
     monkeypatch.setattr(replaced, by)
-    assert smallest_p(our_statistics(photos, CONFIG, odd, VIEWS), published[odd]) < 0.001
+    assert smallest_p(our_statistics(photos, CONFIG, odd, VIEWS // 2), published[odd]) < 0.001
