@@ -35,7 +35,7 @@ class LoadReport:
     def __str__(self) -> str:
         prefix = f", prefix {self.prefix!r} taken off" if self.prefix else ""
         renamed = ", published ConvNeXt names" if self.renamed else ""
-        parts = sorted({key.partition(".")[0] for key in self.ignored})
+        parts = sorted({key.removeprefix("module.").partition(".")[0] for key in self.ignored})
         ignored = f"; left out {len(self.ignored)} tensors of {', '.join(parts)}" if parts else ""
         return f"{self.path}: all {self.tensors} tensors ({self.values:,} values) matched{prefix}{renamed}{ignored}"
 

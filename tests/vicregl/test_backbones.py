@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from runtime.errors import UserError
+from vicregl.backbones import BackboneConfig, create_backbone
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (BackboneConfig("resnet51"), "near it: .*resnet50"),
+        (BackboneConfig("resnet50.a1_in1k"), "without the tag of its weights.*resnet50"),
+        (BackboneConfig("resnet18", {"no_such": 1}), "cannot be made with args.*no_such"),
+        (BackboneConfig("resnet18", {"num_classes": 10}), "num_classes"),
+        (BackboneConfig("vit_tiny_patch16_224"), r"has no map.*\(1, 197, 192\).*resnet50"),
+    ],
+)
+def test_what_cannot_be_a_backbone(config, expected) -> None:
+    with pytest.raises(UserError, match=expected):
+        create_backbone(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "stages"),
+    [
+        ("scenes_resnet", {}, [32, 128]),
+        ("resnet18", {"channels": [8, 8, 8, 16]}, [8, 8, 8, 16]),
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 12]}, [8, 8, 8, 12]),
+        ("mobilenetv3_small_050", {}, [8, 16, 24, 288]),
+        ("regnetx_002", {}, [24, 56, 152, 368]),
+    ],
+)
+@torch.no_grad()
+def test_any_network_with_a_map(name, args, stages) -> None:
+    backbone = create_backbone(BackboneConfig(name, args)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    feature_map, pooled = backbone(images)
+    assert backbone.stage_channels == stages
+    assert feature_map.shape == (2, backbone.channels, *backbone.grid_size(64))
+    torch.testing.assert_close(pooled, feature_map.mean(dim=(2, 3)))
+    found = backbone.stages(images)
+    assert [m.shape[1] for m in found] == stages
+    assert torch.equal(found[-1], feature_map)
+
+
+def test_the_scenes_network() -> None:
+    backbone = create_backbone(BackboneConfig("scenes_resnet"))
+    assert backbone.grid_size(32) == (8, 8)
+    assert backbone.channels == 128
+    assert [tuple(m.shape) for m in backbone.stages(torch.zeros(2, 3, 32, 32))] == [(2, 32, 16, 16), (2, 128, 8, 8)]
+
+
+def test_grid_size_leaves_the_network_as_it_was() -> None:
+    backbone = create_backbone(BackboneConfig("scenes_resnet"))
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    assert backbone.grid_size(30) == (8, 8)
+    assert backbone.grid_size(96) == (24, 24)
+    assert backbone.training
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())

@@ -1,0 +1,150 @@
+"""load_weights is strict: what does not fit, or cannot be read, is an error that says so."""
+
+import argparse
+
+import pytest
+import torch
+from published_weights import as_full_checkpoint
+from safetensors.torch import save_file
+
+from runtime.errors import UserError
+from vicregl.backbones import BackboneConfig, create_backbone, load_weights
+
+SMALL = BackboneConfig("scenes_resnet", {"width_factor": 0.25})
+
+
+@pytest.fixture
+def backbone():
+    return create_backbone(SMALL)
+
+
+@pytest.fixture
+def state():
+    return {key: value.clone() for key, value in create_backbone(SMALL).trunk.state_dict().items()}
+
+
+def saved(contents, path):
+    torch.save(contents, path)
+    return path
+
+
+def error_of(backbone, path) -> str:
+    before = {key: value.clone() for key, value in backbone.trunk.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_weights(backbone, path)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.trunk.state_dict().items())
+    return str(caught.value)
+
+
+def assert_loaded(backbone, state) -> None:
+    assert all(torch.equal(value, state[key]) for key, value in backbone.trunk.state_dict().items())
+
+
+def test_our_own_file(backbone, state, tmp_path) -> None:
+    save_file(state, tmp_path / "backbone.safetensors")
+    report = load_weights(backbone, tmp_path / "backbone.safetensors")
+    assert_loaded(backbone, state)
+    assert report.tensors == len(state)
+    assert report.values == sum(value.numel() for value in state.values())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "backbone.trunk."])
+@pytest.mark.parametrize("container", [None, "model", "state_dict", "backbone"])
+def test_every_layout(backbone, state, prefix, container, tmp_path) -> None:
+    contents = {prefix + key: value for key, value in state.items()}
+    path = saved(contents if container is None else {container: contents, "epoch": 1}, tmp_path / "file.pth")
+    assert load_weights(backbone, path).prefix == prefix
+    assert_loaded(backbone, state)
+
+
+class Trap:
+    """Its unpickling would make a file."""
+
+    def __init__(self, path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_objects_beside_the_weights_are_neither_needed_nor_run(backbone, state, tmp_path) -> None:
+    contents = as_full_checkpoint(state) | {
+        "args": argparse.Namespace(lr=0.1),
+        "filter": test_our_own_file,  # the published LARS state holds functions
+        "trap": Trap(tmp_path / "sprung"),
+    }
+    load_weights(backbone, saved(contents, tmp_path / "full.pth"))
+    assert_loaded(backbone, state)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_missing_and_unexpected_keys_are_listed(backbone, state, tmp_path) -> None:
+    state["head.fc.weight"] = state.pop("stem.conv.weight")
+    message = error_of(backbone, saved(state, tmp_path / "file.pth"))
+    assert "missing (1): stem.conv.weight" in message
+    assert "unexpected (1): head.fc.weight" in message
+
+
+def test_long_lists_are_cut(backbone, tmp_path) -> None:
+    message = error_of(backbone, saved({"a": torch.zeros(1)}, tmp_path / "file.pth"))
+    assert "0 of" in message
+    assert "more;" in message
+
+
+def test_another_width(backbone, tmp_path) -> None:
+    other = create_backbone(BackboneConfig("scenes_resnet", {"width_factor": 0.5}))
+    message = error_of(backbone, saved(other.trunk.state_dict(), tmp_path / "file.pth"))
+    assert "stem.conv.weight (16, 3, 3, 3) instead of (8, 3, 3, 3)" in message
+
+
+def test_values_that_are_not_finite(backbone, state, tmp_path) -> None:
+    state["stem.conv.weight"][0] = float("nan")
+    assert "not finite (1): stem.conv.weight" in error_of(backbone, saved(state, tmp_path / "file.pth"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_file_that_was_cut_off(backbone, state, suffix, share, tmp_path) -> None:
+    path = tmp_path / f"file{suffix}"
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    message = error_of(backbone, path)
+    assert "cannot be read" in message
+    assert path.name in message
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_is_no_checkpoint(backbone, suffix, tmp_path) -> None:
+    path = tmp_path / f"file{suffix}"
+    path.write_text("<html>404 not found</html>\n" * 20)
+    assert "cannot be read" in error_of(backbone, path)
+
+
+@pytest.mark.parametrize("contents", [{"epoch": 3}, [1, 2], {"model": {"lr": 0.1}}, {}, torch.zeros(2)])
+def test_a_checkpoint_without_a_state_dict(backbone, contents, tmp_path) -> None:
+    assert "no state dict" in error_of(backbone, saved(contents, tmp_path / "file.pth"))
+
+
+def test_a_missing_file_and_a_folder(backbone, tmp_path) -> None:
+    assert "does not exist" in error_of(backbone, tmp_path / "none.pth")
+    assert "does not exist" in error_of(backbone, tmp_path)
+
+
+def test_a_convnext_with_layer_scale_tells_the_way_out(tmp_path) -> None:
+    args = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
+    without = create_backbone(BackboneConfig("convnext_tiny", args | {"ls_init_value": None}))
+    path = saved(without.trunk.state_dict(), tmp_path / "file.pth")
+    message = error_of(create_backbone(BackboneConfig("convnext_tiny", args)), path)
+    assert "ls_init_value: null" in message
+
+
+def test_unknown_keys_of_a_published_convnext_do_not_vanish(tmp_path) -> None:
+    """timm's own filter drops some in silence."""
+    args = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "ls_init_value": None}
+    backbone = create_backbone(BackboneConfig("convnext_tiny", args))
+    path = saved(
+        {"downsample_layers.0.0.weight": torch.zeros(8, 3, 4, 4), "norms.0.weight": torch.zeros(8)}, tmp_path / "f.pth"
+    )
+    message = error_of(backbone, path)
+    assert "unexpected (1): norms.0.weight" in message
+    assert "stem.0.bias" in message
