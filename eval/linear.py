@@ -9,7 +9,6 @@ The score is the last epoch's, on val; the best figure over epochs and rates on 
 from __future__ import annotations
 
 import math
-import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor
 from data.catalog import open_dataset
 from data.images import ImageList
 from data.transforms import Transform, eval_transform, labelled_dataset, train_transform
+from eval.checkpoint import UNREADABLE, unreadable
 from eval.command import evaluate
 from eval.features import Batch, FrozenFeatures, ImageBatches, shuffled, stratified_split, subset
 from eval.linear_config import PROTOCOLS, STAGE, LinearConfig, identity
@@ -101,19 +101,8 @@ class LinearState:
             contents = torch.load(path, map_location=self.loss_sums.device, weights_only=True)
             self.heads.load_state_dict(contents.pop("heads"))
             self.optimizer.load_state_dict(contents.pop("optimizer"))
-        except (
-            pickle.UnpicklingError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            TypeError,
-        ) as error:
-            raise UserError(
-                f"{path} cannot be read: it is cut off or not a checkpoint of this evaluation "
-                f"({type(error).__name__}). Delete it to start this run over"
-            ) from error
+        except UNREADABLE as error:
+            raise unreadable(path, error) from error
         for name, value in contents.items():
             setattr(self, name, value)
 

@@ -33,7 +33,12 @@ def plain_config(
         "optim_wrapper": optimizer(config),
         "param_scheduler": schedule(config.optimizer, config.iterations),
         # Checkpoints are this project's own business (eval/segmentation.py): mmengine's are not atomic.
-        "default_hooks": {"checkpoint": None, "sampler_seed": None, "logger": {"type": "LoggerHook", "interval": 50}},
+        "default_hooks": {
+            "checkpoint": None,
+            "sampler_seed": None,
+            "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
+        },
+        "log_processor": {"by_epoch": False},
         "env_cfg": {"cudnn_benchmark": False},
         "randomness": {"seed": config.seed},
         "device": str(device),
@@ -152,7 +157,7 @@ def schedule(settings: OptimizerConfig, iterations: int) -> list[dict[str, Any]]
     if settings.schedule == "poly":
         decay: dict[str, Any] = {"type": "PolyLR", "power": settings.power, **span}
     else:
-        decay = {"type": "CosineAnnealingLR", "T_max": iterations - begin, **span}
+        decay = {"type": "CosineAnnealingLR", "T_max": iterations - begin - 1, **span}
     if begin == 0:
         return [decay]
     return [{"type": "LinearLR", "start_factor": 1e-6, "begin": 0, "end": begin, "by_epoch": False}, decay]

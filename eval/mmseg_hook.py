@@ -72,8 +72,13 @@ class TrainingWatch(Hook):
         self.saved = time.monotonic()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """A frozen backbone is in the pretraining run already."""
+        """Tensors and plain values alone, so that the file loads with weights_only=True.
+
+        mmengine's log histories would need `getattr` to be allowed; they only smooth its own log. A frozen
+        backbone is in the pretraining run already.
+        """
         checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in self.trained_keys(runner)}
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """mmengine loads what it finds and ignores the rest, so the keys are compared here."""

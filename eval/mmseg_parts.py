@@ -6,7 +6,6 @@ Importing this module registers them; a config names them in `custom_imports`.
 from __future__ import annotations
 
 import logging
-import pickle
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.cnn import build_norm_layer
-from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
@@ -26,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from data.views import sample_generator
+from eval.checkpoint import UNREADABLE, unreadable
 from eval.parent import load_parent_backbone, open_parent
-from runtime.errors import UserError
 
 _ORDER, _AUGMENTATION = 18, 19  # purposes of random streams
 
@@ -157,37 +156,26 @@ class ClassIoUMetric(IoUMetric):
 
 
 class QuietRunner(Runner):
-    """mmengine's Runner that logs to its file alone, computes on `cfg.device`, and resumes from what it wrote
-    without unpickling anything else."""
+    """mmengine's Runner that logs to its file alone, and computes on `cfg.device`."""
 
     def build_logger(self, *arguments: Any, **rest: Any) -> MMLogger:
         logger = super().build_logger(*arguments, **rest)
         logger.handlers = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
         return logger
 
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        """Nothing: run.yaml tells where and with what the run was made, and collecting it again takes seconds."""
+
+    def dump_config(self) -> None:
+        """Nothing: the config came from the file in the run's directory."""
+
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         # mmengine moves the model to the first GPU, whatever was asked for.
         return super().wrap_model(model_wrapper_cfg, model).to(self.cfg.device)
 
     def load_or_resume(self) -> None:
-        """UserError where the checkpoint is cut off or holds anything but a training state."""
+        """UserError where the checkpoint is cut off or holds anything but tensors and plain values."""
         try:
-            with torch.serialization.safe_globals(CHECKPOINT_CLASSES):
-                super().load_or_resume()
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{self._load_from} cannot be read: it is cut off or not a checkpoint of this evaluation "
-                f"({type(error).__name__}). Delete it to start this run over"
-            ) from error
-
-
-# What mmengine's checkpoints hold beside tensors and plain values: its log histories, and numpy values in them.
-CHECKPOINT_CLASSES: list[Any] = [
-    HistoryBuffer,
-    np.ndarray,
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Int64DType,
-    np.float64(0).__reduce__()[0],  # how numpy rebuilds a scalar, wherever this version keeps that function
-    np.zeros(0).__reduce__()[0],  # and an array
-]
+            super().load_or_resume()
+        except UNREADABLE as error:
+            raise unreadable(self._load_from, error) from error

@@ -86,9 +86,9 @@ class SegmentationConfig:
         require(0 < self.cat_max_ratio <= 1, "cat_max_ratio", self.cat_max_ratio, "above 0, to 1")
         require(self.slide_stride >= 1, "slide_stride", self.slide_stride, "1 pixel or more")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more: BatchNorm needs them")
-        require(self.iterations >= 1, "iterations", self.iterations, "1 or more")
-        warmup, below = self.optimizer.warmup_iterations, f"fewer than iterations ({self.iterations})"
-        require(warmup < self.iterations, "optimizer.warmup_iterations", warmup, below)
+        require(self.iterations >= 2, "iterations", self.iterations, "2 or more")
+        warmup, most = self.optimizer.warmup_iterations, self.iterations - 2
+        require(warmup <= most, "optimizer.warmup_iterations", warmup, f"0 to {most}, fewer than iterations")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
 
     @property

@@ -1,0 +1,83 @@
+"""Finished pretraining runs with random weights, small datasets, and evaluations run in this process."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from runtime.errors import run_command
+from runtime.rundir import Identity, Run, open_run
+from vicregl.backbones import BackboneConfig, create_backbone
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_parent(tmp_path) -> Callable[..., Path]:
+    """make_parent(name=, seed=) -> the directory of a finished pretraining run; its BN statistics are not trivial."""
+
+    def make(name: str = "scenes_resnet", seed: int = 0) -> Path:
+        torch.manual_seed(seed)
+        backbone = create_backbone(BackboneConfig(name))
+        for module in backbone.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+                torch.nn.init.uniform_(module.running_var, 0.05, 0.2)
+        config = {"model": {"backbone": {"name": name, "args": {}}}, "seed": seed}
+        with open_run(tmp_path / "runs", Identity("pretrain", name, 1, config), {}) as run:
+            tensors = {key: value.contiguous() for key, value in backbone.trunk.state_dict().items()}
+            save_file(tensors, run.path / "backbone.safetensors")
+            run.write_result({"steps": 0})
+        return run.path
+
+    return make
+
+
+@pytest.fixture
+def parent(make_parent) -> Path:
+    return make_parent()
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes(tmp_path_factory) -> Path:
+    """$VICREGL_DATA for tests that read scenes."""
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture
+def scenes(tiny_scenes, monkeypatch) -> list[str]:
+    """Overrides for 60 training and 20 validation scenes."""
+    monkeypatch.setenv("VICREGL_DATA", str(tiny_scenes))
+    return ["data.name=scenes", "data.scenes.train=60", "data.scenes.val=20"]
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, Run | None]]:
+    """evaluate(main, parent, config, *overrides) -> (exit code, stderr, its run), as at the command line.
+
+    `evaluate.output` are the printed lines of the latest.
+    """
+
+    def run(main, parent: Path | str, config: str, *overrides: str) -> tuple[int, str, Run | None]:
+        runs = tmp_path / "runs"
+        arguments = [str(parent), "--config", config, f"machine.runs={runs}", *overrides]
+        monkeypatch.setattr(sys, "argv", ["eval", *arguments])
+        before = set(runs.glob("[ls]*/*"))
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+        output = capsys.readouterr()
+        run.output = output.out.splitlines()
+        after = set(runs.glob("[ls]*/*"))
+        made = max(after - before or after, key=lambda path: path.stat().st_mtime, default=None)
+        return ended.value.code or 0, output.err, None if made is None else Run(made)
+
+    return run
