@@ -136,19 +136,20 @@ def _counts(states: dict[Node, str]) -> dict[str, int]:
 
 
 def print_plan(graph: Graph, states: dict[Node, str], left: TimeLeft | None, workers: int) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     estimator = Estimator.from_finished([node for node in graph.nodes if states[node] == "done"])
     rows = [(node, _seconds(estimator.seconds(node))) for node in graph.nodes]
     console.print(_table(graph, states, rows, "expected"))
     to_start = [node for node in graph.nodes if states[node] not in ("done", "running")]
     threads = max(1, available_cores() // workers)
     time = "of unknown length: nothing was measured yet" if left is None else _left(left)
-    runs = f"{len(to_start)} runs, {workers} at a time with {threads} threads each, {time}"
+    each = f"{threads} {'thread' if threads == 1 else 'threads'} each"
+    runs = f"{len(to_start)} runs, {workers} at a time with {each}, {time}"
     console.print(f"`run` would start {runs}" if to_start else "`run` would start nothing")
 
 
 def print_status(graph: Graph, states: dict[Node, str], left: TimeLeft | None) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     rows = [(node, _note(node, states[node])) for node in graph.nodes]
     console.print(_table(graph, states, rows, "progress"))
     if left is not None and left.seconds:

@@ -30,11 +30,12 @@ class Child:
     log_start: int  # bytes that former attempts left in the log
     started: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
-    first_done: int | None = None  # progress when it was first seen: a resumed run does not begin at 0
+    first_done: int | None = None  # where it began: 0, or what a resumed run said first
 
     @classmethod
     def start(cls, node: Node, threads: int, machine: Iterable[str] = ()) -> Child:
         argv = node.argv([*machine, f"machine.threads={threads}"])
+        first_done = 0 if node.run.state() == "new" else None
         log = node.run.path / LOG
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
@@ -51,7 +52,7 @@ class Child:
                 start_new_session=True,
                 preexec_fn=_dies_with_parent(),
             )
-        return cls(node, process, log, log_start)
+        return cls(node, process, log, log_start, first_done=first_done)
 
     @property
     def seconds(self) -> float:

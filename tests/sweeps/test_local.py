@@ -144,9 +144,9 @@ def start_sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`python -m sweeps run study.yaml` with the fake stages, as a process of its own."""
     code = (
         f"import sys; sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / 'tests' / 'sweeps')!r}]\n"
-        "import conftest; from sweeps import stages, __main__\n"
+        "import fake_study; from sweeps import stages, __main__\n"
         "from runtime.errors import run_command\n"
-        "stages.STAGES.clear(); stages.STAGES.update(conftest.fake_registry()); run_command(__main__.main)"
+        "stages.STAGES.clear(); stages.STAGES.update(fake_study.fake_registry()); run_command(__main__.main)"
     )
     argv = [sys.executable, "-c", code, "run", "study.yaml", *arguments]
     return subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

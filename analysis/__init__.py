@@ -1,0 +1,12 @@
+"""Stage 3: run directories -> one table of results -> tables, figures, a report.
+
+    from analysis import load_results
+    frame = load_results("sweeps/studies/quickstart.yaml")   # a pandas DataFrame; works at any time
+
+Read first: results.py (the table that everything else is a function of), summary.py (its rows over seeds).
+"""
+
+import runtime  # noqa: F401  (prepares torchvision where the machine needs it)
+from analysis.results import load_results
+
+__all__ = ["load_results"]

@@ -1,0 +1,139 @@
+"""What the numbers say, computed: does pretraining beat the control, and what happens as the varied field falls?
+
+Every statement that rests on one seed says so; with more, a direction is stated where the 95 % interval
+of the difference (paired by seed) excludes 0, and as undecided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from analysis.labels import is_percent, number, score_name, value_text
+from analysis.statistics import Estimate
+from analysis.summary import Row, Summary
+
+ONE_SEED = "one seed cannot support it"
+
+
+def findings(summary: Summary) -> list[str]:
+    """For each curve: against the control, then each axis as the varied field falls, then the trade-off itself."""
+    report = summary.study.report
+    scores = list(dict.fromkeys([report.x, report.y]))
+    lines: list[str] = []
+    for group, rows in summary.groups():
+        keys = summary.study.row_keys[1:]
+        prefix = ", ".join(f"{key} = {value_text(value)}" for key, value in zip(keys, group, strict=True))
+        controls = summary.controls_of(group)
+        found = [against_control(summary, rows, control, score) for control in controls for score in scores]
+        found += [course(summary, rows, score) for score in scores]
+        found.append(tradeoff(summary, rows))
+        lines += [f"{prefix}: {line}" if prefix else line for line in found if line]
+    return lines or ["No finding: no run has a score yet."]
+
+
+def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: str) -> str:
+    """Whether each setting scores above the control."""
+    name, vary = score_name(score), summary.study.report.vary
+    known = {row.varied: d for row in rows if (d := summary.difference(row, control, score)) is not None}
+    if not known:
+        return ""
+    below = [value for value, d in known.items() if d.mean <= 0]
+    unsure = [value for value, d in known.items() if d.mean > 0 and d.sign == 0 and d.half is not None]
+    low, high = (number(f(d.mean for d in known.values()), is_percent(score), signed=True) for f in (min, max))
+    spread = f"{low} to {high}" if low != high else low
+    if below:
+        where = f"{vary} = {_values(below)}"
+        return (
+            f"**{name}: pretraining does not beat {control.control!r} at {where}** (differences over all settings: "
+            f"{spread}). Look for the mistake before reading on.{_reservation(known.values())}"
+        )
+    text = f"{name}: pretraining beats {control.control!r} at every {vary} that was scored, by {spread}"
+    if unsure:
+        text += f", but the 95 % interval of the difference includes 0 at {vary} = {_values(unsure)}"
+    elif all(d.half is not None for d in known.values()):
+        text += ", and every 95 % interval of the difference excludes 0"
+    return f"{text}.{_reservation(known.values())}"
+
+
+def course(summary: Summary, rows: Sequence[Row], score: str) -> str:
+    """Where a score goes as the varied field falls: to its extremes in order, and whether each leg is supported."""
+    vary = summary.study.report.vary
+    scored = {row.varied: row for row in reversed(rows) if row.scores[score].by_seed}
+    if not all(isinstance(value, int | float) for value in scored):
+        return ""  # names have no order to fall in
+    means = {value: found.mean for value, row in scored.items() if (found := row.scores[score].estimate)}
+    if len(scored) < 2:
+        return ""
+    values = list(means)  # falling
+    extremes = {values[0], values[-1], max(values, key=means.__getitem__), min(values, key=means.__getitem__)}
+    turns = [value for value in values if value in extremes]
+    legs, differences = [], []
+    for start, end in pairwise(turns):
+        found = summary.difference(scored[end], scored[start], score)
+        if found is None:
+            continue
+        differences.append(found)
+        way = "rises" if found.mean > 0 else "falls" if found.mean < 0 else "stays the same"
+        size = _size(found, score)
+        legs.append(f"{way} from {value_text(start)} to {value_text(end)} ({size}{_verdict(found)})")
+    return f"{score_name(score)}, as {vary} falls, {', then '.join(legs)}.{_reservation(differences)}"
+
+
+def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
+    """Which settings give up the first score for the second, against the baseline."""
+    report = summary.study.report
+    kinds: dict[str, list[object]] = {}
+    differences = []
+    for row in rows:
+        base = summary.baseline(row)
+        found = [summary.difference(row, base, score) for score in (report.x, report.y)]
+        x, y = found
+        if row is base or x is None or y is None:
+            continue
+        differences += [x, y]
+        kinds.setdefault(_kind(_direction(x), _direction(y)), []).append(row.varied)
+    if not kinds:
+        return ""
+    x_name, y_name = score_name(report.x), score_name(report.y)
+    texts = {  # in the order in which they are told
+        "trade": f"{y_name} gains and {x_name} loses at",
+        "other way": f"{x_name} gains and {y_name} loses at",
+        "both up": "both gain at",
+        "both down": "both lose at",
+        "undecided": "one or both undecided at",
+    }
+    parts = [f"{text} {_values(kinds[kind])}" for kind, text in texts.items() if kind in kinds]
+    if "trade" not in kinds:
+        parts.insert(0, f"no setting gains {y_name} at the cost of {x_name}")
+    where = f"Against {report.vary} = {value_text(report.baseline)}"
+    return f"{where}: {'; '.join(parts)}.{_reservation(differences)}"
+
+
+def _direction(found: Estimate) -> int:
+    """1 up, -1 down, 0 undecided: by the interval, and by the bare sign where there is none."""
+    return found.sign if found.half is not None else (found.mean > 0) - (found.mean < 0)
+
+
+def _kind(x: int, y: int) -> str:
+    if 0 in (x, y):
+        return "undecided"
+    return {(-1, 1): "trade", (1, -1): "other way", (1, 1): "both up", (-1, -1): "both down"}[x, y]
+
+
+def _size(found: Estimate, score: str) -> str:
+    text = number(found.mean, is_percent(score), signed=True)
+    return text if found.half is None else f"{text} ± {number(found.half, is_percent(score))}"
+
+
+def _verdict(found: Estimate) -> str:
+    return "" if found.half is None or found.sign else ", undecided: the interval includes 0"
+
+
+def _values(values: Sequence[object]) -> str:
+    return ", ".join(value_text(value) for value in values)
+
+
+def _reservation(estimates: Iterable[Estimate]) -> str:
+    """What a figure without repetitions must not be read without."""
+    return "" if all(found.half is not None for found in estimates) else f" {ONE_SEED.capitalize()}."

@@ -1,0 +1,61 @@
+"""How keys, values and scores are written for a reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runtime.provenance import PROJECT
+
+# A score's last part -> (its name, its unit).
+SCORES = {
+    "top1": ("top-1", "%"),
+    "top5": ("top-5", "%"),
+    "best_on_val_top1": ("best top-1 on val", "%"),
+    "probe_top1": ("online probe top-1", "%"),
+    "miou": ("mIoU", "%"),
+    "macc": ("mean accuracy", "%"),
+    "aacc": ("pixel accuracy", "%"),
+}
+SYMBOLS = {"loss.alpha": "α"}
+MINUS = "−"
+
+
+def score_name(score: str) -> str:
+    """linear.top1 -> "linear top-1"."""
+    source, _, name = score.partition(".")
+    return f"{source} {SCORES.get(name, (name, ''))[0]}"
+
+
+def score_label(score: str) -> str:
+    """linear.top1 -> "linear top-1 (%)"."""
+    unit = SCORES.get(score.rpartition(".")[2], ("", ""))[1]
+    return score_name(score) + (f" ({unit})" if unit else "")
+
+
+def is_percent(score: str) -> bool:
+    return SCORES.get(score.rpartition(".")[2], ("", ""))[1] == "%"
+
+
+def symbol(key: str) -> str:
+    """loss.alpha -> "α", another key -> its last part."""
+    return SYMBOLS.get(key, key.rpartition(".")[2])
+
+
+def value_text(value: Any) -> str:
+    """1.0 -> "1", so that a table does not pretend to digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def number(value: float, percent: bool, signed: bool = False) -> str:
+    """One decimal for percent; three significant digits for the rest."""
+    text = f"{abs(value):.1f}" if percent else f"{abs(value):#.3g}".rstrip(".")
+    if value < 0 and text.strip("0.") != "":
+        return MINUS + text
+    return f"+{text}" if signed else text
+
+
+def project_path(path: str) -> str:
+    """From the project's folder where it lies there, else its name: no folder of one person's machine in a report."""
+    full = Path(path).resolve()
+    return str(full.relative_to(PROJECT)) if full.is_relative_to(PROJECT) else full.name

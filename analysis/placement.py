@@ -1,0 +1,108 @@
+"""Where to write a point's label so that it covers no point, line, error bar or other label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+Point = tuple[float, float]
+DISTANCES = (5.0, 8.0, 12.0, 17.0, 23.0)  # points (1/72 inch) from the point to the label's nearest edge
+DIRECTIONS = 16
+MARKER_RADIUS = 4.0  # points
+
+
+def place_labels(
+    figure: Figure,
+    axes: Axes,
+    labels: Sequence[tuple[float, float, str, str]],
+    segments: Sequence[tuple[Point, Point]],
+) -> list[Bbox]:
+    """Write (x, y, text, colour) labels beside their points; segments are lines to keep clear of, in data units.
+
+    Greedy, one label after the other: of 16 directions and a few distances the one that covers least, the
+    nearest among equals. A label that had to go far gets a thin line to its point. Returns the boxes (pixels).
+    """
+    figure.canvas.draw()  # the layout is settled by drawing; only then does a data point have its pixel
+    pixels = figure.dpi / 72
+    to_pixels = axes.transData.transform
+    points = to_pixels([(x, y) for x, y, _, _ in labels])
+    lines = [tuple(to_pixels(segment)) for segment in segments]
+    frame = axes.get_window_extent()
+    markers = [Bbox.from_extents(*(p - MARKER_RADIUS * pixels), *(p + MARKER_RADIUS * pixels)) for p in points]
+    legend = axes.get_legend()
+    if legend is not None:
+        markers.append(legend.get_window_extent())
+    boxes: list[Bbox] = []
+    for point, (_, _, text, color) in zip(points, labels, strict=True):
+        width, height = _size(figure, axes, text)
+        candidates = [
+            (distance, _beside(point, width, height, 2 * math.pi * step / DIRECTIONS, distance * pixels))
+            for distance in DISTANCES
+            for step in range(DIRECTIONS)
+        ]
+        distance, box = min(candidates, key=lambda c: _cost(c[1], [*markers, *boxes], lines, frame) + c[0] / 100)
+        boxes.append(box)
+        _write(axes, point, box, text, color, distance > DISTANCES[2])
+    return boxes
+
+
+def _size(figure: Figure, axes: Axes, text: str) -> tuple[float, float]:
+    trial = axes.text(0, 0, text, fontsize=_font_size())
+    extent = trial.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    trial.remove()
+    return extent.width, extent.height
+
+
+def _font_size() -> float:
+    return float(mpl.rcParams["xtick.labelsize"])
+
+
+def _beside(point: np.ndarray, width: float, height: float, angle: float, distance: float) -> Bbox:
+    """The label's box whose nearest edge is `distance` from the point in that direction."""
+    centre = point + np.array([math.cos(angle), math.sin(angle)]) * distance
+    centre = centre + np.array([math.cos(angle) * width / 2, math.sin(angle) * height / 2])
+    return Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)
+
+
+def _cost(box: Bbox, others: Sequence[Bbox], lines: Sequence[tuple[np.ndarray, np.ndarray]], frame: Bbox) -> float:
+    """0 for a free place; what is covered counts by how bad it looks: a label or marker, a line, the frame's edge."""
+    cost = 10.0 * sum(box.overlaps(other) for other in others)
+    cost += 3.0 * sum(_crosses(box, *line) for line in lines)
+    inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    return cost + (0.0 if inside else 8.0)
+
+
+def _crosses(box: Bbox, start: np.ndarray, end: np.ndarray) -> bool:
+    """Whether a segment touches the box: clipped to the box (Liang and Barsky), something is left of it."""
+    first, last = 0.0, 1.0
+    for axis, (low, high) in enumerate(((box.x0, box.x1), (box.y0, box.y1))):
+        step = end[axis] - start[axis]
+        if step == 0:
+            if not low <= start[axis] <= high:
+                return False
+            continue
+        a, b = sorted(((low - start[axis]) / step, (high - start[axis]) / step))
+        first, last = max(first, a), min(last, b)
+    return first <= last
+
+
+def _write(axes: Axes, point: np.ndarray, box: Bbox, text: str, color: str, with_line: bool) -> None:
+    centre = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+    to_data = axes.transData.inverted().transform
+    arrow = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 3} if with_line else None
+    axes.annotate(
+        text,
+        xy=tuple(to_data(point)),
+        xytext=tuple(to_data(centre)),
+        ha="center",
+        va="center",
+        fontsize=_font_size(),
+        color=color,
+        arrowprops=arrow,
+    )

@@ -1,0 +1,113 @@
+"""A study's runs as one pandas table. Nothing else in analysis/ looks at run directories.
+
+One row a (pretraining, evaluation) pair, its columns:
+
+    study, control       the study's name; the control's name, empty for the grid
+    grid.<key>           the value of each grid key (empty where a control does not take it from the grid)
+    pretrain.run, .hash, .state, pretrain.<config key>, pretrain.result.<score>, pretrain.provenance.<what>
+    eval.name, .stage, .run, .hash, .state, eval.<config key>, score.<score>, eval.provenance.<what>
+
+What is not there (a run that is missing, running or failed, a score it did not write) is NaN or None, never a zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.labels import project_path
+from runtime import config as configs
+from runtime.errors import UserError
+from sweeps.graph import Graph, Node, Point, as_text, build
+from sweeps.study import PRETRAIN, Study, load_study
+
+# A result.json that holds no mapping: neither done nor absent.
+DAMAGED = "damaged"
+# Of a run's provenance: what says nothing about the result, or only about one person's machine.
+_LEFT_OUT = ("host", "job", "argv")
+
+
+def load_results(study: str | Path | Study, machine: Sequence[str] = ()) -> pd.DataFrame:
+    """The table of a study (a file, or one already read); `machine` as in `python -m sweeps`, for machine.runs=...
+
+    Raises UserError for a study that cannot be read. Runs in whatever state are rows.
+    """
+    read = study if isinstance(study, Study) else load_study(study)
+    return results_of(build(read, machine))
+
+
+def results_of(graph: Graph) -> pd.DataFrame:
+    """The table of a graph."""
+    states = graph.states()
+    described: dict[Node, dict[str, Any]] = {node: _describe(node, states[node]) for node in graph.nodes}
+    rows = [row for point in graph.points for row in _rows(graph.study, point, described)]
+    return pd.DataFrame(rows)
+
+
+def _rows(study: Study, point: Point, described: dict[Node, dict[str, Any]]) -> list[dict[str, Any]]:
+    start = {"study": study.name, "control": point.control}
+    start |= {f"grid.{key}": as_text(value) for key, value in point.varied.items()}
+    start |= {f"pretrain.{key}": value for key, value in described[point.pretrain].items()}
+    if not point.evals:
+        return [start | {"eval.name": None}]
+    return [start | {"eval.name": name} | _eval_columns(described[node]) for name, node in point.evals.items()]
+
+
+def _eval_columns(described: dict[str, Any]) -> dict[str, Any]:
+    def name(key: str) -> str:
+        return f"score.{key.removeprefix('result.')}" if key.startswith("result.") else f"eval.{key}"
+
+    return {name(key): value for key, value in described.items()}
+
+
+def _describe(node: Node, state: str) -> dict[str, Any]:
+    """What is known of one run, in dotted keys."""
+    result = node.run.result() if state == "done" else {}
+    if not isinstance(result, dict):
+        state, result = DAMAGED, {}
+    columns = {"stage": node.stage.name, "run": f"{node.stage.name}/{node.run.name}", "hash": node.identity.hash}
+    columns |= {"state": state, "config_file": project_path(node.config_file)}
+    columns |= {key: as_text(value) for key, value in configs.flatten(node.identity.config).items()}
+    columns |= {f"result.{key}": _finite(value) for key, value in configs.flatten(result).items()}
+    return columns | {f"provenance.{key}": value for key, value in _provenance(node).items()}
+
+
+def _finite(value: Any) -> Any:
+    """A number as it is, NaN for one that is not finite; lists as text."""
+    return math.nan if isinstance(value, float) and not math.isfinite(value) else as_text(value)
+
+
+def _provenance(node: Node) -> dict[str, Any]:
+    """Of the last attempt; `commits` are those of all attempts, because a resumed run is the work of each."""
+    try:
+        attempts = node.run.document().get("attempts") or []
+    except UserError:
+        return {}  # not begun, or a run.yaml that a crash of the machine cut off
+    if not attempts:
+        return {}
+    last = {key: value for key, value in attempts[-1].items() if key not in _LEFT_OUT}
+    commits = dict.fromkeys(_commit(attempt) for attempt in attempts)
+    return {k: as_text(v) for k, v in configs.flatten(last).items()} | {"commits": " ".join(commits)}
+
+
+def _commit(attempt: dict[str, Any]) -> str:
+    return f"{attempt.get('commit') or 'unknown'}{'+dirty' if attempt.get('dirty') else ''}"
+
+
+def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The rows of `frame` that a score such as linear.top1 is of, one a point, with the columns `value` and `state`.
+
+    `pretrain.<score>` is the pretraining's own.
+    """
+    source, _, name = score.partition(".")
+    if source == PRETRAIN:
+        keys = [c for c in frame.columns if c == "control" or c.startswith("grid.")]
+        rows, column, state = frame.drop_duplicates(keys), f"pretrain.result.{name}", "pretrain.state"
+    else:
+        rows, column, state = frame[frame["eval.name"] == source], f"score.{name}", "eval.state"
+    values = rows[column] if column in rows else pd.Series(math.nan, rows.index)
+    return rows.assign(value=pd.to_numeric(values, errors="coerce"), state=rows[state])

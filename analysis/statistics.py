@@ -1,0 +1,63 @@
+"""Means over seeds with their 95 % intervals (Student's t), differences paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n repetitions; `half` is half the width of its 95 % interval, None for a single one."""
+
+    mean: float
+    half: float | None
+    n: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the whole interval is above or below 0; else, and without an interval, 0."""
+        if self.half is None or abs(self.mean) <= self.half:
+            return 0
+        return 1 if self.mean > 0 else -1
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean and t-interval of independent repetitions; None for none."""
+    if not len(values):
+        return None
+    array = np.asarray(values, dtype=float)
+    n = len(array)
+    if n == 1:
+        return Estimate(float(array[0]), None, 1)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * array.std(ddof=1) / np.sqrt(n)
+    return Estimate(float(array.mean()), float(half), n)
+
+
+def difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Estimate | None:
+    """a - b of scores by seed: over the seeds that both have; Welch's interval where they share none.
+
+    The same seed is the same initialisation and the same order of images, so pairing takes their share
+    of the scatter out of the difference. n is the number of pairs (of the smaller side without pairs).
+    """
+    shared = [seed for seed in a if seed in b]
+    if shared:
+        return estimate([a[seed] - b[seed] for seed in shared])
+    if not a or not b:
+        return None
+    x, y = np.array(list(a.values())), np.array(list(b.values()))
+    mean, n = float(x.mean() - y.mean()), min(len(x), len(y))
+    if n < 2:
+        return Estimate(mean, None, n)
+    errors = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
+    total = sum(errors)
+    if total == 0:
+        return Estimate(mean, 0.0, n)
+    freedom = total**2 / (errors[0] ** 2 / (len(x) - 1) + errors[1] ** 2 / (len(y) - 1))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(total)
+    return Estimate(mean, float(half), n)

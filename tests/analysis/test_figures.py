@@ -1,0 +1,113 @@
+"""The figure: its size, its text, what its labels cover, and that the same results make the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+from PIL import Image
+
+from analysis.figures import STYLE, draw_tradeoff, write_tradeoff
+from analysis.placement import MARKER_RADIUS, place_labels
+from analysis.summary import Summary
+
+SummaryOf = Callable[..., Summary]
+ALPHAS = [0.0, 0.5, 0.75, 0.9, 1.0]
+
+
+def a_summary(summary_of: SummaryOf, seeds: int = 3, control: tuple[float, float] = (19.0, 10.0)) -> Summary:
+    random = np.random.default_rng(1)
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, 60 + 5 * a + random.normal(), 30 - 8 * a * a + random.normal())
+        for a in ALPHAS
+        for s in range(seeds)
+    ]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": s}, *control) for s in range(seeds)]
+    return summary_of({"loss.alpha": ALPHAS, "seed": list(range(seeds))}, rows)
+
+
+def test_print_size_and_real_text(summary_of: SummaryOf, tmp_path: Path) -> None:
+    png, pdf = write_tradeoff(a_summary(summary_of), tmp_path)
+    with Image.open(png) as image:
+        width, height = image.size
+        assert (width, height) == (680, 540)
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    content = pdf.read_bytes()
+    assert b"/Type0" in content  # TrueType, whole: text that can be searched and edited
+    assert b"/Type3" not in content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tradeoff.pdf", "tradeoff.png"]
+
+
+def test_the_same_results_make_the_same_bytes(summary_of: SummaryOf, tmp_path: Path) -> None:
+    before = [path.read_bytes() for path in write_tradeoff(a_summary(summary_of), tmp_path)]
+    assert [path.read_bytes() for path in write_tradeoff(a_summary(summary_of), tmp_path)] == before
+
+
+def texts(summary: Summary) -> list[str]:
+    with plt.style.context(STYLE):
+        figure = draw_tradeoff(summary)
+        found = [text.get_text() for text in figure.findobj(Annotation)]
+        found.append(figure.axes[0].get_title(loc="left"))
+        plt.close(figure)
+    return [text for text in found if text]
+
+
+def test_every_point_is_labelled_and_joined_in_order(summary_of: SummaryOf) -> None:
+    summary = a_summary(summary_of)
+    assert {"α = 0", "α = 0.5", "α = 0.75", "α = 0.9", "α = 1"} <= set(texts(summary))
+    with plt.style.context(STYLE):
+        figure = draw_tradeoff(summary)
+        line = figure.axes[0].lines[0]
+        rows = sorted(summary.settings, key=lambda row: row.varied)
+        expected = [np.mean(list(row.scores["linear.top1"].by_seed.values())) for row in rows]
+        assert list(line.get_xdata()) == pytest.approx(expected)  # type: ignore[arg-type]
+        plt.close(figure)
+
+
+def test_a_control_far_away_is_told_and_a_near_one_drawn(summary_of: SummaryOf) -> None:
+    assert "no pretraining: (19.0, 10.0), off these axes" in texts(a_summary(summary_of))
+    assert "no pretraining" in texts(a_summary(summary_of, control=(59.0, 20.0)))
+
+
+def test_a_study_without_scores_still_has_a_figure(summary_of: SummaryOf, tmp_path: Path) -> None:
+    nan = float("nan")
+    rows = [(None, {"loss.alpha": a, "seed": 0}, nan, 1.0) for a in ALPHAS]
+    png, _ = write_tradeoff(summary_of({"loss.alpha": ALPHAS, "seed": [0]}, rows), tmp_path)
+    with Image.open(png) as image:
+        assert image.size == (680, 540)
+
+
+def overlap(a: Bbox, b: Bbox) -> float:
+    shared = Bbox.intersection(a, b)
+    return 0.0 if shared is None else shared.width * shared.height
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_labels_cover_no_point_and_no_label(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    points = np.cumsum(random.normal(size=(6, 2)), axis=0)
+    labels = [(x, y, f"α = {i / 10}", "black") for i, (x, y) in enumerate(points)]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots()
+        axes.plot(*points.T)
+        axes.margins(0.14)
+        boxes = place_labels(figure, axes, labels, list(pairwise(points)))
+        pixels = axes.transData.transform(points)
+        radius = MARKER_RADIUS * figure.dpi / 72
+        markers = [Bbox.from_extents(*(p - radius), *(p + radius)) for p in pixels]
+        drawn = [text.get_window_extent() for text in axes.findobj(Annotation)]
+        frame = axes.get_window_extent()
+        plt.close(figure)
+    for box, text in zip(boxes, drawn, strict=True):
+        assert box.x0 == pytest.approx(text.x0, abs=1.5)  # where it says is where it is
+        assert box.y0 == pytest.approx(text.y0, abs=1.5)
+        assert frame.x0 <= text.x0
+        assert text.x1 <= frame.x1
+    assert sum(overlap(a, b) for a, b in combinations(drawn, 2)) == 0
+    assert sum(overlap(a, b) for a in drawn for b in markers) == 0

@@ -1,0 +1,86 @@
+"""The sentences follow the data: each of these is made so that its truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from analysis.findings import ONE_SEED, findings
+from analysis.summary import Summary
+
+SummaryOf = Callable[..., Summary]
+ALPHAS = [0.0, 0.5, 1.0]
+NOISE = {0: -0.2, 1: 0.0, 2: 0.2}
+
+
+def sentences(summary_of: SummaryOf, top1: list[float], miou: list[float], control: float, seeds: int = 3) -> list[str]:
+    """Scores at ALPHAS, the same noise for every alpha of a seed but for a hundredth of it."""
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, x + NOISE[s] * (1 + i / 100), y + NOISE[s] * (1 + i / 100))
+        for i, (a, x, y) in enumerate(zip(ALPHAS, top1, miou, strict=True))
+        for s in range(seeds)
+    ]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": s}, control + NOISE[s], control) for s in range(seeds)]
+    return findings(summary_of({"loss.alpha": ALPHAS, "seed": list(range(seeds))}, rows))
+
+
+def test_the_papers_trade_off(summary_of: SummaryOf) -> None:
+    control_x, control_y, top1, miou, trade = sentences(summary_of, [50, 58, 60], [40, 36, 30], 10.0)
+    assert "linear top-1: pretraining beats 'no pretraining' at every loss.alpha" in control_x
+    assert "by +40.0 to +50.0, and every 95 % interval of the difference excludes 0" in control_x
+    assert "segmentation mIoU: pretraining beats" in control_y
+    assert "falls from 1 to 0 (−10.0 ± 0.0)" in top1
+    assert "rises from 1 to 0 (+10.0 ± 0.0)" in miou
+    assert "segmentation mIoU gains and linear top-1 loses at 0, 0.5" in trade
+    assert not any(ONE_SEED in line.lower() for line in (control_x, control_y, top1, miou, trade))
+
+
+def test_a_maximum_in_the_middle_is_no_straight_line(summary_of: SummaryOf) -> None:
+    *_, top1, miou, trade = sentences(summary_of, [50, 62, 60], [20, 36, 30], 10.0)
+    assert "rises from 1 to 0.5 (+2.0 ± 0.0), then falls from 0.5 to 0 (−12.0 ± 0.0)" in top1
+    assert "rises from 1 to 0.5 (+6.0 ± 0.0), then falls from 0.5 to 0 (−16.0 ± 0.0)" in miou
+    assert "no setting gains segmentation mIoU at the cost of linear top-1" in trade
+    assert "both gain at 0.5; both lose at 0" in trade
+
+
+def test_one_seed_says_that_it_supports_nothing(summary_of: SummaryOf) -> None:
+    lines = sentences(summary_of, [50, 58, 60], [40, 36, 30], 10.0, seeds=1)
+    assert len(lines) == 5
+    assert all(ONE_SEED in line.lower() for line in lines)
+    assert not any("interval" in line for line in lines)
+
+
+def test_what_the_interval_cannot_tell_is_undecided(summary_of: SummaryOf) -> None:
+    noise = {(0.5, 0): 2.0, (0.5, 1): -2.0}
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, 60.5 - a + noise.get((a, s), 0.0), 30 + 5 * (1 - a))
+        for a in (0.5, 1.0)
+        for s in (0, 1)
+    ]
+    *_, top1, miou, trade = findings(summary_of({"loss.alpha": [0.5, 1.0], "seed": [0, 1]}, rows))
+    assert "undecided: the interval includes 0" in top1
+    assert "undecided" not in miou
+    assert "undecided at 0.5" in trade
+
+
+def test_pretraining_that_does_not_beat_the_control_comes_first_and_loud(summary_of: SummaryOf) -> None:
+    lines = sentences(summary_of, [50, 58, 60], [40, 36, 30], 55.0)
+    assert lines[0].startswith("**linear top-1: pretraining does not beat 'no pretraining' at loss.alpha = 0**")
+    assert lines[1].startswith("**segmentation mIoU: pretraining does not beat 'no pretraining' at")
+    assert "Look for the mistake" in lines[0]
+
+
+def test_no_runs_no_finding(summary_of: SummaryOf) -> None:
+    nan = float("nan")
+    rows = [(None, {"loss.alpha": a, "seed": 0}, nan, nan) for a in ALPHAS]
+    assert findings(summary_of({"loss.alpha": ALPHAS, "seed": [0]}, rows)) == ["No finding: no run has a score yet."]
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_a_partial_study_speaks_of_what_there_is(summary_of: SummaryOf, missing: int) -> None:
+    nan = float("nan")
+    rows = [(None, {"loss.alpha": a, "seed": 0}, nan if i == missing else 60 + a, 20 + a) for i, a in enumerate(ALPHAS)]
+    lines = findings(summary_of({"loss.alpha": ALPHAS, "seed": [0]}, rows))
+    assert any(line.startswith("segmentation mIoU, as loss.alpha falls, falls from 1 to 0") for line in lines)
+    assert not any("nan" in line for line in lines)

@@ -1,0 +1,123 @@
+"""The report's folder: complete, the same for the same results, with gaps where there are some."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis import __main__ as command
+from analysis.report import write_report
+from runtime.errors import UserError
+from runtime.provenance import PROJECT, commit
+from sweeps.graph import Graph
+
+FILES = ["README.md", "results.csv", "table.md", "tradeoff.pdf", "tradeoff.png"]
+
+
+def top1(alpha: float | None, seed: int) -> float:
+    return 10.0 if alpha is None else 50 + 20 * alpha + seed
+
+
+def top5(alpha: float | None, seed: int) -> float:
+    return 20.0 if alpha is None else 95 - 10 * alpha + seed / 2
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_report_shows_everything(fill: Callable[..., Graph], folder: Path) -> None:
+    fill(top1, top5)
+    report = write_report("study.yaml")
+    assert report == Path("reports/fake")
+    assert sorted(path.name for path in report.iterdir()) == FILES
+    page = (report / "README.md").read_text()
+    assert (report / "table.md").read_text().splitlines()[0] in page
+    for part in (
+        "Does it run?",
+        "![linear.top5 against linear.top1](tradeoff.png)",
+        "[tradeoff.pdf](tradeoff.pdf)",
+        "linear top-1: pretraining beats 'no pretraining' at every loss.alpha",
+        "linear top-5 gains and linear top-1 loses at 0, 0.5",
+        "| rank pooled |",
+        "8 of 8",
+        "8 min 0 s",  # 8 pretrainings of 60 s
+        f"commit {(commit() or '')[:12]}",
+        "`pretrain.yaml`, `linear.yaml`",
+        "python 3.",
+        "python -m analysis study.yaml",
+    ):
+        assert part in page
+    assert "Gaps" not in page
+    rows = list(csv.DictReader((report / "results.csv").open()))
+    assert [float(row["score.top1"]) for row in rows[:2]] == [50.0, 51.0]
+    assert rows[0]["control"] == ""
+    everything = page + (report / "results.csv").read_text()
+    assert str(folder) not in everything
+    assert str(PROJECT) not in everything
+    assert not [name for name in rows[0] if name.endswith((".host", ".argv"))]
+
+
+def test_nothing_changes_when_nothing_changed(fill: Callable[..., Graph], folder: Path) -> None:
+    fill(top1, top5)
+    before = contents(write_report("study.yaml"))
+    code = (
+        f"import sys; sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / 'tests' / 'sweeps')!r}]\n"
+        "import fake_study; from sweeps import stages\n"
+        "stages.STAGES.clear(); stages.STAGES.update(fake_study.fake_registry())\n"
+        "from analysis.__main__ import main; main(['study.yaml', '--reports', 'again', 'machine.runs=runs'])"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
+    assert contents(Path("again/fake")) == before
+
+
+def test_a_partial_study_has_a_report_with_gaps(fill: Callable[..., Graph], folder: Path) -> None:
+    graph = fill(top1, top5)
+    lost, broken = graph.points[0].evals["linear"], graph.points[2].evals["linear"]
+    (lost.run.path / "result.json").unlink()
+    (broken.run.path / "result.json").write_text("[]")
+    page = (write_report("study.yaml") / "README.md").read_text()
+    assert "Runs without a result" in page
+    assert f"- linear/{lost.run.name}: interrupted" in page
+    assert f"- linear/{broken.run.name}: damaged" in page
+    assert "51.0 (1 interrupted)" in page
+    assert "nan" not in page.lower()
+
+
+def test_a_study_without_runs_has_a_report_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["study.yaml"])
+    assert capsys.readouterr().out.strip() == "reports/fake/README.md"
+    page = Path("reports/fake/README.md").read_text()
+    assert "No finding: no run has a score yet." in page
+    assert "– (2 new)" in page
+    assert page.count(": new\n") == 16
+    assert "no run yet" in page
+    assert sorted(path.name for path in Path("reports/fake").iterdir()) == FILES
+
+
+def test_runs_of_two_commits_are_told_apart(fill: Callable[..., Graph], folder: Path) -> None:
+    graph = fill(top1, top5)
+    file = graph.points[0].pretrain.run.path / "run.yaml"
+    text = file.read_text()
+    file.write_text(text.replace(f"commit: {commit()}", f"commit: {'ab' * 20}"))
+    page = (write_report("study.yaml") / "README.md").read_text()
+    assert "commit abababababab" in page
+    assert "(1 run)" in page
+    assert "(15 runs)" in page
+
+
+def test_what_cannot_be_read_leaves_the_former_report(fill: Callable[..., Graph], folder: Path) -> None:
+    fill(top1, top5)
+    before = contents(write_report("study.yaml"))
+    study = folder / "study.yaml"
+    study.write_text(study.read_text().replace("loss.alpha: [", "loss.alfa: ["))
+    with pytest.raises(UserError, match="did you mean"):
+        write_report("study.yaml")
+    assert contents(folder / "reports" / "fake") == before
