@@ -24,7 +24,9 @@ VAL_SHARE = 0.25  # of each photograph's width, and of each class's digits
 # A pixel belongs to a digit from this share of ink on, to the background up to the other; what lies between is
 # neither, as the borders of Pascal VOC's masks are.
 INK, NO_INK = 0.6, 0.3
-MIN_LUMA_DISTANCE = 60.0  # levels between ink and background, so that a digit can be seen
+# Digits are lighter than what lies behind them: with ink of either polarity this network needs several times the steps.
+MIN_LUMA_DISTANCE = 60.0  # levels
+INK_TINT = 40.0  # levels, of each channel
 
 
 def _palette() -> list[int]:
@@ -128,7 +130,7 @@ class Composer:
         """A scene whose dominant digit is `label`."""
         config = self.config
         photo = self.sources.photos[generator.integers(len(self.sources.photos))]
-        background, box = _background(photo, config.size, config.contrast, generator)
+        background, box = _background(photo, config, generator)
         taken = np.zeros((config.size, config.size), np.float32)  # ink of the digits so far
         mask = np.zeros((config.size, config.size), np.uint8)
         image = background.copy()
@@ -167,7 +169,7 @@ class Composer:
                 break
         else:
             return False
-        colour = _ink_colour(background[place], generator)
+        colour = _ink_colour(background[place], self.config.ink, generator)
         image[place] += ink[..., None] * (colour - image[place])
         region = mask[place]
         region[(ink > NO_INK) & (region == 0)] = IGNORE
@@ -184,26 +186,27 @@ def upscale(ink: Floats, size: int) -> Floats:
 
 
 def _background(
-    photo: Photo, size: int, contrast: Sequence[float], generator: np.random.Generator
+    photo: Photo, config: ScenesConfig, generator: np.random.Generator
 ) -> tuple[Floats, tuple[int, int, int]]:
     """A square of the photograph as (size, size, 3) levels at reduced contrast, and its (top, left, side)."""
+    size = config.size
     height, width = photo.pixels.shape[:2]
     side = int(generator.integers(size, min(height, width, 5 * size) + 1))
     top, left = int(generator.integers(height - side + 1)), int(generator.integers(width - side + 1))
     crop = photo.pixels[top : top + side, left : left + side].astype(np.float32)
     small = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
     mean = small.mean(axis=(0, 1))
-    level = generator.uniform(50, 205)  # brightness is drawn afresh: a photograph's own would tell its region
-    factor = generator.uniform(contrast[0], contrast[1])
+    level = generator.uniform(*config.background)  # drawn afresh: a photograph's own brightness would tell its region
+    factor = generator.uniform(*config.contrast)
     tinted = level + 0.5 * (mean - mean.mean())
     return (tinted + factor * (small - mean)).astype(np.float32), (top, photo.left + left, side)
 
 
-def _ink_colour(behind: Floats, generator: np.random.Generator) -> Floats:
-    """A random colour whose luma keeps its distance from what lies behind the digit."""
+def _ink_colour(behind: Floats, levels: Sequence[int], generator: np.random.Generator) -> Floats:
+    """A tinted colour, lighter by its luma than what lies behind the digit."""
     weights = np.array([0.299, 0.587, 0.114])
     luma = behind.mean(axis=(0, 1)) @ weights
     while True:
-        colour = generator.uniform(0, 255, 3)
-        if abs(colour @ weights - luma) >= MIN_LUMA_DISTANCE:
+        colour = np.clip(generator.uniform(*levels) + generator.uniform(-INK_TINT, INK_TINT, 3), 0, 255)
+        if colour @ weights >= luma + MIN_LUMA_DISTANCE:
             return colour.astype(np.float32)

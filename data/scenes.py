@@ -48,10 +48,12 @@ class ScenesConfig:
     size: int = 32  # pixels a side
     train: int = 5000  # images
     val: int = 1000
-    digit: list[int] = field(default_factory=lambda: [18, 28])  # pixels a side of the dominant digit
+    digit: list[int] = field(default_factory=lambda: [20, 28])  # pixels a side of the dominant digit
     distractors: int = 2  # at most
     distractor: list[int] = field(default_factory=lambda: [8, 12])
-    contrast: list[float] = field(default_factory=lambda: [0.15, 0.5])  # of the photograph
+    contrast: list[float] = field(default_factory=lambda: [0.15, 0.4])  # of the photograph
+    background: list[int] = field(default_factory=lambda: [30, 110])  # its mean level, of 255
+    ink: list[int] = field(default_factory=lambda: [120, 255])  # level of a digit, before its tint
 
     def check(self) -> None:
         require(self.version == VERSION, "data.scenes.version", self.version, f"{VERSION}, what this code makes")
@@ -64,6 +66,13 @@ class ScenesConfig:
             low, *rest = sizes = getattr(self, name)
             ok = len(rest) == 1 and 4 <= low <= rest[0] <= self.size
             require(ok, f"data.scenes.{name}", sizes, "[low, high] pixels, 4 to the image's size")
+        for name in ("background", "ink"):
+            low, *rest = levels = getattr(self, name)
+            ok = len(rest) == 1 and 0 <= low <= rest[0] <= 255
+            require(ok, f"data.scenes.{name}", levels, "[low, high] levels, 0 to 255")
+        # Else there is no ink that keeps its distance from the background.
+        ok = self.ink[1] >= self.background[1] + 100
+        require(ok, "data.scenes.ink", self.ink, f"up to {self.background[1] + 100} or more, for this background")
         ok = len(self.contrast) == 2 and 0 <= self.contrast[0] <= self.contrast[1] <= 1
         require(ok, "data.scenes.contrast", self.contrast, "[low, high], 0 to 1")
 

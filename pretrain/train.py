@@ -130,7 +130,7 @@ def forward(training: Training, batch: ViewBatch) -> ModelOutput:
 def stop_if_not_finite(losses: dict[str, Tensor], step: int) -> None:
     if torch.isfinite(losses["loss"]):
         return
-    broken = {name: float(value) for name, value in losses.items() if not torch.isfinite(value)}
+    broken = {name: float(value.detach()) for name, value in losses.items() if not torch.isfinite(value)}
     terms = ", ".join(f"{name} = {value}" for name, value in broken.items() if name != "loss" or len(broken) == 1)
     raise NotFiniteError(
         f"the loss is not finite at step {step}: {terms}. The last checkpoint is kept. Usual reasons: "
@@ -167,11 +167,11 @@ class Logger:
         if step % training.config.machine.log_steps == 0 or step == total:
             self.write_row(batch, lr, losses, output)
         if time.monotonic() - self.printed > training.config.machine.log_seconds or step == total:
-            self.print_line(float(losses["loss"]))
+            self.print_line(float(losses["loss"].detach()))
 
     def write_row(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
         state = self.training.state
-        values = {name: float(value) for name, value in losses.items()}
+        values = {name: float(value.detach()) for name, value in losses.items()}
         values |= {"learning_rate": lr, "seconds": state.seconds}
         values |= batch_diagnostics(output)
         if state.probe is not None:

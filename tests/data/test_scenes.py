@@ -82,14 +82,14 @@ def test_manifest_tells_what_the_images_were_made_of(made: Path) -> None:
         top, left, side = int(row["top"]), int(row["left"]), int(row["side"])
         crop = photos[int(row["photo"])][top : top + side, left : left + side]
         small = cv2.resize(crop.astype(float), (32, 32), interpolation=cv2.INTER_AREA)
-        behind = mask == 0
+        behind = cv2.dilate((mask > 0).astype(np.uint8), np.ones((3, 3))) == 0  # a digit's faint edge is no background
         similar.append(np.corrcoef(small[behind].mean(1), image[behind].mean(1))[0, 1])
         assert digits.target[int(row["digit"])] == int(row["label"])
         drawn = (mask == int(row["label"]) + 1).astype(np.float32)
         ink = cv2.resize(digits.images[int(row["digit"])].astype(np.float32), (int(row["digit_size"]),) * 2)
         padded = cv2.copyMakeBorder(drawn, 16, 16, 16, 16, cv2.BORDER_CONSTANT)
         assert cv2.matchTemplate(padded, ink, cv2.TM_CCOEFF_NORMED).max() > 0.6, row
-    assert np.median(similar) > 0.9  # rounding and faint ink hide it where the photograph is flat
+    assert np.median(similar) > 0.9  # rounding hides it where the photograph is flat
 
 
 def read_image(folder: Path, row: dict[str, str]) -> np.ndarray:
