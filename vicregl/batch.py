@@ -55,10 +55,3 @@ class Batch:
         if self.processes > 1:
             dist.all_reduce(values)
         return values
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over processes, as a value; its gradient is that of this process's values alone."""
-        if self.processes == 1:
-            return values
-        shared = self.sum(values.detach().clone()) / self.processes
-        return values + (shared - values.detach())

@@ -24,23 +24,21 @@ statistics.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from runtime.errors import UserError
-from vicregl import local
+from vicregl import inputs, local
 from vicregl.batch import Batch
-from vicregl.matching import regrid
+from vicregl.local import Match, Slots, Views
+from vicregl.matching import Matching
 from vicregl.options import TERMS, CriterionConfig
-from vicregl.statistics import slot_statistics
+from vicregl.terms import with_gradient
 
 __all__ = ["CriterionConfig", "VICRegLCriterion"]
-
-Maps = Sequence[Tensor] | Sequence[Sequence[Tensor]]
 
 
 class VICRegLCriterion(nn.Module):
@@ -91,85 +89,89 @@ class VICRegLCriterion(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in asdict(self.options).items())
 
-    def forward(self, embeddings: Sequence[Tensor], maps: Maps, locations: Sequence[Tensor]) -> dict[str, Tensor]:
+    def forward(
+        self, embeddings: Sequence[Tensor], maps: inputs.Maps, locations: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         """Lists over views -> scalars loss, global_* and local_* (invariance, variance, covariance).
 
         embeddings: (B, D). maps: (B, P, C) or (B, H, W, C), or a list of stages, each a list over views.
         locations: (B, P, 2) or (B, H, W, 2), (row, column) in pixels of the original image. The first two views are
         the large ones. Terms are weighted by their coefficients, and loss = w * sum(global_*) + (1 - w) *
-        sum(local_*), w = alpha (1 with local="none"). At w = 1 maps and locations are not looked at, at w = 0
-        embeddings are not; the terms of the unused half are 0. Float32 inside (float64 for float64), whatever
-        autocast says outside. Under torch.distributed the statistics are over the batch of all processes, and
-        gradients are meant to be averaged over the processes, as DDP does.
+        sum(local_*), w = alpha (1 with local="none"). `loss` has the gradient; the terms are for reporting. At w = 1
+        maps and locations are not looked at, at w = 0 embeddings are not; the terms of the unused half are 0.
+
+        Float32 inside (float64 for float64), whatever autocast says outside. Under torch.distributed the statistics
+        are over the batch of all processes, and gradients are meant to be averaged over the processes, as DDP does.
         """
-        weight = self.options.global_weight
-        stages = _stages(maps) if weight < 1 else []
-        first = embeddings[0] if weight > 0 else stages[0][0]
-        with torch.autocast(first.device.type, enabled=False):
-            batch = Batch.of(first.shape[0], first.device)
-            _check_batch(batch)
-            nothing = torch.zeros(3, device=first.device)
-            global_terms = self._global([_at_least_float32(z) for z in embeddings], batch) if weight > 0 else nothing
-            local_terms = self._local_stages(stages, locations, batch) if weight < 1 else nothing
-            terms = {f"global_{name}": term for name, term in zip(TERMS, global_terms, strict=True)}
-            terms |= {f"local_{name}": term for name, term in zip(TERMS, local_terms, strict=True)}
-            return {"loss": weight * global_terms.sum() + (1 - weight) * local_terms.sum(), **terms}
+        w = self.options.global_weight
+        vectors = inputs.embeddings(embeddings) if w > 0 else []
+        stages = inputs.stages(maps) if w < 1 else []
+        tensors = [*vectors, *(m for stage in stages for m in stage)]
+        batch = _batch(tensors)
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            global_terms = local_terms = tensors[0].new_zeros(3)
+            grads: list[Tensor | None] = []
+            if vectors:
+                views = Views.of(vectors, batch)
+                global_terms = self._global(views, w)
+                grads += views.grads
+            for stage, share in zip(stages, self._stage_weights(len(stages)), strict=True):
+                views = Views.of([m.flatten(1, -2) for m in stage], batch)
+                local_terms = local_terms + share * self._local(views, stage, locations, (1 - w) * share)
+                grads += [g if g is None else g.view_as(m) for g, m in zip(views.grads, stage, strict=True)]
+            loss = with_gradient(w * global_terms.sum() + (1 - w) * local_terms.sum(), tensors, grads)
+        values = {f"global_{name}": term for name, term in zip(TERMS, global_terms.unbind(), strict=True)}
+        values |= {f"local_{name}": term for name, term in zip(TERMS, local_terms.unbind(), strict=True)}
+        return {"loss": loss, **values}
 
-    def _weighted(self, invariance: Tensor, variance: Tensor, covariance: Tensor) -> Tensor:
-        options = self.options
-        return torch.stack(
-            [
-                options.invariance_coefficient * invariance,
-                options.variance_coefficient * variance,
-                options.covariance_coefficient * covariance,
-            ]
-        )
+    def _global(self, views: Views, share: float) -> Tensor:
+        """The three terms of embeddings as maps of one position, weighted by their coefficients: (3,)."""
+        pairs = local.view_pairs(len(views.maps))
+        weights: dict[Matching, float] = {}
+        for i, j in pairs:  # the ordered pairs (0, 1) and (1, 0) have the same difference
+            matching = Matching("same", min(i, j), max(i, j), 1)
+            weights[matching] = weights.get(matching, 0) + 1 / len(pairs)
+        matches = local.same_positions(weights, views.batch.size, views.maps[0].device)
+        return self._terms(views, matches, weights, local.whole_map_slots(views.maps, 1 / len(views.maps)), share)
 
-    def _global(self, embeddings: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The three terms of embeddings (B, D), weighted by their coefficients: (3,)."""
-        _check_shapes("embeddings", embeddings, 2)
-        pairs = [(min(pair), max(pair)) for pair in local.view_pairs(len(embeddings))]
-        # The ordered pairs (0, 1) and (1, 0) have the same difference.
-        counts = {pair: pairs.count(pair) for pair in pairs}
-        differences = [n * (embeddings[a] - embeddings[b]).square().mean() for (a, b), n in counts.items()]
-        invariance = batch.mean(torch.stack(differences).sum() / len(pairs))
-        index = torch.zeros((1, batch.size), dtype=torch.long, device=invariance.device)
-        share = invariance.new_full((1,), 1 / len(embeddings))
-        found = [slot_statistics(z[:, None], index, share, batch) for z in embeddings]
-        variances, covariances = zip(*found, strict=True)
-        return self._weighted(invariance, torch.stack(variances).sum(), torch.stack(covariances).sum())
-
-    def _local_stages(self, stages: list[list[Tensor]], locations: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Weighted sum over the stages of the three local terms: (3,)."""
-        weights = self.options.local_stage_weights or [1 / len(stages)] * len(stages)
-        if len(weights) != len(stages):
-            raise UserError(
-                f"local_stage_weights has {len(weights)} weights, and the maps come from {len(stages)} stages"
-            )
-        terms = [w * self._local(maps, locations, batch) for w, maps in zip(weights, stages, strict=True)]
-        return torch.stack(terms).sum(0)
-
-    def _local(self, maps: Sequence[Tensor], locations: Sequence[Tensor], batch: Batch) -> Tensor:
+    def _local(self, views: Views, maps: Sequence[Tensor], locations: Sequence[Tensor], share: float) -> Tensor:
         """The three terms of one stage's maps, weighted by their coefficients: (3,)."""
         options = self.options
-        flat = [_at_least_float32(m.flatten(1, -2)) for m in maps]
-        _check_shapes("maps", flat, 3)
-        spaces: dict[str, Sequence[Tensor]] = {"feature": [m.detach() for m in flat]}
-        if options.local != "feature":
-            spaces["location"] = _locations(locations, maps)
         kinds = ["feature", "location"] if options.local == "both" else [options.local]
-        weights = self._matchings(kinds, [m.shape[1] for m in flat])
-        matches = local.carry_out(weights, spaces, self._squared_thresholds(flat[0].shape[2]))
-        invariance = local.invariance(flat, matches, weights, batch)
-        if options.statistics == "matches":
-            slots = local.match_slots(matches, weights, flat)
+        spaces = {"feature": views.maps}
+        if "location" in kinds:
+            spaces["location"] = inputs.locations(locations, maps)
+        weights = self._matchings(kinds, [m.shape[1] for m in views.maps])
+        matches = local.carry_out(weights, spaces, self._squared_thresholds(views.maps[0].shape[2]))
+        if options.statistics == "maps":
+            slots = local.whole_map_slots(views.maps, len(kinds) / len(views.maps))
         else:
-            slots = [local.Slots() for _ in flat]
-            for view, m in enumerate(flat):
-                local.add_whole_map(slots[view], m, len(kinds) / len(flat))
-        return self._weighted(invariance, *local.variance_and_covariance(flat, slots, batch))
+            slots = local.match_slots(matches, weights, views.maps)
+        return self._terms(views, matches, weights, slots, share)
 
-    def _matchings(self, kinds: Sequence[str], positions: Sequence[int]) -> dict[local.Matching, float]:
+    def _terms(
+        self,
+        views: Views,
+        matches: Sequence[Match],
+        weights: Mapping[Matching, float],
+        slots: Sequence[Slots],
+        share: float,
+    ) -> Tensor:
+        """Invariance, variance, covariance times their coefficients (3,); share times their gradients goes to views."""
+        options = self.options
+        of_invariance = options.invariance_coefficient
+        of_variance, of_covariance = options.variance_coefficient, options.covariance_coefficient
+        invariance = local.invariance(views, matches, weights, share * of_invariance)
+        variance, covariance = local.variance_and_covariance(views, slots, (share * of_variance, share * of_covariance))
+        return torch.stack([of_invariance * invariance, of_variance * variance, of_covariance * covariance])
+
+    def _stage_weights(self, stages: int) -> list[float]:
+        weights = self.options.local_stage_weights or [1 / max(stages, 1)] * stages
+        if stages and len(weights) != stages:
+            raise UserError(f"local_stage_weights has {len(weights)} weights, and the maps come from {stages} stages")
+        return weights[:stages]
+
+    def _matchings(self, kinds: Sequence[str], positions: Sequence[int]) -> dict[Matching, float]:
         options = self.options
         everything = (0, 0)
         by_location = (options.num_matches[0], options.num_matches[1])
@@ -211,48 +213,11 @@ class VICRegLCriterion(nn.Module):
         }
 
 
-def _stages(maps: Maps) -> list[list[Tensor]]:
-    """Lists over stages of lists over views; one stage may come as the list over views alone."""
-    if not maps:
-        raise UserError("the local criterion needs the maps of the views, and got none; is alpha the model's alpha?")
-    if isinstance(maps[0], Tensor):
-        return [list(cast(Sequence[Tensor], maps))]
-    return [list(cast(Sequence[Tensor], stage)) for stage in maps]
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _check_batch(batch: Batch) -> None:
+def _batch(tensors: Sequence[Tensor]) -> Batch:
+    sizes = {len(x) for x in tensors}
+    if len(sizes) != 1:
+        raise UserError(f"embeddings and maps have batches of {sorted(sizes)} samples; expected the same")
+    batch = Batch.of(len(tensors[0]), tensors[0].device)
     if batch.total < 2:
         raise UserError("the criterion got a batch of 1 sample; statistics over the batch need 2 or more")
-
-
-def _check_shapes(name: str, views: Sequence[Tensor], dims: int) -> None:
-    shapes = [tuple(view.shape) for view in views]
-    if len(views) < local.LARGE_VIEWS:
-        raise UserError(f"{name}: got {len(views)} views; the criterion compares two or more")
-    outer = {(len(shape), shape[0], shape[-1]) for shape in shapes}
-    if len(outer) != 1 or len(shapes[0]) != dims:
-        expected = "(B, D)" if dims == 2 else "(B, P, C) or (B, H, W, C)"
-        raise UserError(f"{name}: got shapes {shapes}; expected {expected} with the same first and last size")
-
-
-def _locations(locations: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
-    """The location of every position of every map: (B, P, 2) in float32 or float64."""
-    if len(locations) != len(maps):
-        raise UserError(f"got the locations of {len(locations)} views and the maps of {len(maps)}")
-    flat = []
-    for view, (grid, m) in enumerate(zip(locations, maps, strict=True)):
-        grid = _at_least_float32(grid)
-        if grid.dim() == 4 and m.dim() == 4:
-            grid = regrid(grid, m.shape[1], m.shape[2])
-        grid = grid.flatten(1, -2)
-        if grid.shape != (m.shape[0], m[0, ..., 0].numel(), 2):
-            raise UserError(
-                f"view {view}: locations {tuple(locations[view].shape)} do not belong to a map {tuple(m.shape)}; "
-                "expected (B, P, 2) or (B, H, W, 2) with P = H * W the map's positions"
-            )
-        flat.append(grid)
-    return flat
+    return batch

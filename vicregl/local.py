@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vicregl import terms
 from vicregl.batch import Batch
-from vicregl.matching import Matching, Nearest, keep_nearest, nearest, take
-from vicregl.statistics import slot_statistics
+from vicregl.matching import Matching, Nearest, keep_nearest, nearest
 
 LARGE_VIEWS = 2  # the first two views are the large ones
 
@@ -72,12 +72,12 @@ class Slots:
 
 @dataclass(frozen=True)
 class Match:
-    """A matching that was carried out: source position, target position and weight of every slot, each (S, B)."""
+    """A matching that was carried out: position in the source and in the target of every slot, both (S, B)."""
 
     matching: Matching
     source: Tensor
     target: Tensor
-    kept: Tensor  # 1 where the pair counts, 0 where it is beyond the threshold
+    counts: Tensor | None = None  # (S, B): 1 where the pair counts, 0 where it is beyond the threshold; None: all count
 
 
 def carry_out(
@@ -91,32 +91,66 @@ def carry_out(
     for matching in weights:
         near = found[matching.kind, matching.source, matching.target]
         source = keep_nearest(near, matching.count)
-        kept = torch.ones_like(source, dtype=near.distance.dtype)
+        counts = None
         if squared_thresholds is not None:
-            kept = (near.distance.gather(1, source) < squared_thresholds[matching.kind]).to(kept.dtype)
-        matches.append(Match(matching, source.t(), near.index.gather(1, source).t(), kept.t()))
+            distance = near.distance.gather(1, source)
+            counts = (distance < squared_thresholds[matching.kind]).to(distance.dtype).t()
+        matches.append(Match(matching, source.t(), near.index.gather(1, source).t(), counts))
     return matches
 
 
-def invariance(
-    maps: Sequence[Tensor], matches: Sequence[Match], weights: Mapping[Matching, float], batch: Batch
-) -> Tensor:
+def same_positions(weights: Mapping[Matching, float], batch: int, device: torch.device) -> list[Match]:
+    """Matchings that need no search: every position with the same one of the other map. For the global criterion."""
+    matches = []
+    for matching in weights:
+        positions = torch.arange(matching.count, device=device)[:, None].expand(-1, batch)
+        matches.append(Match(matching, positions, positions))
+    return matches
+
+
+@dataclass
+class Views:
+    """Maps (B, P, C) of all views without their graph, and the gradients that are added up for them."""
+
+    maps: list[Tensor]
+    grads: list[Tensor | None]
+    batch: Batch
+
+    @classmethod
+    def of(cls, maps: Sequence[Tensor], batch: Batch) -> Views:
+        wanted = [m.requires_grad and torch.is_grad_enabled() for m in maps]
+        detached = [m.detach() for m in maps]
+        return cls(detached, [torch.zeros_like(m) if w else None for m, w in zip(detached, wanted, strict=True)], batch)
+
+
+def invariance(views: Views, matches: Sequence[Match], weights: Mapping[Matching, float], coefficient: float) -> Tensor:
     """Sum over matchings of weight * mean over its pairs and dimensions of (x - y)^2; over all processes."""
-    numbers = batch.sum(torch.stack([match.kept.sum() for match in matches])) / batch.processes
-    numbers = numbers.clamp(min=1 / batch.processes) * maps[0].shape[2]
+    maps, batch = views.maps, views.batch
+    shares = _shares(matches, weights, views)
     together: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-    for match, number in zip(matches, numbers, strict=True):
+    for match, share in zip(matches, shares, strict=True):
         a, b = match.matching.source, match.matching.target
-        scale = match.kept * (weights[match.matching] / number)
-        # x - y is y - x squared, so both directions between two views are one product.
+        # |x - y| is |y - x|, so both directions between two views go together.
         pair = (match.source, match.target) if a < b else (match.target, match.source)
-        together[min(a, b), max(a, b)].append((*pair, scale))
+        together[min(a, b), max(a, b)].append((*pair, share))
     total = maps[0].new_zeros(())
     for (a, b), parts in together.items():
-        index_a, index_b, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        difference = take(maps[a], index_a) - take(maps[b], index_b)  # (S, B, C)
-        total = total + (difference.square().sum(2) * scale).sum()
-    return batch.mean(total)
+        index_a, index_b, share = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        grads = (views.grads[a], views.grads[b])
+        total += terms.invariance((maps[a], maps[b]), (index_a, index_b), share, coefficient, grads)
+    return batch.sum(total) / batch.processes
+
+
+def _shares(matches: Sequence[Match], weights: Mapping[Matching, float], views: Views) -> list[Tensor]:
+    """What the squared difference of each pair counts, (S, B): its matching's weight over the numbers it averages."""
+    width, batch = views.maps[0].shape[2], views.batch
+    if any(match.counts is None for match in matches):
+        of = [weights[match.matching] / (match.source.numel() * width) for match in matches]
+        return [views.maps[0].new_full(match.source.shape, share) for match, share in zip(matches, of, strict=True)]
+    numbers = torch.stack([match.counts.sum() for match in matches if match.counts is not None])
+    numbers = batch.sum(numbers).clamp_(min=1) * (width / batch.processes)
+    pairs = zip(matches, numbers, strict=True)
+    return [m.counts * (weights[m.matching] / number) for m, number in pairs if m.counts is not None]
 
 
 def match_slots(matches: Sequence[Match], weights: Mapping[Matching, float], maps: Sequence[Tensor]) -> list[Slots]:
@@ -133,21 +167,35 @@ def match_slots(matches: Sequence[Match], weights: Mapping[Matching, float], map
         slots[matching.target].add(match.target, _even(half, match.target, maps[0]))
     for view, weight in enumerate(whole):
         if weight:
-            add_whole_map(slots[view], maps[view], weight)
+            slots[view].add(*_whole_map(maps[view], weight))
     return slots
 
 
-def add_whole_map(slots: Slots, maps: Tensor, weight: float) -> None:
+def whole_map_slots(maps: Sequence[Tensor], weight: float) -> list[Slots]:
+    """Every position of every map as a slot; the weight is that of a map."""
+    slots = [Slots() for _ in maps]
+    for view, m in enumerate(maps):
+        slots[view].add(*_whole_map(m, weight))
+    return slots
+
+
+def _whole_map(maps: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     positions = torch.arange(maps.shape[1], device=maps.device)[:, None].expand(-1, maps.shape[0])
-    slots.add(positions, _even(weight, positions, maps))
+    return positions, _even(weight, positions, maps)
 
 
 def _even(weight: float, index: Tensor, like: Tensor) -> Tensor:
     return like.new_full((index.shape[0],), weight / index.shape[0])
 
 
-def variance_and_covariance(maps: Sequence[Tensor], slots: Sequence[Slots], batch: Batch) -> tuple[Tensor, Tensor]:
+def variance_and_covariance(
+    views: Views, slots: Sequence[Slots], coefficients: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
     """Sums over the slots of all views of weight * (variance, covariance): one call a view."""
-    found = [slot_statistics(m, *s.joined(), batch) for m, s in zip(maps, slots, strict=True) if s.indices]
-    variances, covariances = zip(*found, strict=True)
-    return torch.stack(variances).sum(), torch.stack(covariances).sum()
+    variance, covariance = views.maps[0].new_zeros(2)
+    for m, grad, of_view in zip(views.maps, views.grads, slots, strict=True):
+        if of_view.indices:
+            found = terms.variance_and_covariance(m, *of_view.joined(), coefficients, views.batch, grad)
+            variance += found[0]
+            covariance += found[1]
+    return variance, covariance
