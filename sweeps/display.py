@@ -106,12 +106,16 @@ class Display:
             running = "; ".join(describe_child(child) for child in moment.running)
             self._print(f"        {moment.counts()}, {moment.time_left()}: {running}")
 
+    def close(self) -> None:
+        """Give the terminal back as it was."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
     def stopping(self, count: int) -> None:
         self._print(f"stopping {count} runs at their next step; they go on where they stopped with the same command")
 
     def end(self, sweep: LocalSweep, interrupted: bool) -> None:
-        if self.live is not None:
-            self.live.stop()
         took = describe_seconds(time.monotonic() - self._began)
         total, done = len(sweep.graph.nodes), len(sweep.done)
         if interrupted:

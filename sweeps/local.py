@@ -68,6 +68,7 @@ class LocalSweep:
                         break
                     time.sleep(POLL_SECONDS)
             finally:
+                self.display.close()
                 if self.running:
                     self.display.stopping(len(self.running))
                     stop_all(self.running)
