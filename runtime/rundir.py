@@ -164,7 +164,8 @@ def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> I
         except Exception as error:
             message = str(error) or repr(error)
             record = {"class": type(error).__name__, "message": message, "time": time.time()}
-            files.write_json(run.path / "failure.json", record)
+            with suppress(OSError, UserError):  # on a full disk: the error itself is what the user needs
+                files.write_json(run.path / "failure.json", record)
             raise
 
 

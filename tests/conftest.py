@@ -43,3 +43,27 @@ def command():
         )
 
     return run
+
+
+class SmallDisk:
+    """Mounts a real file system of some megabytes at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, megabytes: int) -> Path:
+        self.path.mkdir()
+        size = f"size={megabytes}m"
+        mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(self.path)]
+        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if mounted.returncode:
+            pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+        return self.path
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = SmallDisk(tmp_path / "disk")
+    yield disk
+    if os.path.ismount(disk.path):
+        subprocess.run(["umount", disk.path], check=True)

@@ -207,3 +207,23 @@ def test_a_run_in_use_is_refused(tmp_path, arguments, command):
     finally:
         first.kill()
         first.wait()
+
+
+def test_a_full_disk_keeps_the_former_checkpoint(small_disk, arguments, command):
+    """The disk holds one checkpoint and not two, so that the second save finds it full."""
+    done = command(*arguments(small_disk(6), "train.duration=100000 steps"))
+    assert done.returncode == 2
+    assert "no space left" in done.stderr
+    assert "former version is kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    run = only_run(small_disk.path)
+    assert torch.load(run.path / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert not list(run.path.glob(".*.tmp"))
+
+
+def test_several_processes_are_refused_before_anything_is_made(tmp_path, arguments, command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    done = command(*arguments(tmp_path))
+    assert done.returncode == 2
+    assert "WORLD_SIZE is 4" in done.stderr
+    assert not list(tmp_path.iterdir())
