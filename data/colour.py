@@ -17,6 +17,8 @@ from data.images import Pixels
 
 # OpenCV rounds to the nearest level where PIL truncates; adding this first makes them agree.
 _TRUNCATE = -0.4999
+_ONE = np.ones((1, 1), np.float32)
+_SMALL = 64  # pixels a side up to which turning an image costs more than it saves
 
 cv2.setNumThreads(0)  # views are made in parallel by the loader's workers, not within a view
 
@@ -62,7 +64,9 @@ def saturate(image: Pixels, factor: float) -> Pixels:
 
 def shift_hue(image: Pixels, turns: float) -> Pixels:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(int(turns * 255) & 255)  # as torchvision: truncated to a level, wrapped as uint8
+    levels = int(turns * 255) & 255  # as torchvision: truncated to a level, wrapped as uint8
+    rows = hsv.reshape(len(hsv), -1)
+    rows += np.tile(np.array([levels, 0, 0], np.uint8), hsv.shape[1])  # a third of the time of hsv[..., 0] += levels
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
@@ -87,9 +91,16 @@ def blur(image: Pixels, sigma: float) -> Pixels:
     One Gaussian kernel would be faster, and another distribution: without the roundings smooth areas stay smoother.
     """
     along_row = box_kernel(round(sigma, 3))
-    for kernel in (along_row, along_row.T):
+    if image.shape[0] <= _SMALL:
+        for kernel in (along_row, along_row.T):
+            for _ in range(3):
+                image = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+        return image
+    # The separable filter is quick along the columns only, so the image is turned for its rows.
+    for _ in range(2):
+        image = cv2.transpose(image)
         for _ in range(3):
-            image = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+            image = cv2.sepFilter2D(image, -1, _ONE, along_row.T, borderType=cv2.BORDER_REPLICATE)
     return image
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -70,11 +72,20 @@ def resize(image: Pixels, height: int, width: int, mode: str = "bicubic") -> Pix
 def normalise(images: Pixels | torch.Tensor) -> torch.Tensor:
     """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), channels_last in memory, with ImageNet's mean and deviation."""
     levels = torch.as_tensor(images)
-    # One row of constants an image, not one value a channel: the innermost loop is then long.
-    rows = levels.reshape(*levels.shape[:-3], -1)
-    constants = torch.tensor([MEAN, STD]).repeat(1, levels.shape[-3] * levels.shape[-2])  # (2, H * W * 3)
-    normalised = rows.float().mul_(1 / (255 * constants[1])).sub_(constants[0] / constants[1])
-    return normalised.view(levels.shape).movedim(-1, -3)
+    if levels.device.type != "cpu":
+        mean, deviation = (255 * torch.tensor(values, device=levels.device) for values in (MEAN, STD))
+        return levels.float().sub_(mean).div_(deviation).movedim(-1, -3)
+    normalised = torch.empty(levels.shape, dtype=torch.float32)
+    rows = (-1, levels.shape[-2], 3)
+    cv2.LUT(levels.contiguous().view(rows).numpy(), _normalised_levels(), normalised.view(rows).numpy())
+    return normalised.movedim(-1, -3)
+
+
+@cache
+def _normalised_levels() -> npt.NDArray[np.float32]:
+    """(1, 256, 3): what each level of each channel becomes."""
+    levels = torch.arange(256).float()[:, None]
+    return levels.mul(1 / (255 * torch.tensor(STD))).sub(torch.tensor(MEAN) / torch.tensor(STD)).numpy()[None]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -36,7 +37,8 @@ def train_transform(size: int, scale: Sequence[float] = (0.08, 1.0), flip: bool 
     def transform(image: Pixels, generator: np.random.Generator) -> Pixels:
         top, left, height, width = draw_box(image.shape[0], image.shape[1], scale, (3 / 4, 4 / 3), generator)
         crop = image[top : top + height, left : left + width]
-        return resize(crop[:, ::-1] if flip and generator.random() < 0.5 else crop, size, size, mode="bilinear")
+        resized = resize(crop, size, size, mode="bilinear")
+        return cv2.flip(resized, 1) if flip and generator.random() < 0.5 else resized
 
     return transform
 

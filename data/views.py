@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -186,7 +187,9 @@ class ViewMaker:
         """The view as uint8 (side, side, 3)."""
         top, left, height, width = plan.box
         crop = image[top : top + height, left : left + width]
-        view = resize(crop[:, ::-1] if plan.mirrored else crop, side, side)
+        view = resize(crop, side, side)
+        if plan.mirrored:
+            view = cv2.flip(view, 1)
         if plan.jitter is not None:
             view = colour.jitter(view, plan.jitter)
         if plan.gray:
