@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,46 @@ def test_bad_input_ends_in_one_clear_message(tmp_path, arguments, command, overr
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert all(part in done.stderr for part in expected), done.stderr
+
+
+@pytest.fixture
+def broken_image(image_folder, tmp_path):
+    """A copy of the dataset in which one training image is cut off."""
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
+    image = root / "train" / "class2" / "3.png"
+    image.write_bytes(image.read_bytes()[:200])
+    return image
+
+
+def test_an_unreadable_image_stops_before_training_and_is_named(tmp_path, broken_image, arguments, command):
+    runs = tmp_path / "runs"
+    done = command(*arguments(runs, f"data.root={broken_image.parents[2]}"))
+    assert done.returncode == 2
+    assert str(broken_image) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not only_run(runs).metrics()
+
+
+def test_an_unreadable_image_is_skipped_and_counted_on_request(tmp_path, broken_image, arguments, command):
+    runs = tmp_path / "runs"
+    done = command(*arguments(runs, f"data.root={broken_image.parents[2]}", "data.on_bad_image=skip"))
+    assert done.returncode == 0, done.stderr
+    assert only_run(runs).result()["images_skipped"] == 1
+
+
+@pytest.mark.parametrize("damage", ["empty class", "no split"])
+def test_a_half_made_dataset_is_told(tmp_path, image_folder, arguments, command, damage):
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
+    broken = root / "train" / "class1" if damage == "empty class" else root / "train"
+    shutil.rmtree(broken)
+    if damage == "empty class":
+        broken.mkdir()
+    done = command(*arguments(tmp_path / "runs", f"data.root={root}"))
+    assert done.returncode == 2
+    assert broken.name in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, arguments, command):
