@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.errors import UserError
+
 
 @dataclass(frozen=True)
 class Matching:
@@ -81,15 +83,16 @@ def regrid(locations: Tensor, height: int, width: int) -> Tensor:
     """The grid (B, height, width, 2) of the same crops as the grid (B, H, W, 2), for a map of another size.
 
     Cell centres are evenly spaced over the crop, so the first and the last of a side give the crop's edges:
-    centre k of n cells lies at edge + (k + 1/2) / n of the side. H and W of at least 2, or equal to the new ones.
+    centre k of n cells lies at edge + (k + 1/2) / n of the side. UserError for a single cell that is to be several.
     """
     for dim, size in ((1, height), (2, width)):
         former = locations.shape[dim]
         if former == size:
             continue
         if former < 2:
-            raise ValueError(
-                f"a grid of {former} cell along a side does not tell its size, so {size} cells are unknown"
+            raise UserError(
+                f"a grid of {former} cell along a side does not tell the crop's size, so the centres of {size} cells "
+                "are unknown; give the locations on a grid of at least 2 x 2 cells"
             )
         first, last = locations.narrow(dim, 0, 1), locations.narrow(dim, former - 1, 1)
         cell = (last - first) / (former - 1)

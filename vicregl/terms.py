@@ -22,7 +22,7 @@ from vicregl.matching import flat_rows, take
 
 EPSILON = 1e-4  # under the square root of the variance, as published
 # Numbers of a chunk of slots: about what a core's cache holds; on a GPU, what keeps it busy.
-CHUNK_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 28}
+CHUNK_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 28}
 
 
 def invariance(
@@ -89,7 +89,7 @@ def _through_gram(
     """For N <= C. Each process makes its rows of the Gram matrices; maps and indices are gathered once a view."""
     n, width = batch.total - 1, maps.shape[2]
     own = slice(batch.rank * batch.size, (batch.rank + 1) * batch.size)
-    all_maps, all_index = batch.gather(maps), batch.gather(index.t()).t()
+    all_maps, all_index = batch.gather(maps), batch.gather(index.t().int()).t()
     variance, squared_var, squared_gram = weights.new_zeros(3)
     for slots in chunks(index.shape[0], batch.total * width, maps.device):
         x = take(all_maps, all_index[slots])  # (s, N, C)
