@@ -1,0 +1,84 @@
+"""k processes with N / k samples each against one process with all N: real processes, gloo, DDP, float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_worker import CASES, EMBEDDING, POSITIONS, SAMPLES, step
+
+HERE = Path(__file__).parent
+DOUBLE = 8  # bytes
+# The size check (two integers), the invariances, the squared Gram matrices and the numbers of pairs within thresholds.
+SCALARS = 200
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def processes(request, tmp_path_factory) -> list[dict]:
+    """What each of k processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    paths = [str(HERE.parents[1]), str(HERE)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    commands = [
+        [sys.executable, str(HERE / "distributed_worker.py"), str(rank), str(request.param), str(folder)]
+        for rank in range(request.param)
+    ]
+    workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * request.param, "\n".join(errors)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict]:
+    return {name: step(channels, options) for name, (channels, options) in CASES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_loss_and_parameter_gradients(processes, alone, case) -> None:
+    for found in processes:
+        for name, value in alone[case]["losses"].items():
+            torch.testing.assert_close(found["steps"][case]["losses"][name], value, rtol=1e-10, atol=1e-12)
+        for name, grad in alone[case]["gradients"].items():
+            torch.testing.assert_close(found["steps"][case]["gradients"][name], grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_product_is_computed_twice(processes, alone, case) -> None:
+    for found in processes:
+        assert found["steps"][case]["multiply_adds"] * len(processes) == alone[case]["multiply_adds"]
+
+
+def slots(case: str) -> list[int]:
+    """Match slots of each of the views 9, 9 and 4 with num_matches (4, 2)."""
+    if case.startswith("maps"):
+        return POSITIONS
+    if case.startswith("threshold"):  # the whole map, and the target of both kinds of every other view it meets
+        return [9 + 2 * (9 + 4), 9 + 2 * (9 + 4), 4 + 2 * (9 + 9)]
+    if case.startswith("reference"):  # feature: all; location 0 -> 1 with 4 and with 2, 0 -> 2 with 4, 2 -> 0 with 2
+        return [9 + 9 + 4 + 2 * (4 + 2) + 4 + 2] * 2 + [4 + 9 + 9 + 2 * (2 + 4)]
+    return [2 * (4 + 4 + 4 + 2)] * 2 + [2 * 2 * (2 + 4)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bytes_are_those_of_the_readme(processes, case) -> None:
+    channels, options = CASES[case]
+    expected = 0
+    if options.get("alpha", 0.75) > 0:  # D = 20 is more than the samples
+        expected += len(POSITIONS) * SAMPLES * (DOUBLE * EMBEDDING + 4)
+    if options.get("alpha", 0.75) < 1:
+        for s, p in zip(slots(case), POSITIONS, strict=True):
+            gather = SAMPLES * (DOUBLE * p * channels + 4 * s)
+            reduce = DOUBLE * s * (channels + channels**2)
+            expected += gather if channels >= SAMPLES else reduce
+    for found in processes:
+        assert 0 <= found["steps"][case]["bytes"] - expected < SCALARS
+
+
+def test_an_uneven_batch_is_refused_by_every_process(processes) -> None:
+    for rank, found in enumerate(processes):
+        assert f"got {3 if rank == 0 else 4} samples in this process" in found["uneven"]
+        assert "3 to 4" in found["uneven"]
+        assert "drop_last" in found["uneven"]
