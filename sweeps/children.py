@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
             log_start = output.tell()
-            output.write(f"$ {' '.join(argv)}\n".encode())
+            output.write(f"$ {shlex.join(argv)}\n".encode())
             output.flush()
             process = subprocess.Popen(
                 argv,

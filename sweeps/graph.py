@@ -55,7 +55,9 @@ class Node:
     def argv(self, machine: Sequence[str] = ()) -> list[str]:
         """The command line that makes this run, with `machine.*` overrides of whoever starts it."""
         parent = None if self.parent is None else self.parent.run.path
-        return self.stage.argv(self.config_file, [*self.overrides, f"machine.runs={self.root}", *machine], parent)
+        where = f"machine.runs={self.root}"
+        others = [text for text in machine if not text.startswith("machine.runs=")]  # which made `root`
+        return self.stage.argv(self.config_file, [*self.overrides, where, *others], parent)
 
 
 @dataclass(frozen=True)

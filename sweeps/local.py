@@ -166,7 +166,9 @@ def _ending(child: Child, code: int) -> str:
         return "killed (signal 9); usual reason: out of memory; fewer --workers need less"
     if code < 0:
         return f"ended by signal {-code}"
-    return f"exit code {code} and no result.json"
+    if code == 0:
+        return "it ended well, but elsewhere: the code or its config was changed since this sweep began; repeat it"
+    return f"exit code {code}"
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import pytest
 
 from analysis import __main__ as command
 from analysis.report import write_report
+from runtime import provenance
 from runtime.errors import UserError
-from runtime.provenance import PROJECT, commit
+from runtime.provenance import PROJECT
 from sweeps.graph import Graph
 
 FILES = ["README.md", "results.csv", "table.md", "tradeoff.pdf", "tradeoff.png"]
@@ -48,7 +49,7 @@ def test_a_report_shows_everything(fill: Callable[..., Graph], folder: Path) -> 
         "| rank pooled |",
         "8 of 8",
         "8 min 0 s",  # 8 pretrainings of 60 s
-        f"commit {(commit() or '')[:12]}",
+        f"commit {provenance.collect()['commit'][:12]}",
         "`pretrain.yaml`, `linear.yaml`",
         "python 3.",
         "python -m analysis study.yaml",
@@ -106,7 +107,7 @@ def test_runs_of_two_commits_are_told_apart(fill: Callable[..., Graph], folder: 
     graph = fill(top1, top5)
     file = graph.points[0].pretrain.run.path / "run.yaml"
     text = file.read_text()
-    file.write_text(text.replace(f"commit: {commit()}", f"commit: {'ab' * 20}"))
+    file.write_text(text.replace(f"commit: {provenance.collect()['commit']}", f"commit: {'ab' * 20}"))
     page = (write_report("study.yaml") / "README.md").read_text()
     assert "commit abababababab" in page
     assert "(1 run)" in page

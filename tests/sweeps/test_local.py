@@ -60,9 +60,8 @@ def test_runs_everything_once_and_then_nothing(make_graph: MakeGraph) -> None:
     for point in trained:
         expected = 50 + 20 * point.varied["loss.alpha"] + point.varied["seed"]
         assert point.evals["linear"].run.result()["top1"] == expected  # type: ignore[index]
-    began = time.monotonic()
     code, shown = run(make_graph())
-    assert (code, time.monotonic() - began < 1) == (0, True)
+    assert code == 0
     assert "nothing was left to do" in shown
     assert "start " not in shown
 
@@ -94,6 +93,15 @@ def test_a_failed_run_stops_nothing_but_its_evaluations(edit: Edit, make_graph: 
     assert "a line before the end" in log.read_text()
     assert "blocked linear loss.alpha=0.5" in shown
     assert "1 failed, 1 blocked" in shown
+
+
+def test_a_config_that_changes_meanwhile_is_not_taken_for_done(small_graph: MakeGraph, folder: Path) -> None:
+    graph = small_graph()
+    (folder / "pretrain.yaml").write_text("train: {duration: 5 steps}\n")
+    code, shown = run(graph)
+    assert code == 1
+    assert "was changed since this sweep began" in shown
+    assert run(small_graph())[0] == 0
 
 
 def test_what_failed_is_tried_again(small_graph: MakeGraph) -> None:
@@ -174,31 +182,26 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_sweep_leaves_no_process_and_goes_on_where_it_was(
-    number: signal.Signals, edit: Edit, folder: Path, make_graph: MakeGraph
+    number: signal.Signals, folder: Path, small_graph: MakeGraph
 ) -> None:
-    edit(
-        pretrain__set={"train.duration": "60 steps"},
-        pretrain__grid={"loss.alpha": [0.0, 1.0]},
-        pretrain__controls={},
-    )
+    (folder / "hold").touch()
     sweep = start_sweep(folder, "--workers", "2")
     wait_until(lambda: len(working_pids(folder)) == 2)
     sweep.send_signal(number)
-    shown, _ = sweep.communicate(timeout=30)
-    wait_until(lambda: not any(alive(pid) for pid in working_pids(folder)), 5.0)
+    shown, _ = sweep.communicate(timeout=60)
+    wait_until(lambda: not any(alive(pid) for pid in working_pids(folder)), 20.0)
     assert sweep.returncode == (-9 if number == signal.SIGKILL else 128 + number), shown
-    graph = make_graph()
-    assert set(graph.states().values()) == {"interrupted", "new"}
+    graph = small_graph()
+    assert list(graph.states().values()) == ["interrupted", "new"] * 2
     before = steps_of(graph)
-    assert all(0 < len(steps) < 60 for steps in before.values())
-    edited = run(graph)
-    assert edited[0] == 0, edited[1]
+    assert list(before.values()) == [[0], [0]]
+    (folder / "hold").unlink()
+    code, shown = run(graph)
+    assert code == 0, shown
     assert set(graph.states().values()) == {"done"}
-    for title, steps in steps_of(graph).items():
+    for steps in steps_of(graph).values():
         # The kill may fall between a step's row in the log and its checkpoint: that one is done again.
-        assert sorted(set(steps)) == list(range(60))
-        assert len(steps) - 60 in (0, 1)
-        assert steps[: len(before[title])] == before[title]
+        assert steps in ([0, 1, 2, 3], [0, 0, 1, 2, 3])
 
 
 def test_plan_and_status_for_scripts(small_graph: MakeGraph, capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -26,7 +26,7 @@ def test_every_study_can_be_planned(file: Path, tmp_path: Path) -> None:
 def test_every_study_opens_with_its_command_and_time(file: Path) -> None:
     command, *more = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert command.startswith(("# make", "# python -m sweeps"))
-    assert any("minutes" in line or "hours" in line for line in more)
+    assert any("minute" in line or "hour" in line for line in more)
 
 
 def test_quickstart_is_the_alpha_study() -> None:
