@@ -197,7 +197,7 @@ def _background(
     small = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
     mean = small.mean(axis=(0, 1))
     level = generator.uniform(*config.background)  # drawn afresh: a photograph's own brightness would tell its region
-    factor = generator.uniform(*config.contrast)
+    factor = generator.uniform(config.contrast[0], config.contrast[1])
     tinted = level + 0.5 * (mean - mean.mean())
     return (tinted + factor * (small - mean)).astype(np.float32), (top, photo.left + left, side)
 

@@ -223,7 +223,7 @@ def _beat(run: Run, ended: bool = False) -> None:
 
 
 def _record_attempt(run: Run, identity: Identity, machine: dict[str, Any]) -> None:
-    former = run.document() if (run.path / "run.yaml").exists() else {"attempts": []}
+    attempts = run.document()["attempts"] if (run.path / "run.yaml").exists() else []
     document = {
         "stage": identity.stage,
         "format": identity.format,
@@ -231,8 +231,8 @@ def _record_attempt(run: Run, identity: Identity, machine: dict[str, Any]) -> No
         "parent": identity.parent,
         "config": identity.config,
         "machine": machine,
-        "attempts": [*former["attempts"], provenance.collect()],
+        "attempts": [*attempts, provenance.collect()],
     }
     files.write_yaml(run.path / "run.yaml", document)
     if diff := provenance.dirty_diff():
-        files.write_text(run.path / f"attempt-{len(document['attempts'])}.diff", diff + "\n")
+        files.write_text(run.path / f"attempt-{len(attempts) + 1}.diff", diff + "\n")

@@ -57,9 +57,12 @@ def weights(runs) -> dict[str, torch.Tensor]:
     return load_file(only_run(runs).path / "backbone.safetensors")
 
 
+CLOCKS = ("time", "seconds", "data_wait_percent")
+
+
 def rows(runs):
     """metrics.jsonl without its clocks."""
-    return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in only_run(runs).metrics()]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in only_run(runs).metrics()]
 
 
 def same(a, b) -> bool:
