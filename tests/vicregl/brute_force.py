@@ -33,13 +33,13 @@ def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """x (P, c), y (Q, c): distance and index of the nearest y of each x; of equal ones the first."""
     distances = (x[:, None] - y[None]).pow(2).sum(dim=2)
     index = distances.argmin(dim=1)
-    return distances[torch.arange(len(x)), index].sqrt(), index
+    return distances.gather(1, index[:, None])[:, 0].sqrt(), index
 
 
 def kept_positions(distance: Tensor, count: int) -> Tensor:
     """The positions of the `count` smallest distances, in ascending order; of equal ones the first."""
     order = sorted(range(len(distance)), key=distance.tolist().__getitem__)
-    return torch.tensor(sorted(order[:count]))
+    return torch.tensor(sorted(order[:count]), device=distance.device)
 
 
 def matched(x_map: Tensor, y_map: Tensor, x_space: Tensor, y_space: Tensor, count: int) -> tuple[Tensor, ...]:
