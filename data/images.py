@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,6 +69,15 @@ def resize(image: Pixels, height: int, width: int, mode: str = "bicubic") -> Pix
     return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy()[0])
 
 
+def shrink(image: Pixels, short_side: int) -> Pixels:
+    """Reduced so that the shorter side has `short_side` pixels; an image that is not larger, or 0, stays as it is."""
+    height, width = image.shape[:2]
+    if not 0 < short_side < min(height, width):
+        return image
+    scale = short_side / min(height, width)
+    return resize(image, max(short_side, round(height * scale)), max(short_side, round(width * scale)))
+
+
 def normalise(images: Pixels | torch.Tensor) -> torch.Tensor:
     """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), channels_last in memory, with ImageNet's mean and deviation."""
     levels = torch.as_tensor(images)
@@ -99,12 +108,33 @@ class ImageList:
         return len(self.paths)
 
 
-class ImageStore:
-    """Decoded images by number. A small set is read whole at once and kept; a large one is read as it is needed."""
+@dataclass(frozen=True)
+class FileSource:
+    """The image of a number, from its file. Raises UserError where that cannot be read."""
 
-    def __init__(self, images: ImageList, on_bad_image: str = "stop", memory_bytes: int = 1 << 30) -> None:
+    paths: Sequence[Path]
+    short_side: int = 0  # pixels, as of `shrink`
+
+    def __call__(self, number: int) -> Pixels:
+        return shrink(read_image(self.paths[number]), self.short_side)
+
+
+class ImageStore:
+    """Decoded images by number. A small set is read whole at once and kept; a large one is read as it is needed.
+
+    `source` gives the image of a number of `images`; without one it is the file as it is.
+    """
+
+    def __init__(
+        self,
+        images: ImageList,
+        on_bad_image: str = "stop",
+        memory_bytes: int = 1 << 30,
+        source: Callable[[int], Pixels] | None = None,
+    ) -> None:
         self.images = images
         self.bad_files: set[Path] = set()
+        self._source = source or FileSource(images.paths)
         self._skip = on_bad_image == "skip"
         self._kept: list[Pixels] | None = None
         if _decoded_bytes(images.paths) <= memory_bytes:
@@ -118,7 +148,7 @@ class ImageStore:
         kept, numbers = [], []
         for number, path in enumerate(self.images.paths):
             try:
-                kept.append(read_image(path))
+                kept.append(self._source(number))
                 numbers.append(number)
             except UserError:
                 if not self._skip:
@@ -137,7 +167,7 @@ class ImageStore:
         for step in range(len(self)):
             number = (index + step) % len(self)
             try:
-                return number, read_image(self.images.paths[number])
+                return number, self._source(number)
             except UserError:
                 if not self._skip:
                     raise

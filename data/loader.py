@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from data.batch_colour import BatchPlan, finish, plan_batch
 from data.catalog import DataConfig, open_dataset
-from data.images import ImageStore, normalise
+from data.images import FileSource, ImageStore, normalise
+from data.prefetch import prefetched
 from data.views import GridSize, ViewMaker, ViewsConfig, sample_generator
+from data.workers import in_order
 from runtime.config import require
 from runtime.errors import UserError
 
@@ -22,7 +25,7 @@ _VIEWS, _ORDER = 0, 1  # purposes of random streams
 
 @dataclass
 class ViewBatch:
-    """One step's input. V views of B images."""
+    """One step's input, on the loader's device. V views of B images."""
 
     images: list[torch.Tensor]  # V x (B, 3, S, S) float32, normalised
     locations: list[torch.Tensor]  # V x (B, H, W, 2) float32, (row, column) in pixels of the original image
@@ -30,18 +33,23 @@ class ViewBatch:
     step: int
     epoch: int
 
+    def tensors(self) -> list[torch.Tensor]:
+        return self.images + self.locations + ([] if self.labels is None else [self.labels])
+
 
 @dataclass
 class _RawBatch:
     """What a worker hands over: uint8 views (a quarter of the bytes), finished by the process that asked."""
 
     views: list[torch.Tensor]  # V x (B, S, S, 3) uint8
+    plans: list[BatchPlan] | None  # V, what is still to be done with them; None: nothing
     locations: list[torch.Tensor]
     labels: torch.Tensor | None
+    step: int
     bad_files: set[Path]
 
 
-class _Steps(Dataset):
+class _Steps:
     """The batch of each step, as a function of the step alone."""
 
     def __init__(self, store: ImageStore, maker: ViewMaker, batch_size: int, seed: int) -> None:
@@ -73,6 +81,8 @@ class _Steps(Dataset):
         epoch, position = divmod(step, self.steps_per_epoch)
         chosen = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         maker = self.maker
+        on_device = maker.config.execution == "device"
+        render = maker.crop if on_device else maker.render
         views = [np.empty((self.batch_size, side, side, 3), np.uint8) for side in maker.sides]
         plans, numbers = [], []
         for row, index in enumerate(chosen):
@@ -80,12 +90,15 @@ class _Steps(Dataset):
             numbers.append(number)
             plans.append(maker.draw(image.shape[0], image.shape[1], sample_generator(self.seed, epoch, index, _VIEWS)))
             for view, plan in enumerate(plans[-1]):
-                views[view][row] = maker.render(image, plan, maker.sides[view])
+                views[view][row] = render(image, plan, maker.sides[view])
         labels = self.store.images.labels
+        by_view = list(zip(*plans, strict=True))
         return _RawBatch(
             [torch.from_numpy(view) for view in views],
-            [maker.locations([plan[view] for plan in plans], view) for view in range(len(views))],
+            [plan_batch(of_view) for of_view in by_view] if on_device else None,
+            [maker.locations(of_view, view) for view, of_view in enumerate(by_view)],
             None if labels is None else torch.tensor([labels[number] for number in numbers]),
+            step,
             self.store.bad_files,
         )
 
@@ -96,6 +109,9 @@ class PretrainLoader:
     Order and augmentation of a sample are functions of (seed, epoch, sample number) alone, so any number of workers
     gives the same batches, and so does a run that begins at a later step. The last, incomplete batch of an epoch is
     left out.
+
+    Batches come on `device`; on CUDA they are brought there ahead of time, on a stream of their own. `wait_seconds`
+    counts how long the caller waited for them.
 
     Raises UserError where the dataset is smaller than one batch, and for an image that cannot be read: at once for a
     dataset that fits `memory_bytes` decoded (it is read whole), else when it is its turn. With
@@ -112,17 +128,25 @@ class PretrainLoader:
         seed: int,
         workers: int = 0,
         memory_bytes: int = 1 << 30,
+        device: torch.device | str = "cpu",
+        worker_kind: str = "processes",
     ) -> None:
         require(batch_size >= 2, "batch size", batch_size, "2 or more")
         dataset = open_dataset(data)
-        self._store = ImageStore(dataset.images("train"), data.on_bad_image, memory_bytes)
+        images = dataset.images("train")
+        source = FileSource(images.paths, views.short_side)
+        self._store = ImageStore(images, data.on_bad_image, memory_bytes, source)
         if len(self._store) < batch_size:
             raise UserError(
                 f"dataset {data.name} at {dataset.root} has {len(self._store)} training images, "
                 f"fewer than one batch of {batch_size}; choose a batch size of at most {len(self._store)}"
             )
         self._steps = _Steps(self._store, ViewMaker(views, grid_size), batch_size, seed)
+        self._views = views
         self._workers = workers
+        self._worker_kind = worker_kind
+        self._device = torch.device(device)
+        self.wait_seconds = 0.0
         self.bad_files = self._store.bad_files
         self.steps_per_epoch = self._steps.steps_per_epoch
 
@@ -138,16 +162,35 @@ class PretrainLoader:
 
     def batches(self, first_step: int, last_step: int) -> Iterator[ViewBatch]:
         """The batches of steps first_step, ..., last_step - 1; steps count on across epochs."""
-        for step, raw in zip(range(first_step, last_step), self._raw(first_step, last_step), strict=True):
-            if isinstance(raw, UserError):
-                raise raw
-            self.bad_files |= raw.bad_files
-            images = [normalise(view) for view in raw.views]
-            yield ViewBatch(images, raw.locations, raw.labels, step, step // self.steps_per_epoch)
+        raws = in_order(self._steps, range(first_step, last_step), self._workers, self._worker_kind)
+        if self._device.type == "cuda":
+            batches = prefetched(raws, self._finish, self._device)
+        else:
+            batches = (self._finish(raw) for raw in raws)
+        asked = time.perf_counter()
+        for batch in batches:
+            self.wait_seconds += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
 
-    def _raw(self, first_step: int, last_step: int) -> Iterator[_RawBatch | UserError]:
-        steps = range(first_step, last_step)
-        if self._workers == 0 or not steps:
-            return (self._steps[step] for step in steps)
-        workers = min(self._workers, len(steps))
-        return iter(DataLoader(self._steps, batch_size=None, sampler=steps, num_workers=workers))
+    def _finish(self, raw: _RawBatch | UserError) -> ViewBatch:
+        """What the workers leave to the device, and the normalising, which makes four bytes of one."""
+        if isinstance(raw, UserError):
+            raise raw
+        self.bad_files |= raw.bad_files
+        images = []
+        for number, view in enumerate(raw.views):
+            levels = self._moved(view)
+            if raw.plans is None:
+                images.append(normalise(levels))
+            else:
+                plan = raw.plans[number].map(self._moved)
+                images.append(finish(levels, plan, self._views.solarize_threshold))
+        locations = [self._moved(grid) for grid in raw.locations]
+        labels = None if raw.labels is None else self._moved(raw.labels)
+        return ViewBatch(images, locations, labels, raw.step, raw.step // self.steps_per_epoch)
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        return tensor.pin_memory().to(self._device, non_blocking=True)

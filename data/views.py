@@ -46,6 +46,10 @@ class ViewsConfig:
     blur_probability: list[float] = field(default_factory=lambda: [1.0, 0.1])  # of even, of odd views
     solarize_probability: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of even, of odd views
     solarize_threshold: int = 128  # level of 255
+    short_side: int = 0  # pixels; larger images are reduced to it before their views are cut; 0: as they are
+    # cpu: all in the loader's workers. device: these decode, cut and resize; mirror and colour follow on the device, in
+    # batches. The same distribution from the same random choices, but not the same last digits: hence no `auto`.
+    execution: str = "cpu"
 
     def check(self) -> None:
         require(self.large_count >= 2, "views.large_count", self.large_count, "2 or more (each view needs a pair)")
@@ -65,6 +69,9 @@ class ViewsConfig:
             require(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "0 to 1")
         require(0 <= self.hue <= 0.5, "views.hue", self.hue, "0 to 0.5 turns")
         require(0 <= self.solarize_threshold <= 256, "views.solarize_threshold", self.solarize_threshold, "0 to 256")
+        ok = self.short_side == 0 or 8 <= self.short_side <= 4096
+        require(ok, "views.short_side", self.short_side, "0 (as the files are) or 8 to 4096 pixels")
+        require(self.execution in ("cpu", "device"), "views.execution", self.execution, "cpu, device")
 
     def sides(self) -> list[int]:
         """Pixels of each view's side, large ones first."""
@@ -183,11 +190,17 @@ class ViewMaker:
             order=tuple(sorted(range(4), key=u[4:8].__getitem__)),
         )
 
+    def crop(self, image: Pixels, plan: ViewPlan, side: int) -> Pixels:
+        """The plan's box as uint8 (side, side, 3), neither mirrored nor coloured."""
+        top, left, height, width = plan.box
+        return resize(image[top : top + height, left : left + width], side, side)
+
     def render(self, image: Pixels, plan: ViewPlan, side: int) -> Pixels:
         """The view as uint8 (side, side, 3)."""
-        top, left, height, width = plan.box
-        crop = image[top : top + height, left : left + width]
-        view = resize(crop, side, side)
+        return self.colour(self.crop(image, plan, side), plan)
+
+    def colour(self, view: Pixels, plan: ViewPlan) -> Pixels:
+        """The plan's mirroring and colour, (H, W, 3) -> (H, W, 3)."""
         if plan.mirrored:
             view = cv2.flip(view, 1)
         if plan.jitter is not None:

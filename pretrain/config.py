@@ -7,6 +7,7 @@ from typing import Any
 
 from data.catalog import DataConfig
 from data.views import ViewsConfig
+from data.workers import KINDS as WORKER_KINDS
 from runtime.config import Duration, MachineConfig, require, split_machine
 from runtime.rundir import Identity
 from vicregl.criterion import CriterionConfig
@@ -72,11 +73,13 @@ class ProbeConfig:
 class PretrainMachineConfig(MachineConfig):
     log_steps: int = 50  # between two rows of metrics.jsonl
     save_minutes: float = 2.0  # between two checkpoints
+    worker_kind: str = "processes"  # processes | threads: what `workers` are; data/workers.py tells them apart
 
     def check(self) -> None:
         super().check()
         require(self.log_steps >= 1, "machine.log_steps", self.log_steps, "1 or more")
         require(self.save_minutes >= 0, "machine.save_minutes", self.save_minutes, "0 (every step) or more")
+        require(self.worker_kind in WORKER_KINDS, "machine.worker_kind", self.worker_kind, ", ".join(WORKER_KINDS))
 
 
 @dataclass

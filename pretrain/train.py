@@ -46,7 +46,14 @@ class Training:
         model = VICRegLModel(config.model, config.loss.alpha)
         grid_size = model.backbone.grid_size
         loader = PretrainLoader(
-            config.data, config.views, grid_size, config.train.batch_size, config.seed, config.machine.workers
+            config.data,
+            config.views,
+            grid_size,
+            config.train.batch_size,
+            config.seed,
+            config.machine.workers,
+            device=device,
+            worker_kind=config.machine.worker_kind,
         )
         total = Duration.parse(config.train.duration).steps(loader.steps_per_epoch)
         warmup = Duration.parse(config.optimizer.warmup).steps(loader.steps_per_epoch)
@@ -56,7 +63,7 @@ class Training:
                 f"(train.duration = {config.train.duration!r}) has {total}; make the warm-up shorter"
             )
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = model.to(device, memory_format=layout)
+        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
         probe = make_probe(config, model, device)
         state = TrainingState(model, make_optimizer(model, config.optimizer), probe)
         criterion = VICRegLCriterion.from_config(config.loss)
@@ -156,6 +163,7 @@ class Logger:
         self.training = training
         self.saved = self.printed = time.monotonic()
         self.before = training.state.seconds
+        self.row = (time.monotonic(), 0.0)  # when the last row was written, and the seconds waited for data by then
         self.board = SummaryWriter(str(training.run.path / "tensorboard"), purge_step=training.state.step + 1)
         training.run.progress(training.state.step, training.total_steps, "steps")
 
@@ -172,7 +180,7 @@ class Logger:
     def write_row(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
         state = self.training.state
         values = {name: float(value.detach()) for name, value in losses.items()}
-        values |= {"learning_rate": lr, "seconds": state.seconds}
+        values |= {"learning_rate": lr, "seconds": state.seconds, "data_wait_percent": self.data_wait_percent()}
         values |= batch_diagnostics(output)
         if state.probe is not None:
             values["probe_top1"] = state.probe.accuracy()
@@ -181,6 +189,11 @@ class Logger:
         self.training.run.append_metrics({"step": state.step, "epoch": batch.epoch, "time": time.time(), **values})
         for name, value in values.items():
             self.board.add_scalar(name, value, state.step)
+
+    def data_wait_percent(self) -> float:
+        """Share of the time since the last row in which the loop waited for batches."""
+        (since, waited), self.row = self.row, (time.monotonic(), self.training.loader.wait_seconds)
+        return 100 * (self.row[1] - waited) / (self.row[0] - since)
 
     def print_line(self, loss: float) -> None:
         training = self.training

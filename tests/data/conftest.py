@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from data.catalog import DataConfig
 from data.scenes import ScenesConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from published_recipe import SIZE, VIEWS, PublishedRecipe, statistics
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +43,25 @@ def folder_of_60(small_scenes: DataConfig, tmp_path: Path) -> DataConfig:
     for split in ("train", "val"):
         shutil.copytree(root / split, tmp_path / "tree" / split)
     return DataConfig(name="imagefolder", root=str(tmp_path / "tree"))
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[np.ndarray]:
+    """Eight pieces of 120 x 160 pixels of two photographs."""
+    pieces = []
+    for photo in load_sample_images().images:
+        pieces += [photo[top : top + 120, left : left + 160] for top in (30, 260) for left in (100, 400)]
+    return [np.ascontiguousarray(piece) for piece in pieces]
+
+
+@pytest.fixture(scope="session")
+def published(photos: list[np.ndarray]) -> dict[bool, np.ndarray]:
+    """Statistics of even (False) and odd (True) views of the plain recipe, (VIEWS, 13)."""
+    random.seed(1)
+    torch.manual_seed(1)
+    recipes = {odd: PublishedRecipe(odd, SIZE) for odd in (False, True)}
+    images = [Image.fromarray(photo) for photo in photos]
+    return {
+        odd: np.array([statistics(np.asarray(recipe(images[n % len(images)]))) for n in range(VIEWS)])
+        for odd, recipe in recipes.items()
+    }

@@ -1,40 +1,21 @@
-"""The views against the published recipe written with PIL and torchvision: each operation, and the distribution.
-
-The recipe's parts and probabilities: shared definitions of arXiv 2210.01571's code (README of tests/golden).
-"""
+"""The views against the published recipe written with PIL and torchvision: each operation, and the distribution."""
 
 from __future__ import annotations
 
-import math
-import random
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageFilter, ImageOps
-from scipy.stats import ks_2samp
-from sklearn.datasets import load_sample_images
-from torchvision import transforms
+from published_recipe import SIZE, VIEWS, smallest_p, statistics
 from torchvision.transforms import functional as tf
 
 from data import colour
 from data.images import resize
 from data.views import ViewMaker, ViewsConfig, sample_generator
 
-SIZE = 48
-VIEWS = 1000
 CONFIG = ViewsConfig(large_size=SIZE, large_scale=[0.08, 1.0])
-
-
-@pytest.fixture(scope="module")
-def photos() -> list[np.ndarray]:
-    """Eight pieces of 120 x 160 pixels of two photographs."""
-    pieces = []
-    for photo in load_sample_images().images:
-        pieces += [photo[top : top + 120, left : left + 160] for top in (30, 260) for left in (100, 400)]
-    return [np.ascontiguousarray(piece) for piece in pieces]
 
 
 def mean_difference(ours: np.ndarray, pil: Image.Image) -> float:
@@ -89,48 +70,6 @@ def test_resize_equals_pil_bicubic(photos: list[np.ndarray], side: int) -> None:
 # The whole recipe: distributions of image statistics.
 
 
-class PublishedRecipe:
-    """One view as the published code makes it, plainly."""
-
-    def __init__(self, odd: bool) -> None:
-        self.geometry = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(SIZE, scale=(0.08, 1.0), interpolation=tf.InterpolationMode.BICUBIC),
-                transforms.RandomHorizontalFlip(),
-                transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
-                transforms.RandomGrayscale(p=0.2),
-            ]
-        )
-        self.blur_probability, self.solarize_probability = (0.1, 0.2) if odd else (1.0, 0.0)
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        view = self.geometry(Image.fromarray(image))
-        if random.random() < self.blur_probability:
-            view = view.filter(ImageFilter.GaussianBlur(radius=random.random() * 1.9 + 0.1))
-        if random.random() < self.solarize_probability:
-            view = ImageOps.solarize(view)
-        return np.asarray(view)
-
-
-def statistics(view: np.ndarray) -> list[float]:
-    """Thirteen numbers that colour, contrast, sharpness and inversion change."""
-    levels = view.astype(np.float32)
-    gray = levels.mean(axis=2)
-    saturation = levels.max(axis=2) - levels.min(axis=2)
-    red_green, yellow_blue = levels[..., 0] - levels[..., 1], levels[..., :2].mean(axis=2) - levels[..., 2]
-    return [
-        *levels.mean(axis=(0, 1)),
-        *levels.std(axis=(0, 1)),
-        float(saturation.mean()),
-        math.log1p(float(np.abs(np.diff(gray, axis=0)).mean())),
-        math.log1p(float(np.abs(np.diff(gray, axis=1)).mean())),
-        math.log1p(float(np.abs(np.diff(gray, n=2, axis=1)).mean())),
-        float((gray >= 128).mean()),
-        float(red_green.mean()),
-        float(yellow_blue.mean()),
-    ]
-
-
 def our_statistics(photos: list[np.ndarray], config: ViewsConfig, odd: bool, count: int) -> np.ndarray:
     maker = ViewMaker(config, lambda side: (1, 1))
     rows = []
@@ -139,23 +78,6 @@ def our_statistics(photos: list[np.ndarray], config: ViewsConfig, odd: bool, cou
         plan = maker.draw(*image.shape[:2], sample_generator(7, 0, index))[int(odd)]
         rows.append(statistics(maker.render(image, plan, SIZE)))
     return np.array(rows)
-
-
-@pytest.fixture(scope="module")
-def published(photos: list[np.ndarray]) -> dict[bool, np.ndarray]:
-    """Statistics of even (False) and odd (True) views of the plain recipe."""
-    random.seed(1)
-    torch.manual_seed(1)
-    recipes = {odd: PublishedRecipe(odd) for odd in (False, True)}
-    return {
-        odd: np.array([statistics(recipe(photos[n % len(photos)])) for n in range(VIEWS)])
-        for odd, recipe in recipes.items()
-    }
-
-
-def smallest_p(a: np.ndarray, b: np.ndarray) -> float:
-    """Of thirteen two-sample Kolmogorov-Smirnov tests."""
-    return min(ks_2samp(a[:, k], b[:, k]).pvalue for k in range(a.shape[1]))
 
 
 @pytest.mark.parametrize("odd", [False, True], ids=["even", "odd"])

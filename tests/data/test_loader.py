@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from data.catalog import DataConfig, open_dataset
-from data.images import read_image
+from data.images import read_image, resize
 from data.loader import PretrainLoader, ViewBatch
 from data.views import ViewMaker, ViewsConfig, sample_generator
 from runtime.errors import UserError
@@ -20,8 +24,10 @@ def grid_size(side: int) -> tuple[int, int]:
     return side // 4, side // 4
 
 
-def make(data: DataConfig, batch_size: int = 8, seed: int = 3, workers: int = 0, **others) -> PretrainLoader:
-    return PretrainLoader(data, VIEWS, grid_size, batch_size, seed, workers, **others)
+def make(
+    data: DataConfig, batch_size: int = 8, seed: int = 3, workers: int = 0, views: ViewsConfig = VIEWS, **others
+) -> PretrainLoader:
+    return PretrainLoader(data, views, grid_size, batch_size, seed, workers, **others)
 
 
 def assert_same(a: list[ViewBatch], b: list[ViewBatch]) -> None:
@@ -52,9 +58,63 @@ def test_an_epoch_shows_every_image_once(image_folder: Path) -> None:
     assert torch.bincount(labels).tolist() == [12, 12, 12, 12]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_batches(small_scenes: DataConfig, workers: int) -> None:
-    assert_same(list(make(small_scenes).batches(5, 12)), list(make(small_scenes, workers=workers).batches(5, 12)))
+@pytest.mark.parametrize("execution", ["cpu", "device"])
+@pytest.mark.parametrize(("workers", "kind"), [(1, "processes"), (2, "processes"), (1, "threads"), (3, "threads")])
+def test_any_workers_give_the_same_batches(small_scenes: DataConfig, execution: str, workers: int, kind: str) -> None:
+    views = replace(VIEWS, execution=execution)
+    inline = list(make(small_scenes, views=views).batches(5, 12))
+    assert_same(inline, list(make(small_scenes, views=views, workers=workers, worker_kind=kind).batches(5, 12)))
+
+
+def test_both_executions_make_the_same_choices(small_scenes: DataConfig) -> None:
+    """On the device the same views, boxes and colours, to the roundings of hue and blur."""
+    on_cpu, on_device = (
+        list(make(small_scenes, views=replace(VIEWS, execution=execution)).batches(0, 7))
+        for execution in ("cpu", "device")
+    )
+    for one, other in zip(on_cpu, on_device, strict=True):
+        assert torch.equal(one.labels, other.labels)
+        for grid, other_grid in zip(one.locations, other.locations, strict=True):
+            assert torch.equal(grid, other_grid)
+        for image, other_image in zip(one.images, other.images, strict=True):
+            assert other_image.is_contiguous(memory_format=torch.channels_last)
+            assert (image - other_image).abs().mean() < 0.02  # in deviations of about 58 levels
+            assert (image - other_image.roll(1, 0)).abs().mean() > 0.2
+
+
+def test_larger_images_are_reduced_first(folder_of_60: DataConfig) -> None:
+    """As if the files had that size; the locations too are in pixels of the reduced image."""
+    data = replace(folder_of_60, root=str(Path(folder_of_60.root).parent / "small"))
+    for path in Path(folder_of_60.root).rglob("*.png"):
+        target = Path(data.root) / path.relative_to(folder_of_60.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(resize(read_image(path), 20, 20)).save(target)
+    reduced = make(folder_of_60, views=replace(VIEWS, short_side=20), memory_bytes=0)
+    assert_same(list(reduced.batches(0, 3)), list(make(data).batches(0, 3)))
+
+
+def test_the_time_waited_for_batches_is_counted(small_scenes: DataConfig) -> None:
+    loader = make(small_scenes, batch_size=30)
+    batches = loader.batches(0, 2)
+    waited = 0.0
+    for _ in range(2):
+        asked = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - asked
+        time.sleep(0.3)  # the caller's own time, which does not count
+    assert 0.9 * waited < loader.wait_seconds <= waited
+
+
+def test_a_caller_that_stops_early_leaves_no_threads(small_scenes: DataConfig) -> None:
+    batches = make(small_scenes, workers=2, worker_kind="threads").batches(0, 100)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("views")]
+
+
+def test_unknown_kinds_of_workers_are_refused(small_scenes: DataConfig) -> None:
+    with pytest.raises(UserError, match="processes, threads"):
+        next(make(small_scenes, workers=1, worker_kind="fibres").batches(0, 1))
 
 
 def test_a_run_that_begins_later_gets_the_same_batches(small_scenes: DataConfig) -> None:

@@ -1,0 +1,111 @@
+"""Colour on the device: PIL's operations, the published distribution, and what would not be it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from published_recipe import SIZE, VIEWS, smallest_p, statistics
+from torchvision.transforms import functional as tf
+
+from data import batch_colour, colour
+from data.batch_colour import finish, plan_batch
+from data.images import MEAN, STD, normalise
+from data.views import ViewMaker, ViewPlan, ViewsConfig, sample_generator
+
+CONFIG = ViewsConfig(large_size=SIZE, large_scale=[0.08, 1.0])
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+
+
+def as_batch(photos: list[np.ndarray]) -> torch.Tensor:
+    """(n, 3, H, W) float levels."""
+    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float().contiguous()
+
+
+def mean_difference(ours: torch.Tensor, pil: list[Image.Image]) -> float:
+    expected = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in pil])
+    return float((ours.permute(0, 2, 3, 1) - torch.from_numpy(expected)).abs().mean())
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_jitter_equals_pil(photos: list[np.ndarray], name: str) -> None:
+    """Every image by a factor of its own; PIL's blend is the same float arithmetic, its HSV in another order."""
+    number = ("brightness", "contrast", "saturation", "hue").index(name)
+    amounts = np.linspace(-0.1, 0.1, 8) if name == "hue" else np.linspace(0.613, 1.391, 8)
+    factors = torch.tensor([int(a * 255) if name == "hue" else a for a in amounts]).float().view(-1, 1, 1, 1)
+    adjust = getattr(tf, f"adjust_{name}")
+    expected = [adjust(Image.fromarray(photo), float(a)) for photo, a in zip(photos, amounts, strict=True)]
+    ours = batch_colour.JITTER[number](as_batch(photos), factors)
+    assert mean_difference(ours, expected) < (0.01 if name == "hue" else 0.0001)
+
+
+def test_blur_equals_pil(photos: list[np.ndarray]) -> None:
+    sigmas = [0.113, 0.307, 0.517, 0.997, 1.31, 1.42, 1.777, 1.983]  # of filters of three and of five taps
+    plans = [ViewPlan((0, 0, 1, 1), False, None, False, sigma, False) for sigma in sigmas]
+    ours = batch_colour.blur(as_batch(photos), plan_batch(plans).kernels)
+    pil = zip(photos, sigmas, strict=True)
+    assert mean_difference(ours, [Image.fromarray(p).filter(ImageFilter.GaussianBlur(s)) for p, s in pil]) < 0.001
+
+
+def test_luma_equals_pil() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    assert mean_difference(batch_colour.luma(as_batch([colours])), [Image.fromarray(colours).convert("L")]) == 0
+
+
+def plan_of(**choices: object) -> ViewPlan:
+    nothing = {"mirrored": False, "jitter": None, "gray": False, "blur_sigma": 0.0, "solarized": False}
+    return ViewPlan(box=(0, 0, 120, 160), **(nothing | choices))
+
+
+def test_each_row_gets_what_its_plan_says(photos: list[np.ndarray]) -> None:
+    """Row by row against the operations of the CPU, which are tested against PIL."""
+    square = [photo[:, :120] for photo in photos]
+    amounts = [colour.Jitter(1.2, 0.8, 1.1, 0.0, order) for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2))]
+    plans = [plan_of(), plan_of(mirrored=True), *(plan_of(jitter=j) for j in amounts)]
+    plans += [plan_of(gray=True), plan_of(blur_sigma=1.5, solarized=True), plan_of(mirrored=True, gray=True)]
+    ours = finish(torch.from_numpy(np.stack(square)), plan_batch(plans), 128)
+    maker = ViewMaker(CONFIG, lambda side: (1, 1))
+    for row, (photo, plan) in enumerate(zip(square, plans, strict=True)):
+        expected = normalise(maker.colour(photo, plan))
+        tolerance = 0.004 if plan.jitter is None else 0.02  # of 1 / (58 levels); OpenCV's HSV differs by about a level
+        assert (ours[row] - expected).abs().mean() < tolerance, row
+        others = [(ours[row] - ours[n]).abs().mean() for n in range(8) if n != row]
+        assert row in (0, 1) or min(others) > 0.02
+
+
+def device_statistics(photos: list[np.ndarray], odd: bool, device: str) -> np.ndarray:
+    maker = ViewMaker(CONFIG, lambda side: (1, 1))
+    crops, plans = [], []
+    for index in range(VIEWS):
+        image = photos[index % len(photos)]
+        plans.append(maker.draw(*image.shape[:2], sample_generator(7, 0, index))[int(odd)])
+        crops.append(maker.crop(image, plans[-1], SIZE))
+    levels = torch.from_numpy(np.stack(crops)).to(device)
+    images = finish(levels, plan_batch(plans).map(lambda tensor: tensor.to(device)), 128).cpu()
+    pixels = (images.permute(0, 2, 3, 1) * torch.tensor(STD) + torch.tensor(MEAN)).mul(255).round().numpy()
+    return np.array([statistics(view) for view in pixels])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("odd", [False, True], ids=["even", "odd"])
+def test_same_distribution_as_the_published_recipe(published, photos: list[np.ndarray], odd: bool, device: str) -> None:
+    assert smallest_p(device_statistics(photos, odd, device), published[odd]) > 0.01
+
+
+def one_gaussian(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """The three boxes along each axis without roundings between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "round_", lambda tensor: tensor)
+        return BLUR(x, kernels)
+
+
+BLUR = batch_colour.blur
+
+
+def test_without_the_roundings_it_is_another_distribution(
+    published, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_colour, "blur", one_gaussian)
+    assert smallest_p(device_statistics(photos, False, "cpu"), published[False]) < 0.001
