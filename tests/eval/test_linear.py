@@ -202,6 +202,24 @@ def test_killed_run_goes_on_to_the_same_weights(folder, parent, tmp_path, evalua
     assert [row["loss"] for row in killed_rows] == [row["loss"] for row in whole_rows]
 
 
+def test_terminated_run_saves_first_and_goes_on(folder, parent, evaluate, monkeypatch):
+    step = linear.LinearEvaluation.train_step
+
+    def terminated(self, *batch):
+        if (self.state.epoch, self.state.step) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, *batch)
+
+    monkeypatch.setattr(linear.LinearEvaluation, "train_step", terminated)
+    code, message, run = evaluate(linear.main, parent, CONFIG, *folder, *SMALL)
+    assert (code, "goes on where this one stopped" in message) == (130, True)
+    state = torch.load(run.path / "checkpoint.pt", weights_only=True)
+    assert (state["epoch"], state["step"], run.state()) == (1, 3, "interrupted")
+    monkeypatch.setattr(linear.LinearEvaluation, "train_step", step)
+    evaluate(linear.main, parent, CONFIG, *folder, *SMALL)
+    assert [row["epoch"] for row in run.metrics()] == list(range(1, 9))
+
+
 def test_a_done_run_is_left_alone(folder, parent, evaluate, monkeypatch):
     _, _, run = evaluate(linear.main, parent, CONFIG, *folder, *SMALL, "epochs=1")
     before = run.result()
