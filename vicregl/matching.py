@@ -50,7 +50,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 def nearest(x: Tensor, y: Tensor) -> tuple[Nearest, Nearest]:
     """Both directions, x -> y (B, P) and y -> x (B, Q), from one matrix of distances."""
     distances = squared_distances(x, y)
-    return _smallest(distances), _smallest(distances.transpose(1, 2))
+    return _smallest(distances), _smallest(distances.transpose(1, 2).contiguous())
 
 
 def _smallest(distances: Tensor) -> Nearest:

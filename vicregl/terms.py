@@ -44,7 +44,7 @@ def invariance(
         if grads[0] is not None or grads[1] is not None:
             difference *= (w * (2 * coefficient))[:, :, None]
             _put(grads[0], index[0][slots], difference)
-            _put(grads[1], index[1][slots], difference, sign=-1)
+            _put(grads[1], index[1][slots], difference.neg_())
     return value
 
 
@@ -153,10 +153,10 @@ def _product(x: Tensor, y: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
 
 
-def _put(grad: Tensor | None, index: Tensor, values: Tensor, sign: int = 1) -> None:
+def _put(grad: Tensor | None, index: Tensor, values: Tensor) -> None:
     """The transpose of take: add (s, B, C) to the positions (B, P, C) that they came from."""
     if grad is not None:
-        grad.view(-1, grad.shape[2]).index_add_(0, flat_rows(grad, index), values.flatten(0, 1), alpha=sign)
+        grad.view(-1, grad.shape[2]).index_add_(0, flat_rows(grad, index), values.flatten(0, 1))
 
 
 def chunks(slots: int, numbers_a_slot: int, device: torch.device, undivided: bool = False) -> Iterator[slice]:
