@@ -137,7 +137,7 @@ class ImageStore:
         self._source = source or FileSource(images.paths)
         self._skip = on_bad_image == "skip"
         self._kept: list[Pixels] | None = None
-        if _decoded_bytes(images.paths) <= memory_bytes:
+        if decoded_bytes(images.paths) <= memory_bytes:
             self._keep_all()
 
     def __len__(self) -> int:
@@ -175,13 +175,14 @@ class ImageStore:
         raise UserError(f"none of the {len(self)} images can be read; the first is {self.images.paths[0]}")
 
 
-def _decoded_bytes(paths: Sequence[Path], samples: int = 64) -> float:
-    """Bytes that the decoded images take, from the headers of a few of them; infinite where none tells."""
+def decoded_bytes(paths: Sequence[Path], short_side: int = 0, samples: int = 64) -> float:
+    """Bytes that the decoded (and reduced) images take, from the headers of a few of them; 0 where none tells."""
     sizes = []
     for path in paths[:: max(1, len(paths) // samples)]:
         try:
             with Image.open(path) as image:
-                sizes.append(3 * image.width * image.height)
+                scale = min(1.0, short_side / min(image.size)) if short_side else 1.0
+                sizes.append(3 * image.width * image.height * scale**2)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue
     # A set of which no header can be read is read (and refused) at once.

@@ -13,8 +13,9 @@ import torch
 
 from data.batch_colour import BatchPlan, finish, plan_batch
 from data.catalog import DataConfig, open_dataset
-from data.images import FileSource, ImageStore, normalise
+from data.images import ImageStore, normalise
 from data.prefetch import prefetched
+from data.raw import open_source
 from data.views import GridSize, ViewMaker, ViewsConfig, sample_generator
 from data.workers import in_order
 from runtime.config import require
@@ -134,7 +135,7 @@ class PretrainLoader:
         require(batch_size >= 2, "batch size", batch_size, "2 or more")
         dataset = open_dataset(data)
         images = dataset.images("train")
-        source = FileSource(images.paths, views.short_side)
+        source = open_source(dataset, images, views.short_side)
         self._store = ImageStore(images, data.on_bad_image, memory_bytes, source)
         if len(self._store) < batch_size:
             raise UserError(

@@ -69,8 +69,7 @@ class ViewsConfig:
             require(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "0 to 1")
         require(0 <= self.hue <= 0.5, "views.hue", self.hue, "0 to 0.5 turns")
         require(0 <= self.solarize_threshold <= 256, "views.solarize_threshold", self.solarize_threshold, "0 to 256")
-        ok = self.short_side == 0 or 8 <= self.short_side <= 4096
-        require(ok, "views.short_side", self.short_side, "0 (as the files are) or 8 to 4096 pixels")
+        check_short_side(self.short_side)
         require(self.execution in ("cpu", "device"), "views.execution", self.execution, "cpu, device")
 
     def sides(self) -> list[int]:
@@ -79,6 +78,10 @@ class ViewsConfig:
 
     def scales(self) -> list[list[float]]:
         return [self.large_scale] * self.large_count + [self.small_scale] * self.small_count
+
+
+def check_short_side(pixels: int) -> None:
+    require(pixels == 0 or 8 <= pixels <= 4096, "views.short_side", pixels, "0 (as the files are) or 8 to 4096 pixels")
 
 
 def _check_range(name: str, bounds: Sequence[float], above: float, most: float) -> None:
