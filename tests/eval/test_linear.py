@@ -314,3 +314,9 @@ def test_identity_tells_parents_and_configs_apart():
     assert one.hash == linear.identity(config, "0123456789").hash
     config.epochs += 1
     assert one.hash != linear.identity(config, "0123456789").hash
+
+
+def test_published_config_is_whole():
+    config = configs.load(LinearConfig, "eval/configs/linear_imagenet.yaml")
+    assert (config.mode, config.epochs, config.image_size) == ("augmented", 100, 224)
+    assert {0.02, 0.3} <= set(config.learning_rates)  # the published ones, of ResNets and of ConvNeXts
