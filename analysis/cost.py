@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.labels import project_path
-from analysis.table import markdown
+from analysis.table import Table
 from sweeps.estimate import describe_seconds
 from sweeps.study import Study
 
@@ -33,7 +33,7 @@ def _is_about_the_run(column: str, side: str) -> bool:
     return column in {f"{side}.{name}" for name in about} or column.startswith(f"{side}.provenance.")
 
 
-def table_of(frame: pd.DataFrame) -> str:
+def table_of(frame: pd.DataFrame) -> Table:
     """Time of each stage: runs, total, a run (mean, shortest to longest)."""
     lines = []
     for part, runs in runs_of(frame).groupby("part", sort=False):
@@ -44,11 +44,11 @@ def table_of(frame: pd.DataFrame) -> str:
         spread = f"{describe_seconds(seconds.min())} to {describe_seconds(seconds.max())}"
         times = (describe_seconds(seconds.sum()), describe_seconds(seconds.mean()), spread)
         lines.append([str(part), f"{len(seconds)} of {len(runs)}", *times])
-    return markdown(["stage", "runs with a time", "together", "a run", "shortest to longest"], lines)
+    return Table(["stage", "runs with a time", "together", "a run", "shortest to longest"], [lines])
 
 
-def provenance(frame: pd.DataFrame, study: Study, file: str) -> str:
-    """Commits, files, machines and versions of the runs that there are, as a list."""
+def provenance(frame: pd.DataFrame, study: Study, file: str) -> list[str]:
+    """Commits, files, machines and versions of the runs that there are, a line each."""
     runs = runs_of(frame)
     configs = [study.pretrain.config, *(part.config for part in study.evals.values())]
     lines = [
@@ -58,7 +58,7 @@ def provenance(frame: pd.DataFrame, study: Study, file: str) -> str:
         ("machine", _counted(runs, ["processor", "cores", "gpu"], _machine)),
         ("versions", _counted(runs, ["python", *_versions(runs)], _version_text)),
     ]
-    return "\n".join(f"- {name}: {text}" for name, text in lines)
+    return [f"{name}: {text}" for name, text in lines]
 
 
 def _commits(runs: pd.DataFrame) -> str:

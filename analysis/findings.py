@@ -22,8 +22,7 @@ def findings(summary: Summary) -> list[str]:
     scores = list(dict.fromkeys([report.x, report.y]))
     lines: list[str] = []
     for group, rows in summary.groups():
-        keys = summary.study.row_keys[1:]
-        prefix = ", ".join(f"{key} = {value_text(value)}" for key, value in zip(keys, group, strict=True))
+        prefix = summary.group_name(group)
         controls = summary.controls_of(group)
         found = [against_control(summary, rows, control, score) for control in controls for score in scores]
         found += [course(summary, rows, score) for score in scores]

@@ -1,4 +1,4 @@
-"""The report of a study: results.csv, table.md, tradeoff.png and .pdf, and a README.md that shows them.
+"""The report of a study: tables, figures, a README.md for a git forge and an index.html that show them.
 
 A function of the study and of its runs' directories alone: unchanged results make the same bytes.
 """
@@ -10,87 +10,125 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import cost, table
-from analysis.figures import write_tradeoff
+from analysis import cost, html, published, render, table
+from analysis.figures import FIGURES, Plot, write
 from analysis.findings import findings
 from analysis.labels import project_path
-from analysis.results import load_results
-from analysis.summary import Summary, summarize
+from analysis.material import Material, load_material
+from analysis.page import Block, Code, Heading, Items, Paragraph, Picture, to_markdown
+from analysis.values import table_values
 from runtime import files
-from sweeps.study import load_study
+from sweeps.study import PRETRAIN
+
+# The figures that show what the study asks; the others stand where they help to judge the answer.
+_ANSWERS = ("tradeoff", "scores")
 
 
-def write_report(study_file: str | Path, reports: str | Path = "reports", machine: Sequence[str] = ()) -> Path:
+def write_report(
+    study_file: str | Path,
+    reports: str | Path = "reports",
+    machine: Sequence[str] = (),
+    figures: Sequence[Plot] | None = None,
+) -> Path:
     """Write reports/<study name>/ from whatever runs there are, and return that folder.
 
-    Raises UserError for a study that cannot be read. Each file is replaced in one step.
+    `figures` are all by default. Raises UserError for a study that cannot be read. Each file is replaced in one step.
     """
-    study = load_study(study_file)
-    frame = load_results(study, machine)
-    folder = Path(reports) / study.name
+    return write_material(load_material(study_file, machine), reports, figures)
+
+
+def write_material(material: Material, reports: str | Path, figures: Sequence[Plot] | None = None) -> Path:
+    """The report of material that is loaded already."""
+    folder = Path(reports) / material.study.name
     folder.mkdir(parents=True, exist_ok=True)
-    summary = summarize(frame, study, list(dict.fromkeys([*study.scores, study.report.x, study.report.y])))
-    results = table.results_table(summary)
-    files.write_text(folder / "results.csv", frame.to_csv(index=False))
-    files.write_text(folder / "table.md", f"{results}\n\n{table.notes(summary)}\n")
-    write_tradeoff(summary, folder)
-    diagnostics = table.diagnostics_table(summarize(frame, study, table.DIAGNOSTICS))
-    files.write_text(folder / "README.md", page(summary, frame, results, diagnostics))
+    files.write_text(folder / "results.csv", material.frame.to_csv(index=False))
+    _write_tables(material, folder)
+    pictures = {
+        plot.name: Picture(plot.name, plot.alt(material), plot.caption(material))
+        for plot in (FIGURES if figures is None else figures)
+        if write(plot, material, folder)
+    }
+    page = blocks(material, pictures)
+    files.write_text(folder / "README.md", to_markdown(page))
+    files.write_text(folder / "index.html", html.to_html(material.study.name, page, folder))
     return folder
 
 
-def page(summary: Summary, frame: pd.DataFrame, results: str, diagnostics: str) -> str:
-    """The report's README.md."""
-    study = summary.study
-    file = project_path(study.file)
-    found = "\n".join(f"- {line}" for line in findings(summary))
-    parts = [
-        f"# {study.name}",
-        study.question,
-        "## What came out\n\n" + found,
-        f"![{study.report.y} against {study.report.x}](tradeoff.png)",
-        caption(summary),
-        "## Scores\n\n" + f"{results}\n\n{table.notes(summary)}",
-        _diagnostics_section(diagnostics),
-        _gaps_section(frame),
-        "## Cost\n\n" + cost.table_of(frame),
-        "## Where it comes from\n\n" + cost.provenance(frame, study, file),
-        f"Made by\n\n    python -m sweeps run {file}\n    python -m analysis {file}\n\n"
-        "[results.csv](results.csv) has one row for each pretraining and evaluation, with every field of both configs; "
-        "the figure is [tradeoff.pdf](tradeoff.pdf) for print.",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def _write_tables(material: Material, folder: Path) -> None:
+    """table.md, .tex and .csv; published-rows.tex apart, to be set below or left out."""
+    summary = material.summary
+    results, notes = table.results_table(summary), table.notes(summary)
+    rows = published.rows_beside(material.frame)
+    files.write_text(folder / "table.md", f"{render.to_markdown(results)}\n\n{notes}\n")
+    files.write_text(folder / "table.tex", render.to_latex(results, notes))
+    files.write_text(folder / "table.csv", table_values(summary, rows).to_csv(index=False))
+    known = render.to_latex(published.published_table(rows), published.notes(material.frame, rows))
+    files.write_text(folder / "published-rows.tex", known)
 
 
-def caption(summary: Summary) -> str:
-    """What the figure shows, as under a figure of a paper."""
-    report = summary.study.report
-    text = f"Each point is one {report.vary}, joined in its order"
-    if report.baseline is not None:
-        text += "; the hollow one is the baseline"
-    if any(len(row.scores[report.x].by_seed) > 1 for row in summary.rows):
-        text += "; bars are 95 % intervals over seeds"
-    return f"{text}."
+def blocks(material: Material, pictures: dict[str, Picture]) -> list[Block]:
+    """The report, from the question to where it comes from."""
+    study, frame = material.study, material.frame
+    rows = published.rows_beside(frame)
+    answers = [pictures[name] for name in _ANSWERS if name in pictures]
+    page: list[Block] = [Heading(study.name, 1), Paragraph(study.question), Heading("What came out")]
+    page += [Items(findings(material.summary)), *answers]
+    page += [Heading("Scores"), table.results_table(material.summary), Paragraph(table.notes(material.summary))]
+    page += [Heading("What was published"), published.published_table(rows), Paragraph(published.notes(frame, rows))]
+    page += _shown(pictures, "published")
+    page += _training(material, pictures) + _trouble(material)
+    page += [Heading("Cost"), cost.table_of(frame), *_shown(pictures, "cost")]
+    return page + _origin(material)
 
 
-def _diagnostics_section(diagnostics: str) -> str:
-    if not diagnostics:
-        return ""
-    words = (
-        "Of the frozen backbone's features, pooled and of every position of the map (local). std: relative to the "
-        "features' scale, 0 is collapse to a point. correlation: root mean square between dimensions, 1 is one "
-        "dimension repeated. rank: effective rank (RankMe)."
-    )
-    return f"## Has a representation collapsed?\n\n{diagnostics}\n\n{words}"
+def _shown(pictures: dict[str, Picture], *names: str) -> list[Block]:
+    return [pictures[name] for name in names if name in pictures]
 
 
-def _gaps_section(frame: pd.DataFrame) -> str:
-    """Every run without a result, with its state."""
+def _training(material: Material, pictures: dict[str, Picture]) -> list[Block]:
+    page: list[Block] = []
+    diagnostics = table.diagnostics_table(material.diagnostics)
+    if diagnostics is not None:
+        words = (
+            "Of the frozen backbone's features, pooled and of every position of the map (local). std: relative to the "
+            "features' scale, 0 is collapse to a point. correlation: root mean square between dimensions, 1 is one "
+            "dimension repeated. rank: effective rank (RankMe)."
+        )
+        page += [Heading("Has a representation collapsed?"), diagnostics, Paragraph(words)]
+    page += _shown(pictures, "diagnostics")
+    return page + ([Heading("Training"), pictures["training"]] if "training" in pictures else [])
+
+
+def _trouble(material: Material) -> list[Block]:
+    """Every run without a result, with its state; every score that two results contradict."""
+    page: list[Block] = []
+    if missing := _gaps(material.frame):
+        page += [Heading("Gaps"), Paragraph("Runs without a result:"), Items(missing)]
+    if found := list(dict.fromkeys(material.summary.contradictions + material.diagnostics.contradictions)):
+        page += [Heading("Contradictions"), Paragraph("Two results for one setting and seed:"), Items(found)]
+    return page
+
+
+def _gaps(frame: pd.DataFrame) -> list[str]:
     lines: dict[str, str] = {}
-    for part in ("pretrain", "eval"):
+    for part in (PRETRAIN, "eval"):
         if f"{part}.state" not in frame:
             continue
         missing = frame[frame[f"{part}.state"].notna() & (frame[f"{part}.state"] != "done")]
-        for _, row in missing.iterrows():
-            lines[row[f"{part}.run"]] = f"- {row[f'{part}.run']}: {row[f'{part}.state']}"
-    return "## Gaps\n\nRuns without a result:\n\n" + "\n".join(lines.values()) if lines else ""
+        lines |= {run: f"{run}: {state}" for run, state in missing[[f"{part}.run", f"{part}.state"]].to_numpy()}
+    return list(lines.values())
+
+
+def _origin(material: Material) -> list[Block]:
+    file = project_path(material.study.file)
+    return [
+        Heading("Where it comes from"),
+        Items(cost.provenance(material.frame, material.study, file)),
+        Paragraph("Made by"),
+        Code(f"python -m sweeps run {file}\npython -m analysis {file}"),
+        Paragraph(
+            "[results.csv](results.csv) has one row for each pretraining and evaluation, with every field of both "
+            "configs. For a paper: [tradeoff.pdf](tradeoff.pdf) and the other figures as PDF and SVG; the table above "
+            "as [LaTeX](table.tex) and as [numbers](table.csv)."
+        ),
+    ]

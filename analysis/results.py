@@ -1,4 +1,4 @@
-"""A study's runs as one pandas table. Nothing else in analysis/ looks at run directories.
+"""A study's runs as one pandas table. Beside it, history.py alone looks at run directories.
 
 One row a (pretraining, evaluation) pair, its columns:
 

@@ -8,10 +8,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from analysis.labels import score_name, value_text
 from analysis.results import score_column
 from analysis.statistics import Estimate, difference, estimate
+from analysis.versions import VERSION_KEY, version_of_each_point
 from sweeps.graph import as_text
 from sweeps.study import Study, is_seed
 
@@ -22,6 +25,7 @@ class Scores:
 
     by_seed: dict[Hashable, float] = field(default_factory=dict)
     gaps: Counter[str] = field(default_factory=Counter)
+    refused: set[Hashable] = field(default_factory=set)  # seeds with two values that contradict each other
 
     @property
     def estimate(self) -> Estimate | None:
@@ -37,7 +41,7 @@ class Row:
     """A setting of the study, or a control."""
 
     control: str | None
-    values: tuple[Any, ...]  # of study.row_keys; the varied one first; None where a control has none
+    values: tuple[Any, ...]  # of summary.row_keys; the varied one first; None where a control has none
     scores: dict[str, Scores] = field(default_factory=dict)
 
     @property
@@ -52,10 +56,26 @@ class Row:
 
 @dataclass
 class Summary:
-    """All rows of a study: curve after curve, each in the order of the grid, then the controls."""
+    """All rows of a study: curve after curve, each in the order of the grid, then the controls.
+
+    Where the runs are of several code versions or protocols, `version` is one more key of the rows, so
+    that each version is a curve of its own and no mean runs across two.
+    """
 
     study: Study
     rows: list[Row]
+    row_keys: list[str]  # study.row_keys, and analysis.versions.KEY where there are several
+    contradictions: list[str] = field(default_factory=list)
+
+    @property
+    def split(self) -> bool:
+        """Whether the runs are of several code versions or protocols."""
+        return VERSION_KEY in self.row_keys
+
+    def group_name(self, group: tuple[Any, ...]) -> str:
+        """loss.local = both, ...: what tells a curve from the others; empty for the only one."""
+        keys = self.row_keys[1:]
+        return ", ".join(f"{key} = {value_text(value)}" for key, value in zip(keys, group, strict=True))
 
     @property
     def settings(self) -> list[Row]:
@@ -91,26 +111,69 @@ class Summary:
         """row - other; None where one has no value."""
         return None if other is None else difference(row.scores[score].by_seed, other.scores[score].by_seed)
 
+    def best(self, rows: Sequence[Row], score: str) -> Row | None:
+        """The row with the highest mean, if the interval of its difference to every other one excludes 0.
+
+        None where that cannot be said: too few rows, one seed, or two rows that the seeds do not tell apart.
+        """
+        scored = [row for row in rows if row.scores[score].by_seed]
+        if len(scored) < 2:
+            return None
+        top, *others = sorted(scored, key=lambda row: -np.mean(list(row.scores[score].by_seed.values())))
+        found = [self.difference(top, other, score) for other in others]
+        return top if all(d is not None and d.sign > 0 for d in found) else None
+
 
 def summarize(frame: pd.DataFrame, study: Study, scores: Sequence[str]) -> Summary:
     """Collect the scores of the frame of `results.load_results` into rows over seeds."""
-    rows: dict[tuple[Any, ...], Row] = {}
-    seeds = [f"grid.{key}" for key in study.pretrain.grid if is_seed(key)]
-    keys = [f"grid.{key}" for key in study.row_keys]
+    versions = version_of_each_point(frame)
+    split = len(set(versions)) > 1
+    collected = _Collected(frame, study, versions if split else None)
     for score in scores:
-        for record in score_column(frame, score).to_dict("records"):
-            values = tuple(_comparable(record[key]) for key in keys)
-            control = _comparable(record["control"])
-            row = rows.setdefault((control, *values), Row(control, values))
-            cell = row.scores.setdefault(score, Scores())
-            if math.isfinite(record["value"]):
-                cell.by_seed[tuple(_comparable(record[key]) for key in seeds)] = float(record["value"])
-            else:
-                state = record["state"]
-                cell.gaps["no score" if state == "done" else state] += 1
+        collected.add(score)
+    rows = collected.rows
     groups = list(dict.fromkeys(row.group for row in rows.values()))
     ordered = sorted(rows.values(), key=lambda row: (row.control is not None, groups.index(row.group)))
-    return Summary(study, ordered)
+    return Summary(study, ordered, collected.row_keys, collected.contradictions)
+
+
+class _Collected:
+    """The rows while the scores are read into them, one score after the other."""
+
+    def __init__(self, frame: pd.DataFrame, study: Study, versions: pd.Series | None) -> None:
+        self.frame = frame if versions is None else frame.assign(**{f"grid.{VERSION_KEY}": versions})
+        self.row_keys = study.row_keys if versions is None else [*study.row_keys, VERSION_KEY]
+        self.seeds = [key for key in study.pretrain.grid if is_seed(key)]
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        self.contradictions: list[str] = []
+
+    def add(self, score: str) -> None:
+        column = score_column(self.frame, score)
+        wanted = [f"grid.{key}" for key in [*self.row_keys, *self.seeds]]
+        lists = [map(_comparable, column[name]) for name in ["control", *wanted, "value", "state"]]
+        for control, *values, value, state in zip(*lists, strict=True):
+            setting, seed = tuple(values[: len(self.row_keys)]), tuple(values[len(self.row_keys) :])
+            row = self.rows.setdefault((control, *setting), Row(control, setting))
+            cell = row.scores.setdefault(score, Scores())
+            if value is None or not math.isfinite(value):
+                cell.gaps["no score" if state == "done" else state] += 1
+            elif seed not in cell.by_seed and seed not in cell.refused:
+                cell.by_seed[seed] = float(value)
+            elif cell.by_seed.get(seed) != value:
+                self._contradict(row, score, cell, seed)
+
+    def _contradict(self, row: Row, score: str, cell: Scores, seed: tuple[Hashable, ...]) -> None:
+        """Two values for one seed: neither counts, because nothing says which one is right."""
+        if seed in cell.refused:
+            return
+        first = cell.by_seed.pop(seed)
+        cell.refused.add(seed)
+        cell.gaps["contradictory"] += 1
+        named = [*zip(self.row_keys, row.values, strict=True), *zip(self.seeds, seed, strict=True)]
+        where = ", ".join(
+            [*filter(None, [row.control]), *(f"{k} = {value_text(v)}" for k, v in named if v is not None)]
+        )
+        self.contradictions.append(f"{score_name(score)} at {where}: {first:g} and another value; neither counts")
 
 
 def _comparable(value: Any) -> Any:

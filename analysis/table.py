@@ -1,8 +1,12 @@
-"""The summary as Markdown: rows by the varied field, means with intervals, differences to the baseline, gaps."""
+"""The summary as a table: rows by the varied field, means with intervals, differences to the baseline, gaps.
+
+A table is its cells as texts in the markup of markup.py; render.py writes it as Markdown, HTML and LaTeX.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from analysis.labels import is_percent, number, score_label, symbol, value_text
 from analysis.statistics import Estimate
@@ -15,45 +19,69 @@ DIAGNOSTICS = tuple(
 )
 
 
-def results_table(summary: Summary) -> str:
-    """One row a setting, then the controls, set apart by an empty row."""
+@dataclass(frozen=True)
+class Table:
+    """A header, and blocks of lines that are set apart from each other; every line is as long as the header."""
+
+    header: list[str]
+    blocks: list[list[list[str]]]
+
+    @property
+    def is_text(self) -> list[bool]:
+        """For each column, whether it reads from the left: the first one, and words alone."""
+        columns = zip(*(line for block in self.blocks for line in block), strict=True)
+        words = [any(cells) and all(cell[:1].isalpha() for cell in cells if cell) for cells in columns]
+        return [True, *words[1:]] if words else [True] * len(self.header)
+
+
+def results_table(summary: Summary) -> Table:
+    """One row a setting, then the controls, set apart."""
     scores = summary.study.scores
     baseline = summary.study.report.baseline
     against = f"Δ to {symbol(summary.study.report.vary)} = {value_text(baseline)}"
-    header = [*summary.study.row_keys, "n"]
+    header = [*summary.row_keys, "n"]
     for score in scores:
         header += [score_label(score), *([against] if baseline is not None else [])]
-    lines = [_settings_line(summary, row, scores) for row in summary.settings]
-    if summary.controls:
-        lines.append([""] * len(header))
-        lines += [_control_line(summary, row, scores) for row in summary.controls]
-    return markdown(header, lines)
+    settings = [_settings_line(summary, row, scores) for row in summary.settings]
+    controls = [_control_line(summary, row, scores) for row in summary.controls]
+    return Table(header, [block for block in (settings, controls) if block])
 
 
 def _settings_line(summary: Summary, row: Row, scores: Sequence[str]) -> list[str]:
     base = summary.baseline(row)
     cells = [*map(value_text, row.values), _count(row, scores)]
     for score in scores:
-        cells.append(score_cell(row.scores[score], is_percent(score)))
+        cell = score_cell(row.scores[score], is_percent(score))
+        cells.append(f"**{cell}**" if is_best(summary, row, score) else cell)
         if summary.study.report.baseline is not None:
             found = "baseline" if row is base else difference_text(summary.difference(row, base, score), score)
             cells.append(found)
     return cells
 
 
+def is_best(summary: Summary, row: Row, score: str) -> bool:
+    """Whether the intervals support calling this row the best of its curve; of scores in percent, where more is."""
+    rows = [other for other in summary.settings if other.group == row.group]
+    return is_percent(score) and summary.best(rows, score) is row
+
+
 def _control_line(summary: Summary, row: Row, scores: Sequence[str]) -> list[str]:
-    values = [value_text(value) for value in row.values[1:] if value is not None]
-    name = f"*{row.control} (control)*"
-    cells = [name, *(values or [""] * len(row.values[1:])), _count(row, scores)]
-    base = next((r for group, rows in summary.groups() for r in rows[:1] if row in summary.controls_of(group)), None)
-    base = None if base is None else summary.baseline(base)
+    values = ["" if value is None else value_text(value) for value in row.values[1:]]
+    cells = [f"*{row.control} (control)*", *values, _count(row, scores)]
     for score in scores:
         cells.append(score_cell(row.scores[score], is_percent(score)))
         if summary.study.report.baseline is not None:
-            # With several curves there are several baselines, and none of them is the control's own.
-            one = len(dict.fromkeys(r.group for r in summary.settings)) == 1
-            cells.append(difference_text(summary.difference(row, base, score), score) if one else NONE)
+            base = control_baseline(summary, row)
+            cells.append(difference_text(summary.difference(row, base, score), score))
     return cells
+
+
+def control_baseline(summary: Summary, row: Row) -> Row | None:
+    """What a control is compared with: with several curves there are several baselines, and none is its own."""
+    if len({r.group for r in summary.settings}) != 1:
+        return None
+    rows = summary.settings
+    return summary.baseline(rows[0]) if row in summary.controls_of(rows[0].group) else None
 
 
 def _count(row: Row, scores: Sequence[str]) -> str:
@@ -66,9 +94,13 @@ def _count(row: Row, scores: Sequence[str]) -> str:
 def score_cell(scores: Scores, percent: bool) -> str:
     """ "63.2 ± 1.4", or "– (1 running)" for a gap, never a zero."""
     found = scores.estimate
-    gaps = ", ".join(f"{count} {state}" for state, count in sorted(scores.gaps.items()))
+    gaps = gaps_text(scores)
     text = NONE if found is None else estimate_text(found, percent)
     return f"{text} ({gaps})" if gaps else text
+
+
+def gaps_text(scores: Scores) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(scores.gaps.items()))
 
 
 def estimate_text(found: Estimate, percent: bool, signed: bool = False) -> str:
@@ -80,18 +112,18 @@ def difference_text(found: Estimate | None, score: str) -> str:
     return NONE if found is None else estimate_text(found, is_percent(score), signed=True)
 
 
-def diagnostics_table(summary: Summary) -> str:
-    """Has a representation collapsed? One row a setting and a control; empty where no run wrote a diagnostic."""
+def diagnostics_table(summary: Summary) -> Table | None:
+    """Has a representation collapsed? One row a setting and a control; None where no run wrote a diagnostic."""
     known = [name for name in DIAGNOSTICS if any(row.scores[name].by_seed for row in summary.rows)]
     if not known:
-        return ""
-    header = [*summary.study.row_keys, *(name.partition(".")[2].replace("_", " ") for name in known)]
+        return None
+    header = [*summary.row_keys, *(name.partition(".")[2].replace("_", " ") for name in known)]
     lines = []
     for row in summary.rows:
         blank = ["" if value is None else value_text(value) for value in row.values]
         name = blank if row.control is None else [f"*{row.control} (control)*", *blank[1:]]
         lines.append([*name, *(score_cell(row.scores[score], False) for score in known)])
-    return markdown(header, lines)
+    return Table(header, [lines])
 
 
 def notes(summary: Summary) -> str:
@@ -105,17 +137,11 @@ def notes(summary: Summary) -> str:
     if report.baseline is not None:
         paired = "" if most < 2 else ", seed by seed"
         text += f" Δ: difference to the row {report.vary} = {value_text(report.baseline)}{paired}."
+    if any(is_best(summary, row, score) for row in summary.settings for score in summary.study.scores):
+        text += " Bold: the best, where the interval of its difference to every other row excludes 0."
+    if summary.split:
+        text += (
+            " **The runs are of several code versions or protocols** (column version: commits, + with uncommitted "
+            "changes): each has rows of its own, no mean runs across two, and differences stay within one."
+        )
     return text
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose source lines up too."""
-    cells = [[_escape(cell) for cell in line] for line in [header, *lines]]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    first, *rest = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-    return "\n".join([first, rule, *rest])
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|")

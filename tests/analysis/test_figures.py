@@ -13,15 +13,16 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from analysis.figures import STYLE, draw_tradeoff, write_tradeoff
+from analysis.figures import tradeoff, write
+from analysis.figures.base import STYLE
+from analysis.material import Material
 from analysis.placement import MARKER_RADIUS, place_labels
-from analysis.summary import Summary
 
-SummaryOf = Callable[..., Summary]
+MaterialOf = Callable[..., Material]
 ALPHAS = [0.0, 0.5, 0.75, 0.9, 1.0]
 
 
-def a_summary(summary_of: SummaryOf, seeds: int = 3, control: tuple[float, float] = (19.0, 10.0)) -> Summary:
+def a_material(material_of: MaterialOf, seeds: int = 3, control: tuple[float, float] = (19.0, 10.0)) -> Material:
     random = np.random.default_rng(1)
     rows = [
         (None, {"loss.alpha": a, "seed": s}, 60 + 5 * a + random.normal(), 30 - 8 * a * a + random.normal())
@@ -29,57 +30,61 @@ def a_summary(summary_of: SummaryOf, seeds: int = 3, control: tuple[float, float
         for s in range(seeds)
     ]
     rows += [("no pretraining", {"loss.alpha": None, "seed": s}, *control) for s in range(seeds)]
-    return summary_of({"loss.alpha": ALPHAS, "seed": list(range(seeds))}, rows)
+    return material_of({"loss.alpha": ALPHAS, "seed": list(range(seeds))}, rows)
 
 
-def test_print_size_and_real_text(summary_of: SummaryOf, tmp_path: Path) -> None:
-    png, pdf = write_tradeoff(a_summary(summary_of), tmp_path)
-    with Image.open(png) as image:
+def test_print_size_and_real_text(material_of: MaterialOf, tmp_path: Path) -> None:
+    assert write(tradeoff.PLOT, a_material(material_of), tmp_path)
+    with Image.open(tmp_path / "tradeoff.png") as image:
         width, height = image.size
         assert (width, height) == (680, 540)
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
-    content = pdf.read_bytes()
+    content = (tmp_path / "tradeoff.pdf").read_bytes()
     assert b"/Type0" in content  # TrueType, whole: text that can be searched and edited
     assert b"/Type3" not in content
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tradeoff.pdf", "tradeoff.png"]
+    assert ">α = 0.75</text>" in (tmp_path / "tradeoff.svg").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tradeoff.pdf", "tradeoff.png", "tradeoff.svg"]
 
 
-def test_the_same_results_make_the_same_bytes(summary_of: SummaryOf, tmp_path: Path) -> None:
-    before = [path.read_bytes() for path in write_tradeoff(a_summary(summary_of), tmp_path)]
-    assert [path.read_bytes() for path in write_tradeoff(a_summary(summary_of), tmp_path)] == before
+def test_the_same_results_make_the_same_bytes(material_of: MaterialOf, tmp_path: Path) -> None:
+    contents = []
+    for _ in range(2):
+        write(tradeoff.PLOT, a_material(material_of), tmp_path)
+        contents.append([path.read_bytes() for path in sorted(tmp_path.iterdir())])
+    assert contents[0] == contents[1]
 
 
-def texts(summary: Summary) -> list[str]:
+def texts(material: Material) -> list[str]:
     with plt.style.context(STYLE):
-        figure = draw_tradeoff(summary)
+        figure = tradeoff.draw(material)
         found = [text.get_text() for text in figure.findobj(Annotation)]
         found.append(figure.axes[0].get_title(loc="left"))
         plt.close(figure)
     return [text for text in found if text]
 
 
-def test_every_point_is_labelled_and_joined_in_order(summary_of: SummaryOf) -> None:
-    summary = a_summary(summary_of)
-    assert {"α = 0", "α = 0.5", "α = 0.75", "α = 0.9", "α = 1"} <= set(texts(summary))
+def test_every_point_is_labelled_and_joined_in_order(material_of: MaterialOf) -> None:
+    material = a_material(material_of)
+    assert {"α = 0", "α = 0.5", "α = 0.75", "α = 0.9", "α = 1"} <= set(texts(material))
     with plt.style.context(STYLE):
-        figure = draw_tradeoff(summary)
+        figure = tradeoff.draw(material)
         line = figure.axes[0].lines[0]
-        rows = sorted(summary.settings, key=lambda row: row.varied)
+        rows = sorted(material.summary.settings, key=lambda row: row.varied)
         expected = [np.mean(list(row.scores["linear.top1"].by_seed.values())) for row in rows]
         assert list(line.get_xdata()) == pytest.approx(expected)  # type: ignore[arg-type]
         plt.close(figure)
 
 
-def test_a_control_far_away_is_told_and_a_near_one_drawn(summary_of: SummaryOf) -> None:
-    assert "no pretraining: (19.0, 10.0), off these axes" in texts(a_summary(summary_of))
-    assert "no pretraining" in texts(a_summary(summary_of, control=(59.0, 20.0)))
+def test_a_control_far_away_is_told_and_a_near_one_drawn(material_of: MaterialOf) -> None:
+    assert "no pretraining: (19.0, 10.0), off these axes" in texts(a_material(material_of))
+    assert "no pretraining" in texts(a_material(material_of, control=(59.0, 20.0)))
 
 
-def test_a_study_without_scores_still_has_a_figure(summary_of: SummaryOf, tmp_path: Path) -> None:
+def test_a_study_without_scores_still_has_a_figure(material_of: MaterialOf, tmp_path: Path) -> None:
     nan = float("nan")
     rows = [(None, {"loss.alpha": a, "seed": 0}, nan, 1.0) for a in ALPHAS]
-    png, _ = write_tradeoff(summary_of({"loss.alpha": ALPHAS, "seed": [0]}, rows), tmp_path)
-    with Image.open(png) as image:
+    assert write(tradeoff.PLOT, material_of({"loss.alpha": ALPHAS, "seed": [0]}, rows), tmp_path)
+    with Image.open(tmp_path / "tradeoff.png") as image:
         assert image.size == (680, 540)
 
 

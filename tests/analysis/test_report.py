@@ -12,13 +12,22 @@ from pathlib import Path
 import pytest
 
 from analysis import __main__ as command
+from analysis import report as report_module
+from analysis.figures import tradeoff
 from analysis.report import write_report
 from runtime import provenance
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from sweeps.graph import Graph
 
-FILES = ["README.md", "results.csv", "table.md", "tradeoff.pdf", "tradeoff.png"]
+TABLES = ["README.md", "index.html", "published-rows.tex", "results.csv", "table.csv", "table.md", "table.tex"]
+FILES = [*TABLES, "tradeoff.pdf", "tradeoff.png", "tradeoff.svg"]
+
+
+@pytest.fixture(autouse=True)
+def _one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All six take seconds; test_figures.py and test_page.py draw the others."""
+    monkeypatch.setattr(report_module, "FIGURES", (tradeoff.PLOT,))
 
 
 def top1(alpha: float | None, seed: int) -> float:
@@ -72,6 +81,7 @@ def test_nothing_changes_when_nothing_changed(fill: Callable[..., Graph], folder
         f"import sys; sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / 'tests' / 'sweeps')!r}]\n"
         "import fake_study; from sweeps import stages\n"
         "stages.STAGES.clear(); stages.STAGES.update(fake_study.fake_registry())\n"
+        "from analysis import report; from analysis.figures import tradeoff; report.FIGURES = (tradeoff.PLOT,)\n"
         "from analysis.__main__ import main; main(['study.yaml', '--reports', 'again', 'machine.runs=runs'])"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
@@ -112,6 +122,11 @@ def test_runs_of_two_commits_are_told_apart(fill: Callable[..., Graph], folder: 
     assert "commit abababababab" in page
     assert "(1 run)" in page
     assert "(15 runs)" in page
+    assert "several code versions" in page
+    rows = [line for line in page.splitlines() if line.startswith("| 0 ")]
+    assert "| abababa" in rows[0]  # the first seed of alpha 0 has a row of its own
+    assert "| 50.0 " in rows[0]
+    assert "51.0 " in rows[1]
 
 
 def test_what_cannot_be_read_leaves_the_former_report(fill: Callable[..., Graph], folder: Path) -> None:

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analysis import render
 from analysis.labels import number
 from analysis.summary import Summary
-from analysis.table import markdown, notes, results_table
+from analysis.table import Table, notes, results_table
 
 SummaryOf = Callable[..., Summary]
 ALPHAS = [0.0, 0.5, 1.0]
 
 
-def cells(table: str) -> list[list[str]]:
-    header, _, *lines = table.splitlines()
+def cells(table: Table) -> list[list[str]]:
+    header, _, *lines = render.to_markdown(table).splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *lines)]
 
 
@@ -86,11 +87,11 @@ def test_another_grid_key_makes_curves_with_their_own_baselines(summary_of: Summ
 def test_a_study_without_a_baseline_has_no_differences(summary_of: SummaryOf) -> None:
     rows = [(None, {"loss.alpha": a, "seed": 0}, 60 + a, 20.0) for a in ALPHAS]
     summary = summary_of({"loss.alpha": ALPHAS, "seed": [0]}, rows, baseline=None)
-    assert "Δ" not in results_table(summary) + notes(summary)
+    assert "Δ" not in "".join(results_table(summary).header) + notes(summary)
 
 
 def test_text_cannot_break_a_table() -> None:
-    table = markdown(["a", "b"], [["x|y", "1"]])
+    table = render.to_markdown(Table(["a", "b"], [[["x|y", "1"]]]))
     assert table.splitlines()[-1].replace("\\|", "") == "| xy | 1 |"
 
 

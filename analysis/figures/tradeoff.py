@@ -5,32 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.labels import is_percent, number, score_label, symbol, value_text
+from analysis.figures.base import GREY, MARKERS, Plot, axis_label, empty
+from analysis.labels import is_percent, number, symbol, value_text
+from analysis.material import Material
 from analysis.placement import place_labels
+from analysis.published import SOURCES, is_comparable, rows_beside
 from analysis.statistics import Estimate
 from analysis.summary import Row, Summary
-from runtime import files
 
-STYLE = Path(__file__).with_name("style.mplstyle")
-MARKERS = "os^Dv<>"
-GREY = "0.45"
 # A control further from the curve than this share of its extent would squeeze it; it is told in words instead.
 NEAR = 0.6
-# Neither a clock nor a version: the same results make the same bytes.
-_METADATA: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
 
 
 @dataclass(frozen=True)
@@ -43,45 +32,62 @@ class Curve:
     y: list[Estimate]
 
 
-def write_tradeoff(summary: Summary, folder: Path) -> list[Path]:
-    """tradeoff.png and tradeoff.pdf of a summary that has the report's x and y."""
-    with plt.style.context(STYLE):
-        figure = draw_tradeoff(summary)
-        written = [_save(figure, folder / f"tradeoff.{kind}", kind) for kind in _METADATA]
-        plt.close(figure)
-    return written
-
-
-def _save(figure: Figure, path: Path, kind: str) -> Path:
-    def save(to: Path) -> None:
-        figure.savefig(to, format=kind, metadata=_METADATA[kind])
-
-    files.write_atomic(path, save)
-    return path
-
-
-def draw_tradeoff(summary: Summary) -> Figure:
+def draw(material: Material) -> Figure:
     """The figure, in whatever style is in force."""
+    summary = material.summary
     report = summary.study.report
-    figure, axes = plt.subplots()
-    axes.set(xlabel=_axis_label(report.x), ylabel=_axis_label(report.y))
     curves = _curves(summary)
+    if not curves:
+        return empty(report.x, report.y, "no run has both scores yet")
+    figure, axes = plt.subplots()
+    axes.set(xlabel=axis_label(report.x), ylabel=axis_label(report.y))
     for index, curve in enumerate(curves):
         _draw_curve(axes, curve, f"C{index % 7}", MARKERS[index % 7], summary)
-    if not curves:
-        axes.text(0.5, 0.5, "no run has both scores yet", transform=axes.transAxes, ha="center", color=GREY)
-        return figure
+    overlay = _draw_published(axes, material)
+    front = pareto_front([(x.mean, y.mean) for curve in curves for x, y in zip(curve.x, curve.y, strict=True)])
     axes.margins(0.14)
+    _draw_front(axes, front)
     controls = _draw_controls(axes, summary)
     if len(curves) > 1:
         axes.legend(loc="best")
-    _label_points(figure, axes, summary, curves, controls)
+    _label_points(figure, axes, summary, curves, [*controls, *overlay])
     return figure
 
 
-def _axis_label(score: str) -> str:
-    label = score_label(score)
-    return label[0].upper() + label[1:]
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats in one score without losing in the other; by falling x."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
+    """The edge of what is reached: steps, because nothing was measured between two points; shaded beyond nothing."""
+    (left, _), (low, _) = axes.get_xlim(), axes.get_ylim()
+    corners = [(front[0][0], low)]
+    for (x, y), (following, _) in zip(front, [*front[1:], (left, 0.0)], strict=True):
+        corners += [(x, y), (following, y)]
+    x_values, y_values = zip(*corners, strict=True)
+    axes.plot(
+        x_values, y_values, color="0.75", linewidth=0.7, linestyle=(0, (4, 2)), zorder=0, scalex=False, scaley=False
+    )
+
+
+def _draw_published(axes: Axes, material: Material) -> list[tuple[str, Estimate, Estimate]]:
+    """Published points, hollow and grey, where the study measures the same; elsewhere they have their own figure."""
+    report = material.study.report
+    if not is_comparable(material.frame) or not {report.x, report.y} <= set(SOURCES):
+        return []
+    rows = rows_beside(material.frame).dropna(subset=[SOURCES[report.x], SOURCES[report.y]])
+    found = []
+    for record in rows.to_dict("records"):
+        x, y = record[SOURCES[report.x]], record[SOURCES[report.y]]
+        axes.plot(x, y, "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
+        alpha = "" if record["alpha"] != record["alpha"] else f", α = {value_text(record['alpha'])}"
+        found.append((f"{record['method']}{alpha} (published)", Estimate(x, None, 1), Estimate(y, None, 1)))
+    return found
 
 
 def _point(row: Row, summary: Summary) -> tuple[Estimate, Estimate] | None:
@@ -91,10 +97,10 @@ def _point(row: Row, summary: Summary) -> tuple[Estimate, Estimate] | None:
 
 def _curves(summary: Summary) -> list[Curve]:
     curves = []
-    keys = summary.study.row_keys[1:]
     for group, rows in summary.groups():
         points = [(row, point) for row in rows if (point := _point(row, summary)) is not None]
-        name = ", ".join(f"{symbol(key)} = {value_text(value)}" for key, value in zip(keys, group, strict=True))
+        named = zip(map(symbol, summary.row_keys[1:]), group, strict=True)
+        name = ", ".join(f"{key} = {value_text(value)}" for key, value in named)
         if points:
             curves.append(Curve(name, [r for r, _ in points], [p[0] for _, p in points], [p[1] for _, p in points]))
     return curves
@@ -175,3 +181,21 @@ def _bars(x: Estimate, y: Estimate) -> list[tuple[tuple[float, float], tuple[flo
     """The two error bars of a point, as lines."""
     a, b, wide, high = x.mean, y.mean, x.half or 0.0, y.half or 0.0
     return [((a - wide, b), (a + wide, b)), ((a, b - high), (a, b + high))]
+
+
+def caption(material: Material) -> str:
+    """What the figure shows, as under a figure of a paper."""
+    report, rows = material.study.report, material.summary.rows
+    text = f"Each point is one {report.vary}, joined in its order"
+    if report.baseline is not None:
+        text += "; the hollow one is the baseline"
+    if any(len(row.scores[report.x].by_seed) > 1 for row in rows):
+        text += "; bars are 95 % intervals over seeds"
+    return f"{text}; the dashed steps are the Pareto front of the means."
+
+
+def alt(material: Material) -> str:
+    return f"{material.study.report.y} against {material.study.report.x}"
+
+
+PLOT = Plot("tradeoff", draw, caption, alt)

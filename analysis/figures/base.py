@@ -1,0 +1,74 @@
+"""What every figure shares: its contract, its style, how it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analysis.labels import score_label
+from analysis.material import Material
+from runtime import files
+
+STYLE = Path(__file__).with_name("style.mplstyle")
+MARKERS = "os^Dv<>"
+GREY = "0.45"
+COLUMN = 3.4  # inches, of a two-column paper
+PAGE = 6.9  # inches, both columns
+# Neither a clock nor a version: the same results make the same bytes.
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the report: a function of the material, its caption and its text for those who cannot see it."""
+
+    name: str  # of its files
+    draw: Callable[[Material], Figure | None]  # in whatever style is in force; None where there is nothing to show
+    caption: Callable[[Material], str]
+    alt: Callable[[Material], str]
+
+
+def write(plot: Plot, material: Material, folder: Path) -> bool:
+    """<name>.png, .pdf and .svg; without anything to show, none of them, not even those of an earlier report."""
+    with plt.style.context(STYLE):
+        figure = plot.draw(material)
+        for kind in _METADATA:
+            path = folder / f"{plot.name}.{kind}"
+            if figure is None:
+                path.unlink(missing_ok=True)
+            else:
+                _save(figure, path, kind)
+        plt.close(figure)
+    return figure is not None
+
+
+def _save(figure: Figure, path: Path, kind: str) -> None:
+    def save(to: Path) -> None:
+        figure.savefig(to, format=kind, metadata=_METADATA[kind])
+
+    files.write_atomic(path, save)
+
+
+def axis_label(score: str) -> str:
+    label = score_label(score)
+    return label[0].upper() + label[1:]
+
+
+def empty(x: str, y: str, words: str) -> Figure:
+    """Axes without points, and why."""
+    figure, axes = plt.subplots()
+    axes.set(xlabel=axis_label(x), ylabel=axis_label(y))
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=GREY)
+    return figure

@@ -1,0 +1,91 @@
+"""Both scores against the varied field, each on its own axis: where one rises and the other falls is seen at once."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.base import Plot, axis_label
+from analysis.labels import symbol, value_text
+from analysis.material import Material
+from analysis.summary import Row, Summary
+
+_LINES = ("-", "--", ":", "-.")
+SHIFT = 0.006  # of the horizontal extent
+
+
+def draw(material: Material) -> Figure | None:
+    summary, report = material.summary, material.study.report
+    scores = list(dict.fromkeys([report.x, report.y]))
+    values = list(dict.fromkeys(row.varied for _, rows in summary.groups() for row in rows))
+    if len(values) < 2 or not any(row.scores[score].by_seed for row in summary.settings for score in scores):
+        return None
+    positions = positions_of(values)
+    figure, left = plt.subplots()
+    for index, score in enumerate(scores):
+        axes = left if index == 0 else left.twinx()
+        _draw_score(axes, summary, score, f"C{index}", "os"[index], positions)
+        _colour_axis(axes, score, f"C{index}", "left" if index == 0 else "right")
+    left.set_xlabel(symbol(report.vary))
+    left.set_xticks(list(positions.values()), [value_text(value) for value in positions])
+    if len(list(summary.groups())) > 1:
+        left.legend(loc="best", fontsize=6)
+    return figure
+
+
+def positions_of(values: list[object]) -> dict[object, float]:
+    """Numbers at their place; names, and lists, side by side."""
+    if all(isinstance(value, int | float) for value in values):
+        return {value: float(value) for value in values}  # type: ignore[arg-type]
+    return {value: float(index) for index, value in enumerate(values)}
+
+
+def _draw_score(
+    axes: Axes, summary: Summary, score: str, color: str, marker: str, positions: dict[object, float]
+) -> None:
+    # The two scores' bars stand beside each other, not one over the other.
+    spread = max(positions.values()) - min(positions.values())
+    shift = SHIFT * spread * (-1 if marker == "o" else 1)
+    for index, (group, rows) in enumerate(summary.groups()):
+        scored = [row for row in rows if row.scores[score].by_seed]
+        x = [positions[row.varied] + shift for row in scored]
+        found = [row.scores[score].estimate for row in scored]
+        y, half = [f.mean for f in found if f], [f.half or 0.0 for f in found if f]
+        line = _LINES[index % len(_LINES)]
+        axes.plot(x, y, marker=marker, color=color, linestyle=line, label=summary.group_name(group), zorder=3)
+        if any(half):
+            axes.errorbar(x, y, yerr=half, fmt="none", ecolor=color, elinewidth=0.6, alpha=0.7, zorder=2)
+        _draw_seeds(axes, scored, score, color, {value: x + shift for value, x in positions.items()})
+
+
+def _draw_seeds(axes: Axes, rows: list[Row], score: str, color: str, positions: dict[object, float]) -> None:
+    """The single runs behind each mean, small."""
+    several = [row for row in rows if len(row.scores[score].by_seed) > 1]
+    points = [(positions[row.varied], value) for row in several for value in row.scores[score].by_seed.values()]
+    if points:
+        axes.plot(*np.array(points).T, ".", color=color, markersize=2.5, alpha=0.55, zorder=2)
+
+
+def _colour_axis(axes: Axes, score: str, color: str, side: str) -> None:
+    axes.set_ylabel(axis_label(score), color=color)
+    axes.tick_params(axis="y", labelcolor=color)
+    if side == "right":
+        axes.spines["right"].set_visible(True)
+        axes.grid(False)
+
+
+def caption(material: Material) -> str:
+    report = material.study.report
+    text = f"Both scores against {report.vary}: {report.x} left (circles), {report.y} right (squares)"
+    if any(len(row.scores[report.x].by_seed) > 1 for row in material.summary.rows):
+        text += "; bars are 95 % intervals over seeds, dots the single runs"
+    return f"{text}."
+
+
+def alt(material: Material) -> str:
+    return f"{material.study.report.x} and {material.study.report.y} against {material.study.report.vary}"
+
+
+PLOT = Plot("scores", draw, caption, alt)

@@ -1,0 +1,42 @@
+"""What every table and figure is a function of: the study, the tidy table of its runs, and what they logged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.history import history_of
+from analysis.results import results_of
+from analysis.summary import Summary, summarize
+from analysis.table import DIAGNOSTICS
+from sweeps.graph import build
+from sweeps.study import Study, load_study
+
+
+@dataclass
+class Material:
+    study: Study
+    frame: pd.DataFrame  # of results.results_of
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)  # of history.history_of
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The scores that the study reports."""
+        report = self.study.report
+        return summarize(self.frame, self.study, list(dict.fromkeys([*self.study.scores, report.x, report.y])))
+
+    @cached_property
+    def diagnostics(self) -> Summary:
+        """The diagnostics of the pretrained features."""
+        return summarize(self.frame, self.study, DIAGNOSTICS)
+
+
+def load_material(study: str | Path | Study, machine: Sequence[str] = ()) -> Material:
+    """Of a study file (or one already read) and its run directories, as they are now. UserError as load_results."""
+    read = study if isinstance(study, Study) else load_study(study)
+    graph = build(read, machine)
+    return Material(read, results_of(graph), history_of(graph))

@@ -1,0 +1,138 @@
+"""The same table in every format; bold where the seeds support it; the published rows apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import markup, published, render
+from analysis.material import Material
+from analysis.table import Table, results_table
+from analysis.values import HERE, table_values
+
+MaterialOf = Callable[..., Material]
+NASTY = Table(
+    ["a_b & c", "x%", "words"], [[["50 #1 {x} ~^\\", "−1.0 ± 0.2", "one"]], [["*ctl*", "**3** (1 new)", "`two`"]]]
+)
+
+
+def a_material(material_of: MaterialOf) -> Material:
+    scores = {0.0: (60.0, 30.0), 0.5: (64.0, 29.9), 1.0: (66.0, 20.0)}
+    shift = {0: -0.1, 1: 0.0, 2: 0.12}
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, x + shift[s], y + shift[s] * (1 - 30 * (a == 0.5)))
+        for a, (x, y) in scores.items()
+        for s in range(3)
+    ]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 99.0, 5.0) for s in range(3)]
+    return material_of({"loss.alpha": list(scores), "seed": [0, 1, 2]}, rows)
+
+
+def test_best_only_where_the_interval_supports_it(material_of: MaterialOf) -> None:
+    settings, controls = results_table(a_material(material_of).summary).blocks
+    assert [line[2].startswith("**") for line in settings] == [False, False, True]
+    assert not any(line[4].startswith("**") for line in settings)  # 30.0 and 29.9 cannot be told apart
+    assert not any("**" in cell for cell in controls[0])  # whatever a control scores, it is no setting
+
+
+def test_one_seed_has_no_best(material_of: MaterialOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": 0}, 60 + a, 20.0) for a in (0.5, 1.0)]
+    table = results_table(material_of({"loss.alpha": [0.5, 1.0], "seed": [0]}, rows).summary)
+    assert "**" not in render.to_markdown(table)
+
+
+def document(*tables: str) -> str:
+    body = "\n\n".join(tables)
+    return f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
+
+
+def test_latex_is_sound(material_of: MaterialOf) -> None:
+    rows = published.published()
+    for table in (NASTY, results_table(a_material(material_of).summary), published.published_table(rows)):
+        text = render.to_latex(table, "ρ ± 1 %")
+        assert text.isascii()
+        for line in (line for line in text.splitlines() if line.endswith("\\\\")):
+            assert len(re.findall(r"(?<!\\)&", line)) == len(table.header) - 1
+            bare = re.sub(r"\\[{}&%$#_]", "", line)
+            assert bare.count("{") == bare.count("}")
+            assert "%" not in bare
+            assert bare.count("$") % 2 == 0
+    assert r"\emph{ctl} & \textbf{3} (1 new) & \texttt{two}" in render.to_latex(NASTY)
+    assert r"a\_b \& c & x\%" in render.to_latex(NASTY)
+
+
+@pytest.mark.slow
+def test_latex_compiles(material_of: MaterialOf, tmp_path: Path) -> None:
+    engine = next(filter(None, map(shutil.which, ("pdflatex", "lualatex", "xelatex", "tectonic"))), None)
+    if engine is None:
+        pytest.skip("no LaTeX engine on this machine")
+    known = render.to_latex(published.published_table(published.published()), "ρ")
+    tables = [render.to_latex(NASTY), render.to_latex(results_table(a_material(material_of).summary)), known]
+    (tmp_path / "t.tex").write_text(document(*tables))
+    options = [] if engine.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
+    subprocess.run([engine, *options, "t.tex"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    assert (tmp_path / "t.pdf").stat().st_size > 1000
+
+
+def test_html_is_escaped_and_text_reads_from_the_left() -> None:
+    text = render.to_html(Table(["<a>", "b", "c"], [[["x & y", "1.5", "word"]]]))
+    assert "&lt;a&gt;" in text
+    assert "x &amp; y" in text
+    assert '<td>1.5</td><td class="text">word</td>' in text
+    assert markup.to_html("**b** *i* `c<` [t](u.md)") == (
+        '<strong>b</strong> <em>i</em> <code>c&lt;</code> <a href="u.md">t</a>'
+    )
+    assert markup.plain("**b** *i* `c`") == "b i c"
+
+
+def test_the_numbers_as_csv(material_of: MaterialOf) -> None:
+    material = a_material(material_of)
+    text = table_values(material.summary, published.rows_beside(material.frame)).to_csv(index=False)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    ours = [row for row in rows if row["source"] == HERE]
+    assert len(ours) == 8  # three settings and a control, two scores
+    best = [(row["loss.alpha"], row["score"]) for row in ours if row["best"] == "True"]
+    assert best == [("1.0", "linear.top1")]
+    zero = next(row for row in ours if row["loss.alpha"] == "0.0" and row["score"] == "linear.top1")
+    assert float(zero["mean"]) == pytest.approx(60 + 0.02 / 3)
+    assert float(zero["difference_mean"]) == pytest.approx(-6.0)
+    others = [row for row in rows if row["source"] != HERE]
+    assert {row["source"].split(" (")[0] for row in others} == {"authors' README", "paper's main ResNet-50 table"}
+    assert [row["mean"] for row in others if row["name"].startswith("VICReg,")] == ["71.5", "47.8"]
+
+
+def test_published_rows_are_those_of_the_backbone() -> None:
+    frame = pd.DataFrame({"pretrain.model.backbone.name": ["convnext_small"] * 2})
+    rows = published.rows_beside(frame)
+    assert set(rows["backbone"]) == {"convnext_small"}
+    header = published.published_table(rows).header
+    assert "VOC mIoU, frozen (%)" in header
+    assert "VOC mIoU, finetuned (%)" not in header  # published for none of them
+    assert set(published.rows_beside(pd.DataFrame())["backbone"]) == {"resnet50"}
+    assert all(published.published()["source"].str.len() > 0)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pretrained", "evaluated", "expected"),
+    [
+        ("resnet50", "imagenet", ["imagenet", "voc"], True),
+        ("resnet50", "scenes", ["scenes", "scenes"], False),
+        ("resnet50", "imagenet", ["imagenet", "scenes"], False),
+        ("resnet18", "imagenet", ["imagenet", "voc"], False),
+    ],
+)
+def test_only_the_same_measurement_is_comparable(
+    backbone: str, pretrained: str, evaluated: list[str], expected: bool
+) -> None:
+    columns = {"pretrain.model.backbone.name": backbone, "pretrain.data.name": pretrained, "eval.data.name": evaluated}
+    frame = pd.DataFrame(columns)
+    assert published.is_comparable(frame) is expected
+    assert ("same data" in published.notes(frame, published.published())) is expected

@@ -1,0 +1,96 @@
+"""Runs of different code or protocol are never averaged together; two results for one seed cancel each other."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.summary import Summary, summarize
+from analysis.table import notes, results_table
+from analysis.versions import version_of_each_point
+from sweeps.study import EvalPart, PretrainPart, ReportPart, Study
+
+A, B = "a" * 40, "b" * 40
+
+
+def row(
+    alpha: float, seed: int, top1: float, commits: str, protocol: str = "linear", state: str = "done"
+) -> dict[str, object]:
+    point: dict[str, object] = {"control": None, "grid.loss.alpha": alpha, "grid.seed": seed, "eval.name": "linear"}
+    done = {"score.top1": top1, "score.protocol": protocol} if state == "done" else {}
+    return point | {"pretrain.state": "done", "eval.state": state, "pretrain.provenance.commits": commits} | done
+
+
+def a_study() -> Study:
+    evals = {"linear": EvalPart("linear", "l.yaml"), "segmentation": EvalPart("segmentation", "s.yaml")}
+    report = ReportPart("loss.alpha", 1.0, "linear.top1", "segmentation.miou")
+    grid: dict[str, list[object]] = {"loss.alpha": [0.5, 1.0], "seed": [0, 1]}
+    return Study("made", "?", PretrainPart("p.yaml", {}, grid, {}), evals, report)
+
+
+def summary(rows: list[dict[str, object]]) -> Summary:
+    return summarize(pd.DataFrame(rows), a_study(), ["linear.top1"])
+
+
+def means(found: Summary) -> dict[tuple[object, ...], float]:
+    return {r.values: e.mean for r in found.rows if (e := r.scores["linear.top1"].estimate)}
+
+
+def test_one_version_adds_nothing() -> None:
+    found = summary([row(a, s, 60 + s, A) for a in (0.5, 1.0) for s in (0, 1)])
+    assert not found.split
+    assert found.row_keys == ["loss.alpha"]
+    assert means(found) == {(0.5,): 60.5, (1.0,): 60.5}
+
+
+def test_commits_split_rows_and_differences() -> None:
+    rows = [row(0.5, 0, 60, A), row(1.0, 0, 61, A), row(0.5, 1, 70, B), row(1.0, 1, 75, f"{B}+dirty")]
+    found = summary(rows)
+    assert found.split
+    assert means(found) == {
+        (0.5, "aaaaaaa"): 60,
+        (1.0, "aaaaaaa"): 61,
+        (0.5, "bbbbbbb"): 70,
+        (1.0, "bbbbbbb+"): 75,
+    }
+    first = {r.values: found.difference(r, found.baseline(r), "linear.top1") for r in found.rows}
+    difference = first[0.5, "aaaaaaa"]
+    assert difference is not None
+    assert difference.mean == -1
+    assert first[0.5, "bbbbbbb"] is None  # its baseline is of other code
+    assert "several code versions" in notes(Summary(found.study, [], found.row_keys))
+
+
+def test_protocols_split_rows() -> None:
+    found = summary([row(0.5, 0, 60, A), row(0.5, 1, 80, A, "linear cached"), row(1.0, 0, 61, A), row(1.0, 1, 62, A)])
+    assert means(found)[0.5, "aaaaaaa then linear"] == 60
+    assert means(found)[0.5, "aaaaaaa then linear cached"] == 80
+
+
+def test_an_unfinished_point_counts_to_what_it_can_become() -> None:
+    rows = [row(0.5, 0, 60, f"{A} {B}"), row(0.5, 1, 0, A, state="running"), row(1.0, 0, 0, "", state="new")]
+    assert list(version_of_each_point(pd.DataFrame(rows))) == ["aaaaaaa then bbbbbbb"] * 3
+
+
+def test_two_results_for_one_seed() -> None:
+    same = [row(0.5, 0, 60, A), row(0.5, 0, 60, A), row(0.5, 1, 61, A)]
+    found = summary(same)
+    assert found.rows[0].scores["linear.top1"].by_seed == {(0,): 60, (1,): 61}
+    assert found.contradictions == []
+    found = summary([*same, row(0.5, 0, 65, A), row(0.5, 0, 60, A)])
+    cell = found.rows[0].scores["linear.top1"]
+    assert cell.by_seed == {(1,): 61}
+    assert cell.gaps == {"contradictory": 1}
+    assert found.contradictions == ["linear top-1 at loss.alpha = 0.5, seed = 0: 60 and another value; neither counts"]
+
+
+def test_a_split_table_says_so() -> None:
+    rows = [
+        row(a, s, 60 + s, A if s else B) | {"eval.name": name, "score.miou": 1.0}
+        for a in (0.5, 1.0)
+        for s in (0, 1)
+        for name in ("linear", "segmentation")
+    ]
+    study = a_study()
+    table = results_table(summarize(pd.DataFrame(rows), study, study.scores))
+    assert table.header[:3] == ["loss.alpha", "version", "n"]
+    assert [line[1] for line in table.blocks[0]] == ["bbbbbbb", "bbbbbbb", "aaaaaaa", "aaaaaaa"]
