@@ -1,6 +1,10 @@
 """Report on a study from whatever runs there are: python -m analysis sweeps/studies/quickstart.yaml
 
-Writes reports/<study name>/. `machine.runs=...` after the study says where the runs are.
+    python -m analysis STUDY [--reports FOLDER]       write reports/<study name>/
+    python -m analysis compare STUDY A B              does A beat B? paired over seeds; A as 0.9, or KEY=VALUE,KEY=VALUE
+    python -m analysis best STUDY --by miou --min-top1 70    the settings by a score, of those that reach another
+
+`machine.runs=...` after the study says where the runs are.
 """
 
 from __future__ import annotations
@@ -8,17 +12,77 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from analysis.material import load_material
+from analysis.questions import best, compare
 from analysis.report import write_report
-from runtime.errors import run_command
+from runtime.errors import UserError, run_command
+
+LEAST = "--min-"
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    commands = {"compare": _compare, "best": _best}
+    name, *rest = argv or [""]
+    if name in commands:
+        commands[name](rest)
+    else:
+        _report(argv)
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m analysis{command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", help="a YAML file, as sweeps/studies/quickstart.yaml")
+    return parser
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("machine", nargs="*", help="machine.runs=FOLDER, where the runs are")
+
+
+def _report(argv: Sequence[str]) -> None:
+    parser = _parser("")
+    _add_machine(parser)
     parser.add_argument("--reports", default="reports", help="where to write (default: %(default)s)")
     arguments = parser.parse_intermixed_args(argv)
     print(write_report(arguments.study, arguments.reports, arguments.machine) / "README.md")
+
+
+def _compare(argv: Sequence[str]) -> None:
+    parser = _parser(" compare")
+    parser.add_argument("a", help="a row of the study: 0.9, loss.alpha=0.9,loss.local=both, or a control's name")
+    parser.add_argument("b", help="another row")
+    _add_machine(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    print("\n".join(compare(load_material(arguments.study, arguments.machine), arguments.a, arguments.b)))
+
+
+def _best(argv: Sequence[str]) -> None:
+    parser = _parser(" best")
+    parser.add_argument("--by", required=True, help="the score that decides, as miou or segmentation.miou")
+    _add_machine(parser)
+    least, rest = _limits(argv)
+    arguments = parser.parse_intermixed_args(rest)
+    print("\n".join(best(load_material(arguments.study, arguments.machine), arguments.by, least)))
+
+
+def _limits(argv: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """The --min-<score> VALUE options, whose names depend on the study, and the rest of the arguments."""
+    least: dict[str, float] = {}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith(LEAST):
+            rest.append(word)
+            continue
+        name, equals, value = word.removeprefix(LEAST).partition("=")
+        text = value if equals else next(words, "")
+        try:
+            least[name] = float(text)
+        except ValueError as error:
+            raise UserError(f"{LEAST}{name} {text!r}: expected a number, as {LEAST}top1 70") from error
+    return least, rest
 
 
 if __name__ == "__main__":

@@ -61,3 +61,17 @@ def difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Esti
     freedom = total**2 / (errors[0] ** 2 / (len(x) - 1) + errors[1] ** 2 / (len(y) - 1))
     half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(total)
     return Estimate(mean, float(half), n)
+
+
+def seeds_to_settle(differences: Sequence[float], most: int = 10_000) -> int | None:
+    """The smallest n whose interval would exclude 0 if the mean and the scatter stayed those of `differences`.
+
+    None where they have no scatter to go by or no mean to settle, and where more than `most` were needed.
+    """
+    array = np.asarray(differences, dtype=float)
+    if len(array) < 2 or array.mean() == 0:
+        return None
+    counts = np.arange(2, most + 1)
+    halves = stats.t.ppf((1 + CONFIDENCE) / 2, counts - 1) * array.std(ddof=1) / np.sqrt(counts)
+    enough = counts[halves < abs(array.mean())]
+    return int(enough[0]) if len(enough) else None

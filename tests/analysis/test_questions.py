@@ -1,0 +1,98 @@
+"""compare and best: answers with known truths, and what they say when the seeds cannot tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.__main__ import main
+from analysis.material import Material
+from analysis.questions import best, compare, find_row
+from analysis.statistics import seeds_to_settle
+from runtime.errors import UserError
+from sweeps.graph import Graph
+
+MaterialOf = Callable[..., Material]
+# Differences of 0.5 to 1.0 scatter widely in top-1 and little in mIoU.
+WIDE = {0: -3.0, 1: 1.0, 2: -1.0}
+
+
+def a_material(material_of: MaterialOf) -> Material:
+    rows = [(None, {"loss.alpha": 1.0, "seed": s}, 70.0 + s, 20.0 + s) for s in range(3)]
+    rows += [(None, {"loss.alpha": 0.5, "seed": s}, 70.0 + s + WIDE[s], 25.0 + s + WIDE[s] / 100) for s in range(3)]
+    rows += [(None, {"loss.alpha": 0.0, "seed": s}, 60.0 + s, 30.0 if s else float("nan")) for s in range(3)]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": 0}, 10.0, 5.0)]
+    return material_of({"loss.alpha": [0.0, 0.5, 1.0], "seed": [0, 1, 2]}, rows)
+
+
+def test_compare_pairs_seeds_and_tells_what_would_settle_it(material_of: MaterialOf) -> None:
+    head, top1, miou = compare(a_material(material_of), "0.5", "loss.alpha=1.0")
+    assert head == "loss.alpha = 0.5 against loss.alpha = 1"
+    half = stats.sem(list(WIDE.values())) * stats.t.ppf(0.975, 2)
+    assert f"difference −1.0 ± {half:.1f} (3 seeds, paired): undecided" in top1
+    more = re.search(r"about (\d+) seeds more", top1)
+    assert more is not None
+    # The definition itself, seed by seed: one fewer would not do.
+    scatter = np.std(list(WIDE.values()), ddof=1)
+    halves = [stats.t.ppf(0.975, n - 1) * scatter / n**0.5 for n in (3 + int(more[1]) - 1, 3 + int(more[1]))]
+    assert halves[1] < 1.0 <= halves[0]
+    assert "difference +5.0 ± 0.0 (3 seeds, paired): higher, the 95 % interval excludes 0" in miou
+
+
+def test_compare_with_a_control_of_one_seed(material_of: MaterialOf) -> None:
+    _, top1, _ = compare(a_material(material_of), "no pretraining", "1.0")
+    assert "difference −60.0 (one seed): one seed cannot support it" in top1
+
+
+def test_seeds_that_settle() -> None:
+    assert seeds_to_settle([1.0, 1.0001]) == 2
+    assert seeds_to_settle([1.0, -1.0]) is None
+    assert seeds_to_settle([1.0]) is None
+    assert seeds_to_settle([1e-6, 1.0, -1.0]) is None  # more than anyone would train
+
+
+def test_best_obeys_its_limit_and_tells_what_it_rests_on(material_of: MaterialOf) -> None:
+    material = a_material(material_of)
+    head, first, second, third, support = best(material, "miou", {})
+    assert head == "By segmentation mIoU"
+    assert first.startswith("  1. loss.alpha = 0: segmentation mIoU 30.0 ± 0.0 (n 2)")
+    assert second.startswith("  2. loss.alpha = 0.5:")
+    assert third.startswith("  3. loss.alpha = 1:")
+    assert "seeds do not tell" in support or "excludes 0" in support
+    head, first, second, _ = best(material, "segmentation.miou", {"top1": 69.5})
+    assert head == "By segmentation mIoU, with linear top-1 of 69.5 or more"
+    assert "loss.alpha = 0.5" in first
+    assert "loss.alpha = 1" in second
+    assert best(material, "miou", {"top1": 99.0})[1:] == ["  no setting that was scored reaches it"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0.7", "no row"), ("loss.alfa=1", "did you mean loss.alpha"), ("no pretrainin", "no row")],
+)
+def test_a_row_that_is_not_there(material_of: MaterialOf, text: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        find_row(a_material(material_of).summary, text)
+
+
+def test_a_score_that_is_not_there(material_of: MaterialOf) -> None:
+    with pytest.raises(UserError, match=r"allowed: linear.top1, segmentation.miou"):
+        best(a_material(material_of), "iou", {})
+    with pytest.raises(UserError, match="the same row"):
+        compare(a_material(material_of), "1", "1.0")
+
+
+def test_the_command_line(fill: Callable[..., Graph], capsys: pytest.CaptureFixture[str]) -> None:
+    fill(lambda a, s: 10.0 if a is None else 50 + 20 * a + s, lambda a, s: 20.0 if a is None else 95 - 10 * a + s)
+    main(["compare", "study.yaml", "1.0", "0.5", "machine.runs=runs"])
+    assert "linear top-1: 70.5 ± 6.4 against 60.5 ± 6.4; difference +10.0 ± 0.0" in capsys.readouterr().out
+    main(["best", "study.yaml", "--by", "top5", "--min-top1", "55"])
+    out = capsys.readouterr().out
+    assert "1. loss.alpha = 0.5: linear top-5 90.5" in out
+    assert "loss.alpha = 0:" not in out
+    with pytest.raises(UserError, match="expected a number"):
+        main(["best", "study.yaml", "--by", "top5", "--min-top1", "high"])
