@@ -60,7 +60,7 @@ def _kernels(blurred: Sequence[ViewPlan]) -> Tensor:
     return torch.stack([F.pad(box, [(longest - len(box)) // 2] * 2) for box in boxes]) if boxes else torch.empty(0, 1)
 
 
-def finish(levels: Tensor, plan: BatchPlan, solarize_threshold: int) -> Tensor:
+def mirror_and_colour(levels: Tensor, plan: BatchPlan, solarize_threshold: int) -> Tensor:
     """Mirror, colour and normalise: uint8 (B, S, S, 3) -> float32 (B, 3, S, S), channels_last in memory.
 
     `levels`, which are overwritten, and `plan` lie on the device that does it.

@@ -35,20 +35,29 @@ def read_image(path: Path) -> Pixels:
 
     Raises UserError, naming the file, where it is missing, truncated or no image.
     """
+    return decode(read_file(path), path)
+
+
+def read_file(path: Path) -> bytes:
+    """Raises UserError where the file cannot be read."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+
+
+def decode(content: bytes, path: Path) -> Pixels:
+    """The bytes of an image file as (H, W, 3) RGB. Raises UserError, naming `path`, for what is no whole image."""
     if simplejpeg is not None and content[:2] == b"\xff\xd8":
         try:
             if simplejpeg.decode_jpeg_header(content)[2] in ("YCbCr", "Gray", "RGB"):
                 return simplejpeg.decode_jpeg(content, colorspace="RGB")
         except ValueError:
             pass  # odd or damaged: PIL decides, so that what is readable does not depend on simplejpeg
-    return _read_with_pil(path, content)
+    return _decode_with_pil(content, path)
 
 
-def _read_with_pil(path: Path, content: bytes) -> Pixels:
+def _decode_with_pil(content: bytes, path: Path) -> Pixels:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return np.array(image.convert("RGB"))
@@ -142,6 +151,10 @@ class ImageStore:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def in_memory(self) -> bool:
+        return self._kept is not None
 
     def _keep_all(self) -> None:
         """Read every image now, so that a bad one stops (or is dropped) before anything is trained."""

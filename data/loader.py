@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.batch_colour import BatchPlan, finish, plan_batch
+from data.batch_colour import BatchPlan, mirror_and_colour, plan_batch
 from data.catalog import DataConfig, open_dataset
 from data.images import ImageStore, normalise
 from data.prefetch import prefetched
@@ -39,7 +39,7 @@ class ViewBatch:
 
 
 @dataclass
-class _RawBatch:
+class RawBatch:
     """What a worker hands over: uint8 views (a quarter of the bytes), finished by the process that asked."""
 
     views: list[torch.Tensor]  # V x (B, S, S, 3) uint8
@@ -71,14 +71,14 @@ class _Steps:
     def _shuffle(self, epoch: int) -> list[int]:
         return sample_generator(self.seed, epoch, 0, _ORDER).permutation(len(self.store)).tolist()
 
-    def __getitem__(self, step: int) -> _RawBatch | UserError:
+    def __getitem__(self, step: int) -> RawBatch | UserError:
         """A UserError is returned, not raised: DataLoader would wrap it in the worker's traceback."""
         try:
             return self._make(step)
         except UserError as error:
             return error
 
-    def _make(self, step: int) -> _RawBatch:
+    def _make(self, step: int) -> RawBatch:
         epoch, position = divmod(step, self.steps_per_epoch)
         chosen = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         maker = self.maker
@@ -94,7 +94,7 @@ class _Steps:
                 views[view][row] = render(image, plan, maker.sides[view])
         labels = self.store.images.labels
         by_view = list(zip(*plans, strict=True))
-        return _RawBatch(
+        return RawBatch(
             [torch.from_numpy(view) for view in views],
             [plan_batch(of_view) for of_view in by_view] if on_device else None,
             [maker.locations(of_view, view) for view, of_view in enumerate(by_view)],
@@ -161,20 +161,24 @@ class PretrainLoader:
         """Unreadable images met so far."""
         return len(self.bad_files)
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[ViewBatch]:
+    def batches(self, first_step: int, last_step: int) -> Generator[ViewBatch]:
         """The batches of steps first_step, ..., last_step - 1; steps count on across epochs."""
         raws = in_order(self._steps, range(first_step, last_step), self._workers, self._worker_kind)
         if self._device.type == "cuda":
-            batches = prefetched(raws, self._finish, self._device)
+            batches = prefetched(raws, self.finish, self._device)
         else:
-            batches = (self._finish(raw) for raw in raws)
+            batches = (self.finish(raw) for raw in raws)
         asked = time.perf_counter()
         for batch in batches:
             self.wait_seconds += time.perf_counter() - asked
             yield batch
             asked = time.perf_counter()
 
-    def _finish(self, raw: _RawBatch | UserError) -> ViewBatch:
+    def make(self, step: int) -> RawBatch | UserError:
+        """What a worker does for a step."""
+        return self._steps[step]
+
+    def finish(self, raw: RawBatch | UserError) -> ViewBatch:
         """What the workers leave to the device, and the normalising, which makes four bytes of one."""
         if isinstance(raw, UserError):
             raise raw
@@ -186,7 +190,7 @@ class PretrainLoader:
                 images.append(normalise(levels))
             else:
                 plan = raw.plans[number].map(self._moved)
-                images.append(finish(levels, plan, self._views.solarize_threshold))
+                images.append(mirror_and_colour(levels, plan, self._views.solarize_threshold))
         locations = [self._moved(grid) for grid in raw.locations]
         labels = None if raw.labels is None else self._moved(raw.labels)
         return ViewBatch(images, locations, labels, raw.step, raw.step // self.steps_per_epoch)

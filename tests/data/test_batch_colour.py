@@ -10,7 +10,7 @@ from published_recipe import SIZE, VIEWS, smallest_p, statistics
 from torchvision.transforms import functional as tf
 
 from data import batch_colour, colour
-from data.batch_colour import finish, plan_batch
+from data.batch_colour import mirror_and_colour, plan_batch
 from data.images import MEAN, STD, normalise
 from data.views import ViewMaker, ViewPlan, ViewsConfig, sample_generator
 
@@ -65,7 +65,7 @@ def test_each_row_gets_what_its_plan_says(photos: list[np.ndarray]) -> None:
     amounts = [colour.Jitter(1.2, 0.8, 1.1, 0.0, order) for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2))]
     plans = [plan_of(), plan_of(mirrored=True), *(plan_of(jitter=j) for j in amounts)]
     plans += [plan_of(gray=True), plan_of(blur_sigma=1.5, solarized=True), plan_of(mirrored=True, gray=True)]
-    ours = finish(torch.from_numpy(np.stack(square)), plan_batch(plans), 128)
+    ours = mirror_and_colour(torch.from_numpy(np.stack(square)), plan_batch(plans), 128)
     maker = ViewMaker(CONFIG, lambda side: (1, 1))
     for row, (photo, plan) in enumerate(zip(square, plans, strict=True)):
         expected = normalise(maker.colour(photo, plan))
@@ -83,7 +83,7 @@ def device_statistics(photos: list[np.ndarray], odd: bool, device: str) -> np.nd
         plans.append(maker.draw(*image.shape[:2], sample_generator(7, 0, index))[int(odd)])
         crops.append(maker.crop(image, plans[-1], SIZE))
     levels = torch.from_numpy(np.stack(crops)).to(device)
-    images = finish(levels, plan_batch(plans).map(lambda tensor: tensor.to(device)), 128).cpu()
+    images = mirror_and_colour(levels, plan_batch(plans).map(lambda tensor: tensor.to(device)), 128).cpu()
     pixels = (images.permute(0, 2, 3, 1) * torch.tensor(STD) + torch.tensor(MEAN)).mul(255).round().numpy()
     return np.array([statistics(view) for view in pixels])
 

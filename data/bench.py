@@ -1,0 +1,195 @@
+"""How many images a second the input pipeline gives on this machine, and what limits it.
+
+    python -m data.bench CONFIG [--workers 0,1,2,4] [--seconds 5] [key=value ...]
+
+First the parts of the work on one image, one thread; then the loader end to end with each number of workers, which
+includes what the process that trains does itself: normalising, the copies to a GPU and, with `views.execution=device`,
+mirroring and colour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+
+from data.catalog import Dataset, open_dataset
+from data.images import ImageStore, Pixels, decode, read_file, shrink
+from data.loader import PretrainLoader
+from data.raw import CachedSource, open_source
+from data.show import load_config, view_maker
+from data.views import GridSize, ViewMaker, sample_generator
+from runtime.config import require
+from runtime.device import available_cores, prepare
+from runtime.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from pretrain.config import PretrainConfig
+
+T = TypeVar("T")
+Parts = dict[str, float]  # a part of the work -> milliseconds an image
+
+ADVICE = {
+    "read the file": "a faster disk, or more workers",
+    "decode": "more workers, or a raw cache (python -m data.cache)",
+    "reduce": "a raw cache (python -m data.cache)",
+    "mirror and colour": "more workers, or views.execution=device where there is a GPU (another run's identity)",
+}
+
+
+class Clock:
+    """Seconds of named parts, summed up over images."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.images = 0
+
+    def time(self, part: str, work: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = work()
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+        return result
+
+    def parts(self) -> Parts:
+        return {part: 1000 * seconds / self.images for part, seconds in self.seconds.items()}
+
+
+def worker_parts(config: PretrainConfig, dataset: Dataset, maker: ViewMaker, seconds: float) -> Parts:
+    """What a worker does for an image, part by part. A set that is held in memory is not decoded again and again."""
+    images = dataset.images("train")
+    source = open_source(dataset, images, config.views.short_side)
+    store = ImageStore(images, config.data.on_bad_image, source=source)
+    if store.in_memory:
+        print(f"its {len(store)} images are decoded once and held in memory", flush=True)
+    clock, end = Clock(), time.perf_counter() + seconds
+    for number in count():
+        if time.perf_counter() > end and clock.images:
+            return clock.parts()
+        index = number * 7919 % len(store)  # spread over the classes
+        if store.in_memory or isinstance(source, CachedSource):
+            image = store.read(index)[1]
+        else:
+            image = _decoded(clock, store, index, config.views.short_side)
+        _views(clock, maker, image, number)
+        clock.images += 1
+    raise AssertionError("count() never ends")
+
+
+def _decoded(clock: Clock, store: ImageStore, index: int, short_side: int) -> Pixels:
+    path = store.images.paths[index]
+    content = clock.time("read the file", lambda: read_file(path))
+    image = clock.time("decode", lambda: decode(content, path))
+    return clock.time("reduce", lambda: shrink(image, short_side)) if short_side else image
+
+
+def _views(clock: Clock, maker: ViewMaker, image: Pixels, number: int) -> None:
+    plans = clock.time("choose", lambda: maker.draw(image.shape[0], image.shape[1], sample_generator(0, 0, number)))
+    of_views = list(zip(plans, maker.sides, strict=True))
+    crops = clock.time("cut and resize", lambda: [maker.crop(image, plan, side) for plan, side in of_views])
+    if maker.config.execution == "cpu":
+        coloured = zip(crops, plans, strict=True)
+        clock.time("mirror and colour", lambda: [maker.colour(crop, plan) for crop, plan in coloured])
+
+
+def loader_of(config: PretrainConfig, grid_size: GridSize, workers: int, device: torch.device) -> PretrainLoader:
+    train, machine = config.train, config.machine
+    return PretrainLoader(
+        config.data,
+        config.views,
+        grid_size,
+        train.batch_size,
+        config.seed,
+        workers,
+        device=device,
+        worker_kind=machine.worker_kind,
+    )
+
+
+def own_part(loader: PretrainLoader, batch_size: int, device: torch.device, repeats: int = 5) -> float:
+    """Milliseconds an image of what the process that trains does with a worker's batch."""
+    times = []
+    for _ in range(repeats):
+        raw = loader.make(0)
+        if isinstance(raw, UserError):
+            raise raw
+        started = time.perf_counter()
+        loader.finish(raw)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return 1000 * float(np.median(times)) / batch_size
+
+
+def images_per_second(loader: PretrainLoader, batch_size: int, workers: int, seconds: float) -> float:
+    """End to end, without the first batches, which the workers made while they started."""
+    batches = loader.batches(0, 1 << 31)
+    for _ in range(2 * workers + 1):
+        next(batches)
+    started, made = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        next(batches)
+        made += batch_size
+    elapsed = time.perf_counter() - started
+    batches.close()
+    return made / elapsed
+
+
+def limit(parts: Parts, own: float, rates: dict[int, float], cores: int) -> str:
+    """Which part bounds the best of the rates (workers -> images/s), in a sentence."""
+    workers = max(rates, key=lambda number: rates[number])
+    made = sum(parts.values())
+    if own > made / max(1, workers):
+        return f"the process that trains: its own part is {own:.2f} ms an image, at most {1000 / own:.0f} images/s"
+    slowest = max(parts, key=lambda part: parts[part])
+    advice = ADVICE.get(slowest, "more workers")
+    if workers >= cores:
+        advice = f"all {cores} cores are in use; " + advice.replace("more workers, or ", "")
+    return f"the workers, most of all to {slowest} ({parts[slowest]:.2f} of {made:.2f} ms an image): {advice}"
+
+
+def report(parts: Parts, own: float, rates: dict[int, float], kind: str, cores: int) -> str:
+    lines = ["ms an image, one thread:"]
+    lines += [f"  {part:<22}{value:8.3f}" for part, value in parts.items()]
+    lines += [f"  {'sum, in a worker':<22}{sum(parts.values()):8.3f}", f"  {'in the training process':<22}{own:7.3f}"]
+    lines += [f"images/s end to end, {kind}:"]
+    lines += [f"  {workers:3d} workers{rate:12.0f}" for workers, rate in rates.items()]
+    return "\n".join([*lines, f"limit: {limit(parts, own, rates, cores)}"])
+
+
+def _numbers(text: str | None) -> list[int]:
+    numbers = (text or "").split(",") if text else []
+    require(all(number.strip().isdigit() for number in numbers), "--workers", text, "whole numbers, as 0,1,2")
+    return [int(number) for number in numbers]
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.bench", description="Measure the input pipeline.")
+    parser.add_argument("config", help="a pretraining config, as pretrain/configs/quickstart.yaml")
+    parser.add_argument("--workers", help="numbers of them, as 0,1,2; default: 0, 1, 2, 4, ... up to the cores")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("overrides", nargs="*", help="key=value, as views.execution=device")
+    arguments = parser.parse_intermixed_args(argv)
+    cores = available_cores()
+    numbers = _numbers(arguments.workers) or [0, *(n for n in (1 << power for power in range(10)) if n <= cores)]
+    config = load_config(arguments.config, arguments.overrides)
+    device = prepare(config.machine)
+    maker = view_maker(config)
+    dataset = open_dataset(config.data)
+    sizes = " + ".join(f"{maker.sides.count(side)} x {side}" for side in sorted(set(maker.sides), reverse=True))
+    print(f"{dataset.name} at {dataset.root}, {sizes}, execution {config.views.execution}, device {device}", flush=True)
+    parts = worker_parts(config, dataset, maker, arguments.seconds)
+    loader = loader_of(config, lambda side: maker.grids[maker.sides.index(side)], 0, device)
+    own, rates = own_part(loader, config.train.batch_size, device), {}
+    for workers in numbers:
+        loader = loader_of(config, lambda side: maker.grids[maker.sides.index(side)], workers, device)
+        rates[workers] = images_per_second(loader, config.train.batch_size, workers, arguments.seconds)
+    print(report(parts, own, rates, config.machine.worker_kind, cores))
+
+
+if __name__ == "__main__":
+    run_command(main)
