@@ -15,7 +15,8 @@ from sweeps.graph import Graph, Point, as_text
 
 
 def history_of(graph: Graph) -> pd.DataFrame:
-    rows = [row for point in graph.points for row in _rows(point)]
+    once = {point.pretrain.run.path: point for point in reversed(graph.points)}  # two points may share a run
+    rows = [row for point in reversed(once.values()) for row in _rows(point)]
     return pd.DataFrame(rows, columns=None if rows else ["run", "control", "step"])
 
 

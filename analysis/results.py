@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from analysis.labels import project_path
 from runtime import config as configs
-from runtime.errors import UserError
 from sweeps.graph import Graph, Node, Point, as_text, build
 from sweeps.study import PRETRAIN, Study, load_study
 
@@ -29,6 +29,8 @@ from sweeps.study import PRETRAIN, Study, load_study
 DAMAGED = "damaged"
 # Of a run's provenance: what says nothing about the result, or only about one person's machine.
 _LEFT_OUT = ("host", "job", "argv")
+# The same as yaml.safe_load, many times as quick where PyYAML was built with libyaml.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_results(study: str | Path | Study, machine: Sequence[str] = ()) -> pd.DataFrame:
@@ -83,15 +85,25 @@ def _finite(value: Any) -> Any:
 
 def _provenance(node: Node) -> dict[str, Any]:
     """Of the last attempt; `commits` are those of all attempts, because a resumed run is the work of each."""
-    try:
-        attempts = node.run.document().get("attempts") or []
-    except UserError:
-        return {}  # not begun, or a run.yaml that a crash of the machine cut off
+    attempts = _attempts(node.run.path / "run.yaml")
     if not attempts:
         return {}
     last = {key: value for key, value in attempts[-1].items() if key not in _LEFT_OUT}
     commits = dict.fromkeys(_commit(attempt) for attempt in attempts)
     return {k: as_text(v) for k, v in configs.flatten(last).items()} | {"commits": " ".join(commits)}
+
+
+def _attempts(file: Path) -> list[dict[str, Any]]:
+    """The last section of run.yaml, read alone: the config, which is known already, is most of the file.
+
+    Empty for a run that was not begun, or a file that a crash of the machine cut off.
+    """
+    try:
+        _, found, section = f"\n{file.read_text()}".partition("\nattempts:")
+        attempts = yaml.load(f"attempts:{section}", Loader=_LOADER)["attempts"] if found else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []
 
 
 def _commit(attempt: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ MARKERS = "os^Dv<>"
 GREY = "0.45"
 COLUMN = 3.4  # inches, of a two-column paper
 PAGE = 6.9  # inches, both columns
+MANY_POINTS = 500  # more are drawn as pixels in the PDF and the SVG too, which would be megabytes otherwise
 # Neither a clock nor a version: the same results make the same bytes.
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.base import MARKERS, Plot
+from analysis.figures.base import MANY_POINTS, MARKERS, Plot
 from analysis.figures.scores import positions_of
 from analysis.labels import symbol, value_text
 from analysis.material import Material
@@ -21,7 +21,9 @@ def draw(material: Material) -> Figure | None:
     for index, (group, rows) in enumerate(times.groupby("group", sort=False)):
         color, marker = f"C{index % 7}", MARKERS[index % 7]
         x = rows["varied"].map(positions)
-        axes.plot(x, rows["milliseconds"], ".", color=color, markersize=3, alpha=0.6)
+        axes.plot(
+            x, rows["milliseconds"], ".", color=color, markersize=3, alpha=0.6, rasterized=len(times) > MANY_POINTS
+        )
         medians = rows.assign(x=x).groupby("x")["milliseconds"].median()
         axes.plot(medians.index, medians, marker=marker, color=color, label=str(group))
     axes.set(xlabel=symbol(material.study.report.vary), ylabel="ms a step")

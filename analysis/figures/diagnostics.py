@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analysis.figures.base import GREY, PAGE, Plot, axis_label
+from analysis.figures.base import GREY, MANY_POINTS, PAGE, Plot, axis_label
 from analysis.figures.training import Rgba, varied_colors
 from analysis.labels import symbol, value_text
 from analysis.material import Material
@@ -57,8 +57,9 @@ def pairs_of(material: Material, diagnostic: str, score: str) -> pd.DataFrame:
 
 
 def _draw_panel(axes: Axes, pairs: pd.DataFrame, colors: dict[object, Rgba]) -> None:
+    many = len(pairs) > MANY_POINTS
     for varied, rows in pairs.groupby("varied", sort=False):
-        axes.plot(rows["x"], rows["y"], "o", color=colors[varied], markersize=3.5)
+        axes.plot(rows["x"], rows["y"], "o", color=colors[varied], markersize=3.5, rasterized=many)
     if text := correlation(pairs):
         axes.set_title(text, loc="right", color=GREY)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from analysis.figures.base import Plot, axis_label
+from analysis.figures.base import GREY, MANY_POINTS, Plot, axis_label
 from analysis.labels import symbol, value_text
 from analysis.material import Material
 from analysis.summary import Row, Summary
 
-_LINES = ("-", "--", ":", "-.")
+_LINES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 SHIFT = 0.006  # of the horizontal extent
 
 
@@ -30,8 +33,10 @@ def draw(material: Material) -> Figure | None:
         _colour_axis(axes, score, f"C{index}", "left" if index == 0 else "right")
     left.set_xlabel(symbol(report.vary))
     left.set_xticks(list(positions.values()), [value_text(value) for value in positions])
-    if len(list(summary.groups())) > 1:
-        left.legend(loc="best", fontsize=6)
+    names = [summary.group_name(group) for group, _ in summary.groups()]
+    if len(names) > 1:
+        lines = [Line2D([], [], color=GREY, linestyle=_LINES[i % len(_LINES)], label=n) for i, n in enumerate(names)]
+        figure.legend(handles=lines, loc="outside upper center", ncols=2, fontsize=6)
     return figure
 
 
@@ -48,13 +53,13 @@ def _draw_score(
     # The two scores' bars stand beside each other, not one over the other.
     spread = max(positions.values()) - min(positions.values())
     shift = SHIFT * spread * (-1 if marker == "o" else 1)
-    for index, (group, rows) in enumerate(summary.groups()):
+    for index, (_, rows) in enumerate(summary.groups()):
         scored = [row for row in rows if row.scores[score].by_seed]
         x = [positions[row.varied] + shift for row in scored]
         found = [row.scores[score].estimate for row in scored]
         y, half = [f.mean for f in found if f], [f.half or 0.0 for f in found if f]
         line = _LINES[index % len(_LINES)]
-        axes.plot(x, y, marker=marker, color=color, linestyle=line, label=summary.group_name(group), zorder=3)
+        axes.plot(x, y, marker=marker, color=color, linestyle=line, zorder=3)
         if any(half):
             axes.errorbar(x, y, yerr=half, fmt="none", ecolor=color, elinewidth=0.6, alpha=0.7, zorder=2)
         _draw_seeds(axes, scored, score, color, {value: x + shift for value, x in positions.items()})
@@ -65,7 +70,8 @@ def _draw_seeds(axes: Axes, rows: list[Row], score: str, color: str, positions: 
     several = [row for row in rows if len(row.scores[score].by_seed) > 1]
     points = [(positions[row.varied], value) for row in several for value in row.scores[score].by_seed.values()]
     if points:
-        axes.plot(*np.array(points).T, ".", color=color, markersize=2.5, alpha=0.55, zorder=2)
+        many = len(points) > MANY_POINTS
+        axes.plot(*np.array(points).T, ".", color=color, markersize=2.5, alpha=0.55, zorder=2, rasterized=many)
 
 
 def _colour_axis(axes: Axes, score: str, color: str, side: str) -> None:

@@ -32,6 +32,7 @@ PANELS = (
     },
 )
 Rgba = tuple[float, float, float, float]
+MANY = 60  # runs; more lines than these cannot be told apart
 SMOOTHING = 0.05  # standard deviation of the Gaussian window, as a share of the run's steps
 
 
@@ -84,6 +85,9 @@ def varied_colors(material: Material) -> dict[object, Rgba]:
 
 
 def _draw_panel(axes: Axes, history: pd.DataFrame, name: str, vary: str, colors: dict[object, Rgba]) -> None:
+    if history["run"].nunique() > MANY:
+        _draw_bands(axes, history, name, vary, colors)
+        return
     for _, rows in history.groupby("run", sort=False):
         known = rows[["step", name]].dropna()
         if known.empty or not _has_shape(known[name]):
@@ -92,6 +96,17 @@ def _draw_panel(axes: Axes, history: pd.DataFrame, name: str, vary: str, colors:
         steps, values = known["step"].to_numpy(float), known[name].to_numpy(float)
         axes.plot(steps, values, color=color, linewidth=0.35, alpha=0.5)
         axes.plot(steps, smoothed(steps, values), color=color, linewidth=0.9)
+
+
+def _draw_bands(axes: Axes, history: pd.DataFrame, name: str, vary: str, colors: dict[object, Rgba]) -> None:
+    """For each setting the mean over its runs and the range of nine in ten of them, step by step."""
+    for value, rows in history.groupby(f"grid.{vary}", sort=False):
+        by_step = rows[["step", name]].dropna().groupby("step")[name]
+        if by_step.ngroups == 0 or not _has_shape(rows[name].dropna()):
+            continue
+        low, mean, high = by_step.quantile(0.05), by_step.mean(), by_step.quantile(0.95)
+        axes.fill_between(mean.index, low, high, color=colors[value], alpha=0.2, linewidth=0)
+        axes.plot(mean.index, mean, color=colors[value], linewidth=0.9)
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -105,6 +120,8 @@ def smoothed(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def caption(material: Material) -> str:
     unfinished = (material.frame["pretrain.state"] != "done") & material.frame["control"].isna()
+    if _of_the_grid(material).get("run", pd.Series(dtype=str)).nunique() > MANY:
+        return "Training, step by step: the mean over the runs of a setting, and the range of nine in ten of them."
     text = "Training of every run of the grid: logged values thin, smoothed (Gaussian, σ = 5 % of the run) thick"
     return f"{text}; runs that are not done are drawn as far as they got." if unfinished.any() else f"{text}."
 

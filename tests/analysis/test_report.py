@@ -94,7 +94,7 @@ def test_a_partial_study_has_a_report_with_gaps(fill: Callable[..., Graph], fold
     lost, broken = graph.points[0].evals["linear"], graph.points[2].evals["linear"]
     (lost.run.path / "result.json").unlink()
     (broken.run.path / "result.json").write_text("[]")
-    page = (write_report("study.yaml") / "README.md").read_text()
+    page = (write_report("study.yaml", figures=()) / "README.md").read_text()
     assert "Runs without a result" in page
     assert f"- linear/{lost.run.name}: interrupted" in page
     assert f"- linear/{broken.run.name}: damaged" in page
@@ -118,7 +118,7 @@ def test_runs_of_two_commits_are_told_apart(fill: Callable[..., Graph], folder: 
     file = graph.points[0].pretrain.run.path / "run.yaml"
     text = file.read_text()
     file.write_text(text.replace(f"commit: {provenance.collect()['commit']}", f"commit: {'ab' * 20}"))
-    page = (write_report("study.yaml") / "README.md").read_text()
+    page = (write_report("study.yaml", figures=()) / "README.md").read_text()
     assert "commit abababababab" in page
     assert "(1 run)" in page
     assert "(15 runs)" in page
@@ -131,9 +131,9 @@ def test_runs_of_two_commits_are_told_apart(fill: Callable[..., Graph], folder: 
 
 def test_what_cannot_be_read_leaves_the_former_report(fill: Callable[..., Graph], folder: Path) -> None:
     fill(top1, top5)
-    before = contents(write_report("study.yaml"))
+    before = contents(write_report("study.yaml", figures=()))
     study = folder / "study.yaml"
     study.write_text(study.read_text().replace("loss.alpha: [", "loss.alfa: ["))
     with pytest.raises(UserError, match="did you mean"):
-        write_report("study.yaml")
+        write_report("study.yaml", figures=())
     assert contents(folder / "reports" / "fake") == before

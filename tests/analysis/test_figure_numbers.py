@@ -1,0 +1,134 @@
+"""What the other figures draw, against the numbers computed plainly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analysis.figures import cost, diagnostics, published, scores, tradeoff, training, write
+from analysis.figures.base import STYLE
+from analysis.material import Material
+from benchmarks import analysis as benchmark
+
+MaterialOf = Callable[..., Material]
+ALPHAS = [0.0, 0.5, 1.0]
+
+
+def a_material(material_of: MaterialOf, runs: int = 3) -> Material:
+    """With a pretraining's columns: rank rises with alpha and seed, 0.25 s a step at alpha 0, 0.5 s at alpha 1."""
+    rows = [(None, {"loss.alpha": a, "seed": s}, 60 + a + s, 30 - 8 * a + s) for a in ALPHAS for s in range(runs)]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": 0}, 10.0, 5.0)]
+    material = material_of({"loss.alpha": ALPHAS, "seed": list(range(runs))}, rows)
+    frame = material.frame
+    alpha = frame["grid.loss.alpha"].astype(float)
+    name = "run " + frame["grid.loss.alpha"].astype(str) + " " + frame["grid.seed"].astype(str)
+    steps = np.where(frame["control"].isna(), 100, 0)
+    frame = frame.assign(
+        **{
+            "pretrain.run": name,
+            "pretrain.result.rank_pooled": 20 + 10 * alpha.fillna(0) + frame["grid.seed"],
+            "pretrain.result.steps": steps,
+            "pretrain.result.seconds": (0.25 + alpha.fillna(0) / 4) * steps,
+        }
+    )
+    once = frame[frame["eval.name"] == "linear"]
+    logged = [
+        {"run": n, "control": None, "grid.loss.alpha": a, "grid.seed": s, "step": step, "loss": step * (1 + a) + s}
+        for n, a, s, control in once[["pretrain.run", "grid.loss.alpha", "grid.seed", "control"]].to_numpy()
+        if control is None or control != control
+        for step in range(10, 110, 10)
+    ]
+    return Material(material.study, frame, pd.DataFrame(logged))
+
+
+def drawn(draw: Callable[[Material], Figure | None], material: Material) -> Figure:
+    with plt.style.context(STYLE):
+        figure = draw(material)
+        plt.close("all")
+    assert figure is not None
+    return figure
+
+
+def test_the_pareto_front() -> None:
+    points = [(1.0, 5.0), (2.0, 4.0), (2.0, 3.0), (3.0, 4.5), (4.0, 1.0), (4.0, 1.0), (0.0, 5.0)]
+    brute = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
+    assert tradeoff.pareto_front(points) == sorted(brute, reverse=True) == [(4.0, 1.0), (3.0, 4.5), (1.0, 5.0)]
+
+
+def test_two_axes_one_score_each(material_of: MaterialOf) -> None:
+    left, right = drawn(scores.draw, a_material(material_of)).axes
+    assert left.lines[0].get_ydata() == pytest.approx([61.0, 61.5, 62.0])
+    assert right.lines[0].get_ydata() == pytest.approx([31.0, 27.0, 23.0])
+    assert [label.get_text() for label in left.get_xticklabels()] == ["0", "0.5", "1"]
+
+
+def test_training_curves_show_every_run_of_the_grid(material_of: MaterialOf) -> None:
+    panel = drawn(training.draw, a_material(material_of)).axes[0]
+    assert panel.get_title(loc="left") == "loss"
+    assert len(panel.lines) == 2 * 9  # logged and smoothed
+    assert list(panel.lines[0].get_ydata()) == [10.0 * i for i in range(1, 11)]  # type: ignore[union-attr]
+
+
+def test_many_runs_are_a_mean_and_a_range(material_of: MaterialOf) -> None:
+    material = a_material(material_of, runs=25)
+    panel = drawn(training.draw, material).axes[0]
+    assert len(panel.lines) == len(panel.collections) == 3
+    assert panel.lines[2].get_ydata() == pytest.approx([20.0 * i + 12 for i in range(1, 11)])  # the mean of 25 seeds
+    assert "nine in ten" in training.caption(material)
+
+
+def test_smoothing_is_a_weighted_mean_that_keeps_a_constant() -> None:
+    steps, values = np.arange(0, 1000, 50.0), np.random.default_rng(0).normal(size=20)
+    found = training.smoothed(steps, values)
+    for i in (0, 7, 19):
+        weights = [np.exp(-0.5 * ((s - steps[i]) / (0.05 * 950)) ** 2) for s in steps]
+        assert found[i] == pytest.approx(np.average(values, weights=weights))
+    assert training.smoothed(steps, np.full(20, 3.0)) == pytest.approx(np.full(20, 3.0))
+    assert training.smoothed(steps[:2], values[:2]) is not None
+
+
+def test_diagnostics_pair_each_run_with_its_own_score(material_of: MaterialOf) -> None:
+    material = a_material(material_of)
+    pairs = diagnostics.pairs_of(material, "pretrain.rank_pooled", "segmentation.miou")
+    assert len(pairs) == 9
+    assert list(pairs["y"]) == pytest.approx(list(30 - 8 * pairs["varied"] + (pairs["x"] - 20 - 10 * pairs["varied"])))
+    ranks = [np.argsort(np.argsort(v)) for v in (range(6), [0, 2, 1, 3, 5, 4])]
+    rho = np.corrcoef(*ranks)[0, 1]
+    six = pd.DataFrame({"x": range(6), "y": [0, 2, 1, 3, 5, 4]})
+    assert diagnostics.correlation(six) == f"ρ = +{rho:.2f} (n = 6)"
+    assert diagnostics.correlation(six[:4]) == ""  # too few to say anything
+
+
+def test_cost_is_time_over_steps_without_controls(material_of: MaterialOf) -> None:
+    times = cost.milliseconds_a_step(a_material(material_of))
+    assert len(times) == 9
+    assert times.groupby("varied")["milliseconds"].mean().to_dict() == {0.0: 250.0, 0.5: 375.0, 1.0: 500.0}
+
+
+def test_published_points_lie_on_the_figure_only_where_they_compare(material_of: MaterialOf) -> None:
+    material = a_material(material_of)
+    assert drawn(published.draw, material).axes[0].lines
+    same = {"pretrain.model.backbone.name": "resnet50", "pretrain.data.name": "imagenet"}
+    voc = Material(material.study, material.frame.assign(**same, **{"eval.data.name": "voc"}))
+    assert published.PLOT.draw(voc) is None
+    labels = [text.get_text() for text in drawn(tradeoff.draw, voc).axes[0].texts]
+    assert "VICRegL, α = 0.75 (published)" in labels
+    assert not any("published" in text.get_text() for text in drawn(tradeoff.draw, material).axes[0].texts)
+
+
+def test_a_figure_without_material_leaves_no_old_file(material_of: MaterialOf, tmp_path: Path) -> None:
+    material = a_material(material_of)
+    assert write(cost.PLOT, material, tmp_path)
+    assert not write(cost.PLOT, Material(material.study, material.frame[:1]), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_thousands_of_rows_take_seconds() -> None:
+    assert sum(benchmark.main(["--rows", "2000"]).values()) < 20
