@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.figures import base
 from analysis.report import write_report
 from sweeps.graph import Graph
 
@@ -52,7 +51,7 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture
-def report(fill: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch) -> Path:
+def report(fill: Callable[..., Graph]) -> Path:
     """With every figure that fake runs have material for, a training curve included."""
     graph = fill(
         lambda a, s: 10.0 + s if a is None else 50 + 20 * a + s, lambda a, s: 20.0 if a is None else 95 - 10 * a
@@ -64,7 +63,6 @@ def report(fill: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch) -> Path:
             file.write('{"step": 40, "lo')  # a kill
         result = point.pretrain.run.path / "result.json"
         result.write_text(result.read_text().replace("{", '{"steps": 30,', 1))
-    monkeypatch.setattr(base, "_METADATA", {kind: base._METADATA[kind] for kind in ("png", "svg")})  # no PDF: its fonts
     return write_report("study.yaml")
 
 
