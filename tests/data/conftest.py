@@ -17,7 +17,7 @@ from data.catalog import DataConfig
 from data.scenes import ScenesConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
-from published_recipe import SIZE, VIEWS, PublishedRecipe, statistics
+from published_recipe import SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, PublishedRecipe, statistics
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +55,17 @@ def photos() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def published(photos: list[np.ndarray]) -> dict[bool, np.ndarray]:
-    """Statistics of even (False) and odd (True) views of the plain recipe, (VIEWS, 13)."""
+def published(photos: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Statistics of even, odd and small (even) views of the plain recipe, each (VIEWS, 14)."""
     random.seed(1)
     torch.manual_seed(1)
-    recipes = {odd: PublishedRecipe(odd, SIZE) for odd in (False, True)}
+    recipes = {
+        "even": PublishedRecipe(False, SIZE),
+        "odd": PublishedRecipe(True, SIZE),
+        "small": PublishedRecipe(False, SMALL_SIZE, SMALL_SCALE),
+    }
     images = [Image.fromarray(photo) for photo in photos]
     return {
-        odd: np.array([statistics(np.asarray(recipe(images[n % len(images)]))) for n in range(VIEWS)])
-        for odd, recipe in recipes.items()
+        kind: np.array([statistics(np.asarray(recipe(images[n % len(images)]))) for n in range(VIEWS)])
+        for kind, recipe in recipes.items()
     }

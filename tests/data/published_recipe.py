@@ -21,7 +21,9 @@ from torchvision.transforms import functional as tf
 from data.images import MEAN, STD
 
 SIZE = 48  # pixels of the views that tests compare
-VIEWS = 1000  # of each kind
+SMALL_SIZE, SMALL_SCALE = 24, (0.08, 0.4)
+VIEWS = 600  # of each kind
+KINDS = {"even": 0, "odd": 1, "small": 2}  # and their numbers among the views of a config with two large ones
 BICUBIC = tf.InterpolationMode.BICUBIC
 
 
@@ -85,7 +87,7 @@ def location_grid(box: tuple[int, int, int, int], mirrored: bool, cells: int) ->
 
 
 def statistics(view: np.ndarray) -> list[float]:
-    """Thirteen numbers of a view (H, W, 3) that colour, contrast, sharpness and inversion change."""
+    """Fourteen numbers of a view (H, W, 3) that colour, contrast, sharpness and inversion change."""
     levels = view.astype(np.float32)
     gray = levels.mean(axis=2)
     saturation = levels.max(axis=2) - levels.min(axis=2)
@@ -97,10 +99,17 @@ def statistics(view: np.ndarray) -> list[float]:
         math.log1p(float(np.abs(np.diff(gray, axis=0)).mean())),
         math.log1p(float(np.abs(np.diff(gray, axis=1)).mean())),
         math.log1p(float(np.abs(np.diff(gray, n=2, axis=1)).mean())),
+        _sharpness(gray),
         float((gray >= 128).mean()),
         float(red_green.mean()),
         float(yellow_blue.mean()),
     ]
+
+
+def _sharpness(gray: np.ndarray) -> float:
+    """Second differences against first ones: it depends on filters more than on what is shown."""
+    first, second = (sum(np.abs(np.diff(gray, n=n, axis=axis)).mean() for axis in (0, 1)) for n in (1, 2))
+    return math.log((second + 0.1) / (first + 0.1))
 
 
 def smallest_p(a: np.ndarray, b: np.ndarray) -> float:

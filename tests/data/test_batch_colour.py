@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from published_recipe import SIZE, VIEWS, smallest_p, statistics
+from published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 from torchvision.transforms import functional as tf
 
 from data import batch_colour, colour
@@ -14,7 +14,9 @@ from data.batch_colour import mirror_and_colour, plan_batch
 from data.images import MEAN, STD, normalise
 from data.views import ViewMaker, ViewPlan, ViewsConfig, sample_generator
 
-CONFIG = ViewsConfig(large_size=SIZE, large_scale=[0.08, 1.0])
+CONFIG = ViewsConfig(
+    large_size=SIZE, large_scale=[0.08, 1.0], small_count=1, small_size=SMALL_SIZE, small_scale=list(SMALL_SCALE)
+)
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
@@ -75,13 +77,13 @@ def test_each_row_gets_what_its_plan_says(photos: list[np.ndarray]) -> None:
         assert row in (0, 1) or min(others) > 0.02
 
 
-def device_statistics(photos: list[np.ndarray], odd: bool, device: str) -> np.ndarray:
+def device_statistics(photos: list[np.ndarray], kind: str, device: str) -> np.ndarray:
     maker = ViewMaker(CONFIG, lambda side: (1, 1))
-    crops, plans = [], []
+    view, crops, plans = KINDS[kind], [], []
     for index in range(VIEWS):
         image = photos[index % len(photos)]
-        plans.append(maker.draw(*image.shape[:2], sample_generator(7, 0, index))[int(odd)])
-        crops.append(maker.crop(image, plans[-1], SIZE))
+        plans.append(maker.draw(*image.shape[:2], sample_generator(7, 0, index))[view])
+        crops.append(maker.crop(image, plans[-1], maker.sides[view]))
     levels = torch.from_numpy(np.stack(crops)).to(device)
     images = mirror_and_colour(levels, plan_batch(plans).map(lambda tensor: tensor.to(device)), 128).cpu()
     pixels = (images.permute(0, 2, 3, 1) * torch.tensor(STD) + torch.tensor(MEAN)).mul(255).round().numpy()
@@ -89,9 +91,9 @@ def device_statistics(photos: list[np.ndarray], odd: bool, device: str) -> np.nd
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("odd", [False, True], ids=["even", "odd"])
-def test_same_distribution_as_the_published_recipe(published, photos: list[np.ndarray], odd: bool, device: str) -> None:
-    assert smallest_p(device_statistics(photos, odd, device), published[odd]) > 0.01
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_distribution_as_the_published_recipe(published, photos: list[np.ndarray], kind: str, device: str) -> None:
+    assert smallest_p(device_statistics(photos, kind, device), published[kind]) > 0.01
 
 
 def one_gaussian(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
@@ -108,4 +110,4 @@ def test_without_the_roundings_it_is_another_distribution(
     published, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_colour, "blur", one_gaussian)
-    assert smallest_p(device_statistics(photos, False, "cpu"), published[False]) < 0.001
+    assert smallest_p(device_statistics(photos, "even", "cpu"), published["even"]) < 0.001

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from data.images import MEAN, STD
-from data.views import ViewMaker, ViewsConfig, draw_box, location_grid, sample_generator
+from data.views import SampleStreams, ViewMaker, ViewsConfig, draw_box, location_grid, sample_generator
 from runtime.config import check
 from runtime.errors import UserError
 
@@ -74,6 +74,16 @@ def test_random_streams_of_samples_differ() -> None:
     assert len(set(numbers)) == len(keys)
     assert tuple(sample_generator(0, 0, 1).random(4)) == numbers[3]
     assert tuple(sample_generator(0, 0, 1, purpose=1).random(4)) != numbers[3]
+
+
+def test_streams_of_samples_in_turn_are_the_same() -> None:
+    streams = SampleStreams(5, 3, purpose=1)
+    for index in (7, 0, 7, 2**40):
+        generator = sample_generator(5, 3, index, purpose=1)
+        of_streams = streams.at(index)
+        for count in (1, 5, 3):
+            assert of_streams.random(count).tolist() == generator.random(count).tolist()
+        assert of_streams.integers(100, size=3).tolist() == generator.integers(100, size=3).tolist()
 
 
 @pytest.mark.parametrize(
