@@ -62,7 +62,7 @@ class TrainingState:
 def _read(path: Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(
             f"{path} cannot be read: it is cut off or not a checkpoint ({type(error).__name__}). "
             "Delete it to start this run over, or put a good copy in its place"

@@ -43,7 +43,7 @@ class Training:
     @classmethod
     def build(cls, config: PretrainConfig, run: Run, device: torch.device) -> Training:
         torch.manual_seed(config.seed)
-        model = VICRegLModel(config.model, config.loss.alpha)
+        model = VICRegLModel(config.model, config.loss.global_weight)
         grid_size = model.backbone.grid_size
         loader = PretrainLoader(
             config.data,
