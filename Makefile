@@ -54,6 +54,9 @@ smoke: $(INSTALLED)  ## a whole study in two minutes, to see that every stage wo
 bench-criterion: $(INSTALLED)  ## time and memory of the criterion -> benchmarks/criterion.md
 	$(RUN) -m benchmarks.criterion
 
+bench-data: $(INSTALLED)  ## the input pipeline against the published recipe -> benchmarks/data.md
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.data
+
 clean:  ## remove caches of tools; never runs, data or reports
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

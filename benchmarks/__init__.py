@@ -1,1 +1,3 @@
 """Speed and memory, measured side by side on the machine that they run on."""
+
+import runtime as runtime  # prepares torchvision on a CPU-only torch

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from data.recycle import Recycler
 from runtime.errors import UserError
 
 try:
@@ -85,8 +86,11 @@ def shrink(image: Pixels, short_side: int) -> Pixels:
     return resize(image, max(short_side, round(height * scale)), max(short_side, round(width * scale)))
 
 
-def normalise(images: Pixels | torch.Tensor) -> torch.Tensor:
-    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), channels_last in memory, with ImageNet's mean and deviation."""
+def normalise(images: Pixels | torch.Tensor, recycler: Recycler | None = None) -> torch.Tensor:
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), channels_last in memory, with ImageNet's mean and deviation.
+
+    On a CPU its memory comes from the recycler, if there is one.
+    """
     levels = torch.as_tensor(images)
     if levels.device.type != "cpu":
         mean, deviation = (255 * torch.tensor(values, device=levels.device) for values in (MEAN, STD))
@@ -96,7 +100,8 @@ def normalise(images: Pixels | torch.Tensor) -> torch.Tensor:
     scale = (1 / (255 * torch.tensor(STD))).repeat(width)
     shift = (torch.tensor(MEAN) / torch.tensor(STD)).repeat(width)
     # numpy takes large arrays in huge pages, torch does not: a third of the time for a batch
-    normalised = torch.from_numpy(np.empty(levels.shape, np.float32))
+    empty = np.empty if recycler is None else recycler.take
+    normalised = torch.from_numpy(empty(tuple(levels.shape), np.float32))
     normalised.flatten(-2).copy_(levels.flatten(-2)).mul_(scale).sub_(shift)
     return normalised.movedim(-1, -3)
 

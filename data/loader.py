@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from data.catalog import DataConfig, open_dataset
 from data.images import ImageStore, normalise
 from data.prefetch import prefetched
 from data.raw import open_source
+from data.recycle import Recycler
 from data.views import GridSize, SampleStreams, ViewMaker, ViewsConfig, sample_generator
 from data.workers import in_order
 from runtime.config import require
@@ -60,6 +61,7 @@ class _Steps:
         self.seed = seed
         self.steps_per_epoch = len(store) // batch_size
         self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._recycler = Recycler()
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "_order"}
@@ -84,7 +86,7 @@ class _Steps:
         maker = self.maker
         on_device = maker.config.execution == "device"
         render = maker.crop if on_device else maker.render
-        views = [np.empty((self.batch_size, side, side, 3), np.uint8) for side in maker.sides]
+        views = [self._recycler.take((self.batch_size, side, side, 3), np.uint8) for side in maker.sides]
         streams = SampleStreams(self.seed, epoch, _VIEWS)
         plans, numbers = [], []
         for row, index in enumerate(chosen):
@@ -148,6 +150,7 @@ class PretrainLoader:
         self._workers = workers
         self._worker_kind = worker_kind
         self._device = torch.device(device)
+        self._recycler = Recycler()
         self.wait_seconds = 0.0
         self.bad_files = self._store.bad_files
         self.steps_per_epoch = self._steps.steps_per_epoch
@@ -164,7 +167,7 @@ class PretrainLoader:
 
     def batches(self, first_step: int, last_step: int) -> Generator[ViewBatch]:
         """The batches of steps first_step, ..., last_step - 1; steps count on across epochs."""
-        raws = in_order(self._steps, range(first_step, last_step), self._workers, self._worker_kind)
+        raws = self.raws(first_step, last_step)
         if self._device.type == "cuda":
             batches = prefetched(raws, self.finish, self._device)
         else:
@@ -174,6 +177,10 @@ class PretrainLoader:
             self.wait_seconds += time.perf_counter() - asked
             yield batch
             asked = time.perf_counter()
+
+    def raws(self, first_step: int, last_step: int) -> Iterator[RawBatch | UserError]:
+        """What the workers hand over for those steps."""
+        return in_order(self._steps, range(first_step, last_step), self._workers, self._worker_kind)
 
     def make(self, step: int) -> RawBatch | UserError:
         """What a worker does for a step."""
@@ -188,7 +195,7 @@ class PretrainLoader:
         for number, view in enumerate(raw.views):
             levels = self._moved(view)
             if raw.plans is None:
-                images.append(normalise(levels))
+                images.append(normalise(levels, self._recycler))
             else:
                 plan = raw.plans[number].map(self._moved)
                 images.append(mirror_and_colour(levels, plan, self._views.solarize_threshold))

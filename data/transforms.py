@@ -46,9 +46,9 @@ def train_transform(size: int, scale: Sequence[float] = (0.08, 1.0), flip: bool 
 class LabelledDataset(Dataset):
     """(image (3, S, S) float32 normalised, label, index) by index. Raises UserError for an unreadable image."""
 
-    def __init__(self, images: ImageList, transform: Transform, seed: int = 0) -> None:
+    def __init__(self, images: ImageList, transform: Transform, seed: int = 0, memory_bytes: int = 1 << 30) -> None:
         require(images.labels is not None, "dataset", "without labels", "one with class folders")
-        self._store = ImageStore(images)
+        self._store = ImageStore(images, memory_bytes=memory_bytes)
         self._labels = images.labels or []
         self._transform = transform
         self._seed = seed
@@ -74,5 +74,8 @@ class LabelledDataset(Dataset):
         return normalise(pixels), torch.tensor([self._labels[index] for index in indices])
 
 
-def labelled_dataset(images: ImageList, transform: Transform, seed: int = 0) -> LabelledDataset:
-    return LabelledDataset(images, transform, seed)
+def labelled_dataset(
+    images: ImageList, transform: Transform, seed: int = 0, memory_bytes: int = 1 << 30
+) -> LabelledDataset:
+    """A set that takes no more than `memory_bytes` decoded is read at once and kept."""
+    return LabelledDataset(images, transform, seed, memory_bytes)

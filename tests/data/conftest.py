@@ -19,6 +19,8 @@ from data.scenes import ScenesConfig
 sys.path.insert(0, str(Path(__file__).parent))
 from published_recipe import SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, PublishedRecipe, statistics
 
+torch.set_num_threads(1)  # tests run side by side with other work
+
 
 @pytest.fixture(scope="session")
 def scenes_parent(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,0 +1,128 @@
+"""The device's part of the input pipeline beside a training step: what `--device cuda` of benchmarks/data.py measures.
+
+A step is ResNet-50, two views of 224, bf16 autocast, channels_last, forward and backward of the pooled features and
+SGD. Its loss is a stand-in; the criterion's own cost is in benchmarks/criterion_cuda.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from benchmarks import data_cases
+from data import cache
+from data.catalog import open_dataset
+from data.loader import PretrainLoader, RawBatch, ViewBatch
+from runtime import provenance
+from runtime.device import available_cores
+from runtime.errors import UserError
+
+WORKERS = 8  # the goal is that so many cores feed one GPU
+
+
+def milliseconds(work: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+    """Median, the device's queue empty before and after."""
+    times = []
+    for _ in range(repeats + 3):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(1000 * (time.perf_counter() - started))
+    return float(np.median(times[3:]))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def training_step(device: torch.device, network: str = "resnet50") -> Callable[[ViewBatch], None]:
+    import timm
+
+    model = timm.create_model(network, num_classes=0).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step(batch: ViewBatch) -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            pooled = [model(view) for view in batch.images[:2]]
+        loss = (pooled[0].float() - pooled[1].float()).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if not torch.isfinite(loss):  # as pretraining does: it waits for the device once a step
+            raise UserError("the stand-in loss is not finite")
+
+    return step
+
+
+def data_wait(loader: PretrainLoader, step: Callable[[ViewBatch], None], batches: int, warm: int = 3) -> float:
+    """Percent of the time in which the loop waits for batches, after `warm` of them."""
+    iterator: Iterator[ViewBatch] = loader.batches(0, batches + warm)
+    for _ in range(warm):
+        step(next(iterator))
+    started, before = time.perf_counter(), loader.wait_seconds
+    for batch in iterator:
+        step(batch)
+    return 100 * (loader.wait_seconds - before) / (time.perf_counter() - started)
+
+
+def measure(batches: int, batch: int = 256, device: str = "cuda", network: str = "resnet50", workers: int = 0) -> str:
+    of = torch.device(device)
+    if of.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; leave --device out to measure on the CPU")
+    workers = workers or min(WORKERS, available_cores())
+    views = replace(data_cases.VIEWS["2 x 224"], execution="device", short_side=data_cases.CACHE_SIDE)
+    rows = []
+    with data_cases.images(batch) as data:
+        cache.build(open_dataset(data), data_cases.CACHE_SIDE, workers=workers, skip_bad=False)
+        loader = data_cases.loader(data, views, batch, device=device)
+        raw = loader.make(0)
+        if not isinstance(raw, RawBatch):
+            raise raw
+        step = training_step(of, network)
+        ready = loader.finish(raw)
+        colour, training = milliseconds(lambda: loader.finish(raw), of), milliseconds(lambda: step(ready), of)
+        on_device = milliseconds(_colour_alone(loader, raw, of), of)
+        rows.append(f"- training step: {training:.1f} ms")
+        rows.append(
+            f"- mirror, colour, normalise: {on_device:.1f} ms, {100 * on_device / training:.1f} % (goal: <= 5 %)"
+        )
+        rows.append(f"- the same with pinning and copying the uint8 views: {colour:.1f} ms")
+        for kind in ("processes", "threads"):
+            fed = data_cases.loader(data, views, batch, workers, kind, device)
+            waited = data_wait(fed, step, batches)
+            rows.append(f"- data wait with {workers} {kind} and a warm raw cache: {waited:.1f} % (goal: < 2 %)")
+    return _document(rows, batch, network)
+
+
+def _colour_alone(loader: PretrainLoader, raw: RawBatch, device: torch.device) -> Callable[[], object]:
+    """The device's work on views and plans that lie there already."""
+    from data.batch_colour import mirror_and_colour
+
+    plans = [plan.map(lambda tensor: tensor.to(device)) for plan in raw.plans or []]
+    levels = [view.to(device) for view in raw.views]
+    return lambda: [mirror_and_colour(level, plan, 128) for level, plan in zip(levels, plans, strict=True)]
+
+
+def _document(rows: list[str], batch: int, network: str) -> str:
+    facts = provenance.collect()
+    dirty = " with uncommitted changes" if facts["dirty"] else ""
+    machine = f"{facts['gpu'] or 'no GPU'}; {facts['processor']}, {facts['cores']} cores"
+    return "\n".join(
+        [
+            "# The input pipeline beside a training step",
+            "",
+            f"{batch} images a step, 2 x 224, {network}, bf16 autocast; medians.",
+            "",
+            *rows,
+            f"- machine: {machine}",
+            f"- commit: {facts['commit']}{dirty}; torch {torch.__version__}",
+            f"- {time.strftime('%Y-%m-%d')}; made by `python -m benchmarks.data --device cuda`",
+            "",
+        ]
+    )
