@@ -173,7 +173,7 @@ class LinearEvaluation:
                         state.save(self.checkpoint)
                         saved = time.monotonic()
                     if stop:
-                        raise KeyboardInterrupt
+                        stop.leave()
                     progress.update(state.epoch + state.step / steps)
                 self.end_epoch()
         state.save(self.checkpoint)

@@ -52,7 +52,7 @@ class TrainingWatch(Hook):
         if self.stop or due or done == runner.max_iters:
             self.save(runner)
         if self.stop:
-            raise KeyboardInterrupt
+            self.stop.leave()
         self.progress.update(done, f"loss {self.loss:.3f}")
 
     def write_row(self, runner: Runner, done: int, outputs: dict[str, Any]) -> None:

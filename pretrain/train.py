@@ -150,7 +150,7 @@ def stop_or_save(training: Training, stop: StopRequest, log: Logger) -> None:
     if stop:
         training.save()
         log.close()
-        raise KeyboardInterrupt
+        stop.leave()
     if time.monotonic() - log.saved > 60 * training.config.machine.save_minutes:
         training.save()
         log.saved = time.monotonic()

@@ -7,6 +7,7 @@ the identity of a run.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -23,6 +24,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from runtime.errors import UserError
 
 T = TypeVar("T")
+_ADDED_LATER = "added_later"
 
 
 @dataclass
@@ -144,11 +146,30 @@ def to_dict(config: Any) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
 
 
+def added_later(default: Any) -> Any:
+    """A field that a config class got after runs of it were made: at its default it stays out of their identity.
+
+    So those runs keep their names and stay done. The default must mean what the code did before.
+    """
+    make = (lambda: default) if default.__hash__ else (lambda: copy.deepcopy(default))
+    return dataclasses.field(default_factory=make, metadata={_ADDED_LATER: True})
+
+
 def split_machine(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what identifies the run, what cannot change its result) of a stage's config."""
     values = to_dict(config)
     machine = values.pop("machine", {})
+    _drop_added_defaults(config, values)
     return values, machine
+
+
+def _drop_added_defaults(config: Any, values: dict[str, Any]) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get(_ADDED_LATER) and value == cast(Any, field.default_factory)():
+            values.pop(field.name, None)
+        elif dataclasses.is_dataclass(value) and field.name in values:
+            _drop_added_defaults(value, values[field.name])
 
 
 def identity_hash(*parts: Any) -> str:

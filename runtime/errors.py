@@ -25,10 +25,17 @@ class BusyError(UserError):
     exit_code = 4
 
 
+class Unfinished(Exception):
+    """The run was asked to stop (a signal other than Ctrl-C, a time limit), and has saved where it is."""
+
+    exit_code = 75  # EX_TEMPFAIL: repeat the command
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run `main(argv)` and leave the process: 0 if it returned None or 0.
 
-    A UserError becomes its message on stderr and its exit code; Ctrl-C becomes 130, as shells have it.
+    A UserError becomes its message on stderr and its exit code; Ctrl-C becomes 130, as shells have it; Unfinished
+    becomes 75.
     Any other exception is a bug of ours and keeps its traceback.
     """
     try:
@@ -39,6 +46,9 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         code = 130
+    except Unfinished as reason:
+        print(f"stopped: {reason}; all is saved, and the same command goes on where this one stopped", file=sys.stderr)
+        code = Unfinished.exit_code
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -26,7 +26,7 @@ import yaml
 
 from runtime import config as configs
 from runtime import files, provenance
-from runtime.errors import BusyError, UserError
+from runtime.errors import BusyError, Unfinished, UserError
 
 HEARTBEAT_SECONDS = 5.0
 # A heartbeat of another host that is older than this is of a process that died.
@@ -150,7 +150,7 @@ def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> I
     """Make (or find) the run's folder and hold it while the block works.
 
     Raises BusyError if another process works on it. An exception in the block is recorded in
-    failure.json; Ctrl-C is not a failure. Whether the run is done already is for the caller to ask.
+    failure.json; a stop that was asked for is not a failure. Whether the run is done already is for the caller to ask.
     """
     run = Run.at(root, identity)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -161,6 +161,8 @@ def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> I
             _record_attempt(run, identity, machine)
         try:
             yield run
+        except Unfinished:
+            raise
         except Exception as error:
             message = str(error) or repr(error)
             record = {"class": type(error).__name__, "message": message, "time": time.time()}

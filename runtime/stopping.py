@@ -1,4 +1,4 @@
-"""Ctrl-C and TERM as a request that the loop reads at a step boundary, where it can save first."""
+"""Ctrl-C, TERM, USR1 and USR2 as a request that the loop reads at a step boundary, where it can save first."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+from runtime.errors import Unfinished
+
+# Clusters send TERM when they preempt, and USR1 or USR2 (by sbatch --signal) some time before that or before a limit.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Truthy once INT or TERM arrived. A second INT interrupts at once, as usual."""
+    """Truthy once one of SIGNALS arrived. A second INT interrupts at once, as usual."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -22,14 +28,25 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
 
+    def leave(self) -> NoReturn:
+        """End the run, whose state is saved by now."""
+        if self.signal is None or self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Unfinished(f"got {signal.Signals(self.signal).name}")
+
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Within the block INT and TERM set the request instead of ending the process. Main thread only."""
+    """Within the block SIGNALS set the request instead of ending the process. Main thread only.
+
+    A parent may have blocked them, so that none comes before this block can hear it.
+    """
     request = StopRequest()
-    former = {number: signal.signal(number, request.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, request.receive) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield request
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -77,6 +77,28 @@ def test_identity_hash_is_fixed_for_ever():
     assert configs.identity_hash("pretrain", 1, {"a": 0.5, "b": [1, None]}, None) == "b2718e7f57"
 
 
+def test_a_field_added_later_leaves_former_runs_their_names():
+    @dataclass
+    class Inner:
+        rate: float = 0.1
+        shape: list[int] = configs.added_later([1, 2])
+
+    @dataclass
+    class Grown:
+        steps: int = 3
+        inner: Inner = field(default_factory=Inner)
+        precision: str = configs.added_later("float32")
+
+    assert configs.split_machine(Grown())[0] == {"steps": 3, "inner": {"rate": 0.1}}
+    changed = Grown(precision="float16", inner=Inner(shape=[2]))
+    assert configs.split_machine(changed)[0] == {
+        "steps": 3,
+        "inner": {"rate": 0.1, "shape": [2]},
+        "precision": "float16",
+    }
+    assert configs.load(Grown, None, ["inner.shape=[1,2]"]) == Grown()
+
+
 @pytest.mark.parametrize(
     ("text", "steps"), [("10 steps", 10), ("1 step", 1), ("2 epochs", 14), ("0.5 epochs", 4), ("0 steps", 0)]
 )
