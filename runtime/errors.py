@@ -25,7 +25,7 @@ class BusyError(UserError):
     exit_code = 4
 
 
-class Unfinished(Exception):
+class Unfinished(Exception):  # noqa: N818  # not an error
     """The run was asked to stop (a signal other than Ctrl-C, a time limit), and has saved where it is."""
 
     exit_code = 75  # EX_TEMPFAIL: repeat the command
