@@ -26,7 +26,10 @@ VOC_CLASSES = [
 
 @dataclass
 class DataConfig:
-    """Which dataset. `root` may stay empty where $VICREGL_DATA/<name> (or data/cache/<name>) holds it."""
+    """Which dataset, and where it lies: `root`; or, where that is null, $VICREGL_<NAME> (as $VICREGL_IMAGENET), or else
+    <name> in $VICREGL_DATA (or in data/cache). A root is part of a run's name; the environment never is, so a study
+    that leaves it null is the same study on every machine.
+    """
 
     name: str = "scenes"  # scenes | imagefolder | imagenet | voc
     root: str | None = None
@@ -97,9 +100,11 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 
 def _find_root(config: DataConfig) -> Path:
-    root = Path(config.root).expanduser() if config.root else data_root() / config.name
+    variable = f"VICREGL_{config.name.upper()}"
+    named = config.root or os.environ.get(variable)
+    root = Path(named).expanduser() if named else data_root() / config.name
     if not root.is_dir():
-        how = "data.root" if config.root else "data.root (not set; $VICREGL_DATA/<name> was tried)"
+        how = "data.root" if config.root else f"data.root or the environment's {variable}"
         raise UserError(f"dataset {config.name}: {root} is not a folder; set {how} to where it lies")
     return root
 

@@ -58,6 +58,18 @@ def test_the_environment_tells_where_datasets_lie(image_folder: Path, tmp_path: 
     assert open_dataset(DataConfig(name="imagefolder")).root == tmp_path / "imagefolder"
 
 
+def test_a_dataset_has_a_variable_of_its_own(image_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Datasets lie on different disks, and a path has no place in a study."""
+    monkeypatch.setenv("VICREGL_DATA", str(tmp_path))
+    monkeypatch.setenv("VICREGL_IMAGEFOLDER", str(image_folder))
+    assert open_dataset(DataConfig(name="imagefolder")).root == image_folder
+    with pytest.raises(UserError, match="elsewhere is not a folder"):
+        open_dataset(DataConfig(name="imagefolder", root=str(tmp_path / "elsewhere")))
+    monkeypatch.setenv("VICREGL_IMAGENET", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"gone is not a folder; set data\.root or the environment's VICREGL_IMAGENET"):
+        open_dataset(DataConfig(name="imagenet"))
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.name = 'imagnet'.*scenes, imagefolder, imagenet, voc"):
         open_dataset(DataConfig(name="imagnet"))
