@@ -1,0 +1,1 @@
+"""A graph of runs on SLURM: how its jobs are submitted, recorded, watched and requeued."""

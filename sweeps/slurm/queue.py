@@ -1,0 +1,255 @@
+"""What SLURM says of jobs: one sacct call for all of them; squeue where accounting is off, slow or behind.
+
+An answer is a hint: whether a run is done, its run directory says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+# No answer within this long counts as none: a busy slurmdbd must not hold up a status.
+ANSWER_SECONDS = 20.0
+UNKNOWN = "UNKNOWN"
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
+WORKING = frozenset(
+    {"RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
+)
+# Accounting shows these for a moment before the same job, requeued, waits again.
+_MAY_COME_BACK = frozenset({"PREEMPTED", "NODE_FAIL", "REQUEUED", UNKNOWN})
+_ARGUMENT_CHARACTERS = 100_000  # Linux takes 131,072 in one argument
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """The newest life of one job."""
+
+    state: str = UNKNOWN  # SLURM's long name, as RUNNING; UNKNOWN: nobody knows the job
+    reason: str = ""  # why it waits
+    exit_code: int | None = None
+    signal: int | None = None
+    node: str = ""
+    elapsed_s: int | None = None
+    submitted: float | None = None  # seconds since 1970; of the requeue, for a requeued one
+    restarts: int = 0
+    former: tuple[str, ...] = ()  # states in which its former lives ended
+    source: str = ""  # sacct, squeue, or "" where neither answered
+
+    @property
+    def waiting(self) -> bool:
+        return self.state in WAITING
+
+    @property
+    def working(self) -> bool:
+        return self.state in WORKING
+
+    @property
+    def ended(self) -> bool:
+        """It will not run again by itself, as far as is known."""
+        return self.state != UNKNOWN and not self.waiting and not self.working
+
+    @property
+    def gone(self) -> bool:
+        """SLURM was asked, and has never heard of it, or has forgotten it."""
+        return self.state == UNKNOWN and bool(self.source)
+
+
+@dataclass(frozen=True)
+class Active:
+    """One job that the controller has not forgotten, found by its name."""
+
+    job: str
+    name: str
+    state: str
+
+
+def ask(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]:
+    """What is known of every one of `jobs` ("1234" or "1234_5"); never raises.
+
+    `since` (seconds since 1970) leaves out older jobs of the same number.
+    """
+    wanted = list(dict.fromkeys(jobs))
+    if not wanted:
+        return {}
+    found = _ask_accounting(wanted, since) or {}
+    doubtful = [job for job in wanted if job not in found or found[job].state in _MAY_COME_BACK]
+    listed = _ask_controller(doubtful) if doubtful else {}
+    for job in doubtful:
+        now, before = (listed or {}).get(job), found.get(job)
+        if now is not None and (before is None or not now.ended):
+            former = before.former if before else ()
+            found[job] = replace(now, former=former, restarts=len(former))
+    absent = JobInfo(source="" if listed is None else "squeue")
+    return {job: found.get(job, absent) for job in wanted}
+
+
+def active(prefix: str) -> list[Active]:
+    """Every job and array task of this user whose name begins with `prefix`, also those that ended just now.
+
+    Empty where the controller does not answer.
+    """
+    text = _call(["squeue", "--noheader", "--array", "--states=all", "--me", "--format=%i|%T|%j"])
+    rows = [line.split("|", 2) for line in (text or "").splitlines() if line.count("|") >= 2]
+    return [Active(job, name, state) for job, state, name in rows if name.startswith(prefix)]
+
+
+def _ask_accounting(wanted: Sequence[str], since: float | None) -> dict[str, JobInfo] | None:
+    """None where sacct is missing, off, unreachable or slow."""
+    fields = "JobID,State,ExitCode,NodeList,ElapsedRaw,Submit,Reason"
+    found: dict[str, JobInfo] = {}
+    for numbers in _arguments(wanted):
+        argv = ["sacct", "--parsable2", "--noheader", "--duplicates", f"--format={fields}", f"--jobs={numbers}"]
+        if since is not None:
+            argv.append(f"--starttime=now-{_seconds_since(since)}seconds")
+        text = _call(argv)
+        if text is None:
+            return None
+        found |= parse_accounting(text, wanted)
+    return found
+
+
+def _seconds_since(time_s: float) -> int:
+    return max(60, int(time.time() - time_s) + 60)
+
+
+def parse_accounting(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
+    """Rows of `sacct --parsable2`: the newest life of each wanted job; a step tells only that memory ran out."""
+    wanted = set(wanted)
+    lives: dict[str, list[JobInfo]] = {}
+    out_of_memory: set[tuple[str, int]] = set()
+    for line in text.splitlines():
+        fields = line.split("|")
+        if len(fields) < 7:
+            continue
+        job, dot, _ = fields[0].partition(".")
+        if dot:
+            if fields[1].startswith("OUT_OF_ME"):
+                out_of_memory.add((job, len(lives.get(job, []))))
+            continue
+        info = _accounting_row(fields)
+        for one in expand(job, wanted):
+            lives.setdefault(one, []).append(info)
+    found = {}
+    for job in wanted & lives.keys():
+        rows = lives[job]
+        at = max(range(len(rows)), key=lambda i: (rows[i].submitted or 0.0, i))
+        newest, former = rows[at], tuple(row.state for i, row in enumerate(rows) if i != at)
+        if (job, at + 1) in out_of_memory and newest.state == "FAILED":
+            newest = replace(newest, state="OUT_OF_MEMORY")
+        found[job] = replace(newest, former=former, restarts=len(former))
+    return found
+
+
+def _accounting_row(fields: Sequence[str]) -> JobInfo:
+    _, state, exit_code, node, elapsed, submitted, reason = fields[:7]
+    code, _, number = exit_code.partition(":")
+    return JobInfo(
+        state=_state(state),
+        reason="" if reason == "None" else reason,
+        exit_code=_integer(code),
+        signal=_integer(number) or None,
+        node="" if node == "None assigned" else node,
+        elapsed_s=_integer(elapsed),
+        submitted=_integer(submitted),
+        source="sacct",
+    )
+
+
+def _ask_controller(wanted: Sequence[str]) -> dict[str, JobInfo] | None:
+    """None where squeue is missing or the controller does not answer."""
+    found: dict[str, JobInfo] = {}
+    for numbers in _arguments(wanted):
+        argv = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%M|%V", f"--jobs={numbers}"]
+        text = _call(argv, forgotten="Invalid job id")
+        if text is None:
+            return None
+        found |= parse_queue(text, wanted)
+    return found
+
+
+def parse_queue(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
+    """Rows of squeue in the format above."""
+    wanted = set(wanted)
+    found = {}
+    for line in text.splitlines():
+        fields = line.split("|")
+        if len(fields) < 6:
+            continue
+        job, state, reason, node, elapsed, submitted = fields[:6]
+        info = JobInfo(
+            state=_state(state),
+            reason="" if reason == "None" else reason,
+            node=node,
+            elapsed_s=seconds_of(elapsed),
+            submitted=_integer(submitted),
+            source="squeue",
+        )
+        found |= dict.fromkeys(expand(job, wanted), info)
+    return found
+
+
+def expand(job: str, wanted: set[str]) -> list[str]:
+    """The wanted jobs that a printed number means: "7", "7_3", "7_[0-2,5%2]", or cut off: "7_[0-2,..."."""
+    base, bracket, tasks = job.partition("_[")
+    if not bracket:
+        return [job.partition("+")[0]]
+    if "..." in tasks:
+        return [one for one in wanted if one.partition("_")[0] == base]
+    numbers: list[int] = []
+    for part in tasks.rstrip("]").partition("%")[0].split(","):
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part.strip())
+        if span:
+            first, last, step = int(span[1]), int(span[2] or span[1]), int(span[3] or 1)
+            numbers.extend(range(first, last + 1, step))
+    return [f"{base}_{number}" for number in numbers]
+
+
+def seconds_of(elapsed: str) -> int | None:
+    """ "1-02:03:04", "02:03:04" or "03:04" in seconds."""
+    days, _, clock = elapsed.rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+        seconds = sum(part * 60**power for power, part in enumerate(reversed(parts)))
+        return seconds + 86_400 * int(days or 0)
+    except ValueError:
+        return None
+
+
+def _state(text: str) -> str:
+    """ "CANCELLED by 1000" -> CANCELLED."""
+    return text.split()[0].rstrip("+") if text.strip() else UNKNOWN
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else None
+
+
+def _arguments(jobs: Sequence[str]) -> list[str]:
+    """Comma-separated numbers, arrays as a whole, each text short enough for one argument."""
+    numbers = list(dict.fromkeys(job.partition("_")[0] for job in jobs))
+    texts, length = [[]], 0  # type: tuple[list[list[str]], int]
+    for number in numbers:
+        if length + len(number) + 1 > _ARGUMENT_CHARACTERS:
+            texts, length = [*texts, []], 0
+        texts[-1].append(number)
+        length += len(number) + 1
+    return [",".join(text) for text in texts]
+
+
+def _call(argv: Sequence[str], forgotten: str = "") -> str | None:
+    """What a command of SLURM prints; None where it cannot be run, fails or is slow."""
+    # Times as seconds since 1970, and lists of array tasks never cut off.
+    environment = os.environ | {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
+    try:
+        done = subprocess.run(
+            argv, env=environment, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode == 0 or (forgotten and forgotten in done.stderr):
+        return done.stdout
+    return None
