@@ -1,0 +1,44 @@
+"""python distributed_worker.py CASE: one of the processes of test_distributed.py; prints what it found."""
+
+import os
+import signal
+import time
+
+import torch
+
+from runtime import distributed
+from runtime.distributed import agree, barrier, broadcast, explained, join, largest, world_from_environment
+from runtime.errors import UserError, run_command
+
+
+def main(argv: list[str]) -> None:
+    (case,) = argv
+    distributed.GRACE_SECONDS = 2.0
+    world = world_from_environment()
+    with join(world, torch.device("cpu")), explained(lambda error: print(f"told: {error}", flush=True)):
+        if case == "agree":
+            found = [agree(False), agree(world.rank == 1), largest(world.rank * 7), broadcast({"rank": world.rank})]
+            barrier()
+            print(f"{world.rank}/{world.size}", found, flush=True)
+        elif world.rank == 1:
+            barrier()
+            fail(case)
+        elif case == "hang":
+            barrier()
+            time.sleep(600)
+        else:
+            for _ in range(10**6):
+                barrier()
+
+
+def fail(case: str) -> None:
+    time.sleep(0.5)
+    if case == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if case == "user error":
+        raise UserError("this image is cut off")
+    raise ValueError("a bug\nin two lines")
+
+
+if __name__ == "__main__":
+    run_command(main)

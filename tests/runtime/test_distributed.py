@@ -1,0 +1,164 @@
+"""Who the processes are, and that they meet, agree and end together: real processes with gloo."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.distributed import World, first_host, world_from_environment
+from runtime.errors import UserError
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = {
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "a",
+    "MASTER_PORT": "5",
+    "GROUP_RANK": "1",
+}
+STEP = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+}
+
+
+def test_alone_without_a_launcher() -> None:
+    assert world_from_environment({}) == World(rank=0, local_rank=0, size=1, node=0)
+    assert world_from_environment({}).is_main
+
+
+def test_torchrun() -> None:
+    world = world_from_environment(TORCHRUN)
+    assert (world.rank, world.local_rank, world.size, world.node) == (3, 1, 4, 1)
+    assert world.address == "a:5"
+    assert not world.is_main
+    assert not world.hosted
+    assert world_from_environment(TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).hosted
+    assert world_from_environment(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}) == World()
+
+
+def test_torchrun_is_asked_before_slurm() -> None:
+    assert world_from_environment(TORCHRUN | STEP).rank == 3
+
+
+def test_a_slurm_step() -> None:
+    world = world_from_environment(STEP)
+    assert (world.rank, world.local_rank, world.size, world.node) == (2, 0, 4, 1)
+    host, port = world.address.split(":")
+    assert host == "n1"
+    assert 1024 <= int(port) < 32768
+    # Every process of the step finds the same place, and another job another one.
+    assert world_from_environment(STEP | {"SLURM_PROCID": "0"}).address == world.address
+    assert world_from_environment(STEP | {"SLURM_JOB_ID": "1235"}).address != world.address
+
+
+def test_a_slurm_batch_script_and_a_step_of_one_task_are_one_process() -> None:
+    batch = {key: value for key, value in STEP.items() if not key.startswith("SLURM_STEP")}
+    assert world_from_environment(batch | {"SLURM_PROCID": "0"}) == World()
+    assert world_from_environment(STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == World()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"WORLD_SIZE": "2"}, ["RANK", "MASTER_ADDR", "torchrun"]),
+        (TORCHRUN | {"RANK": "4"}, ["RANK=4", "0 to 3"]),
+        (TORCHRUN | {"RANK": "x"}, ["RANK='x'"]),
+    ],
+)
+def test_half_an_environment_is_refused(environment, expected) -> None:
+    with pytest.raises(UserError) as told:
+        world_from_environment(environment)
+    assert all(part in str(told.value) for part in expected)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n[1-2]", "n1"),
+        ("gpu[07-09,12],cpu1", "gpu07"),
+        ("a-[3,5]-ib,b2", "a-3-ib"),
+        ("rack1-gpu[001,003-004]", "rack1-gpu001"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodes, host) -> None:
+    assert first_host(nodes) == host
+    if shutil.which("scontrol"):  # SLURM's own answer
+        asked = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+        assert asked.returncode or asked.stdout.split()[0] == host
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(case: str, environment: dict[str, str]) -> subprocess.Popen:
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, str(WORKER), case], env=settings, stdout=pipe, stderr=pipe, text=True)
+
+
+def processes(case: str, count: int = 2) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each process; they must end by themselves."""
+    meet = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = [start(case, meet | {"RANK": str(rank)}) for rank in range(count)]
+    ended = []
+    for process in started:
+        output = process.communicate(timeout=120)
+        ended.append((process.returncode, *output))
+    return ended
+
+
+def test_they_agree() -> None:
+    for rank, (code, said, errors) in enumerate(processes("agree", 3)):
+        assert code == 0, errors
+        assert said.strip() == f"{rank}/3 [False, True, 14, {{'rank': 0}}]"
+
+
+def test_a_slurm_step_meets_by_its_job_number() -> None:
+    step = STEP | {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    started = [start("agree", step | {"SLURM_PROCID": str(rank)}) for rank in range(2)]
+    for process in started:
+        said, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert "[False, True, 7, {'rank': 0}]" in said
+
+
+@pytest.mark.slow
+def test_under_torchrun(command) -> None:
+    done = command("torch.distributed.run", "--standalone", "--nproc-per-node=2", WORKER, "agree")
+    assert done.returncode == 0, done.stderr
+    assert "0/2 [False, True, 7" in done.stdout
+    assert "1/2 [False, True, 7" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("case", "codes", "expected"),
+    [
+        ("user error", (1, 2), "process 1 of 2 on {host} failed: this image is cut off"),
+        ("bug", (1, 1), "process 1 of 2 on {host} failed: ValueError: a bug"),
+        ("killed", (1, -9), "another process ended without a word"),
+        ("hang", (1, 1), "process 1 of 2 on {host} failed: ValueError: a bug"),
+    ],
+)
+def test_a_process_that_fails_ends_the_other(case, codes, expected) -> None:
+    first, second = processes(case)
+    assert (first[0], second[0]) == codes, first[2] + second[2]
+    assert first[2].count("\n") == 1, first[2]
+    assert first[2].startswith("error: " + expected.format(host=socket.gethostname()))
+    assert ("told: process 1" in first[1]) == (case == "hang")
