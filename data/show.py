@@ -61,10 +61,10 @@ def rendered(maker: ViewMaker, image: Pixels, plans: Sequence[ViewPlan]) -> list
 
 
 def matched_cells(first: Tensor, second: Tensor, count: int) -> list[tuple[int, int]]:
-    """Pairs of cells (of first, of second) whose locations (H, W, 2) are nearest, at most `count`."""
+    """Pairs of cells (of first, of second) whose vectors (H, W, C) are nearest, at most `count`; C = 2: locations."""
     from vicregl.matching import keep_nearest, nearest
 
-    found = nearest(first.reshape(1, -1, 2), second.reshape(1, -1, 2))[0]
+    found = nearest(*(cells.reshape(1, -1, cells.shape[-1]) for cells in (first, second)))[0]
     kept = keep_nearest(found, min(count, found.index.shape[1]))[0].tolist()
     return [(cell, int(found.index[0, cell])) for cell in kept]
 
@@ -79,14 +79,14 @@ def draw_sheet(maker: ViewMaker, images: Mapping[int, Pixels], seed: int, matche
     for (number, image), row in zip(images.items(), axes, strict=True):
         plans = maker.draw(image.shape[0], image.shape[1], sample_generator(seed, 0, number))
         locations = [maker.locations([plan], view)[0] for view, plan in enumerate(plans)]
-        _draw_image(row[0], image, plans, locations)
+        draw_image(row[0], image, plans, locations)
         for view, pixels in enumerate(rendered(maker, image, plans)):
-            _draw_view(row[view + 1], pixels, plans[view], maker.grids[view], COLOURS[view % len(COLOURS)])
-        _join(figure, row[1], row[2], maker, matched_cells(locations[0], locations[1], matches))
+            draw_view(row[view + 1], pixels, plans[view], maker.grids[view], COLOURS[view % len(COLOURS)])
+        join(figure, row[1], row[2], maker, matched_cells(locations[0], locations[1], matches))
     figure.savefig(out)
 
 
-def _draw_image(axes: Any, image: Pixels, plans: Sequence[ViewPlan], locations: Sequence[Tensor]) -> None:
+def draw_image(axes: Any, image: Pixels, plans: Sequence[ViewPlan], locations: Sequence[Tensor]) -> None:
     """The image, the views' boxes, and the locations of the large ones' cells."""
     axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
     axes.set_title(f"{image.shape[1]} x {image.shape[0]}", fontsize=8)
@@ -100,7 +100,7 @@ def _draw_image(axes: Any, image: Pixels, plans: Sequence[ViewPlan], locations: 
             axes.scatter(grid[..., 1], grid[..., 0], s=3, color=colour, linewidths=0)
 
 
-def _draw_view(axes: Any, pixels: Pixels, plan: ViewPlan, grid: tuple[int, int], colour: str) -> None:
+def draw_view(axes: Any, pixels: Pixels, plan: ViewPlan, grid: tuple[int, int], colour: str) -> None:
     """The view with the borders of its cells; the title tells what was done with it."""
     side = len(pixels)
     axes.imshow(pixels, extent=(0, side, side, 0))
@@ -115,16 +115,24 @@ def _draw_view(axes: Any, pixels: Pixels, plan: ViewPlan, grid: tuple[int, int],
     axes.spines[:].set(color=colour, linewidth=2)
 
 
-def _join(figure: Any, first: Any, second: Any, maker: ViewMaker, pairs: Sequence[tuple[int, int]]) -> None:
+def join(
+    figure: Any,
+    first: Any,
+    second: Any,
+    maker: ViewMaker,
+    pairs: Sequence[tuple[int, int]],
+    colours: Sequence[Any] = (),
+) -> None:
+    """Lines between the cells of the first view (on the axes `first`) and of the second; yellow without `colours`."""
     from matplotlib.patches import ConnectionPatch
 
-    for one, other in pairs:
+    for (one, other), colour in zip(pairs, colours or ["yellow"] * len(pairs), strict=True):
         points = [cell_centre(cell, maker, view) for view, cell in enumerate((one, other))]
         line = ConnectionPatch(points[0], points[1], "data", "data", axesA=first, axesB=second)
-        line.set(color="yellow", linewidth=0.6, alpha=0.8)
+        line.set(color=colour, linewidth=0.6, alpha=0.8)
         figure.add_artist(line)
         for axes, point in zip((first, second), points, strict=True):
-            axes.plot(*point, ".", color="yellow", markersize=3)
+            axes.plot(*point, ".", color=colour, markersize=3)
 
 
 def cell_centre(cell: int, maker: ViewMaker, view: int) -> tuple[float, float]:

@@ -59,6 +59,14 @@ class TrainingState:
             torch.cuda.set_rng_state_all(contents["rng_cuda"])
 
 
+def load_model(model: VICRegLModel, path: Path) -> None:
+    """Only the network of a run's checkpoint, strictly, to look at it. UserError as `TrainingState.load`."""
+    try:
+        model.load_state_dict(_read(path)["model"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{path} is a checkpoint of another network: {error}") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)

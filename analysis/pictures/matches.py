@@ -1,0 +1,87 @@
+"""Two views of an image with their matched positions joined: by location, and by feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+from analysis.figures.base import PAGE
+from analysis.pictures.network import Images, Network
+from data.images import Pixels
+from data.show import COLOURS, draw_image, draw_view, join, matched_cells, rendered
+from data.views import ViewMaker
+
+Pairs = list[tuple[int, int]]
+
+
+def draw_matches(network: Network, images: Images, count: int | None = None) -> Figure:
+    """A row an image: the image with both views' boxes, the views joined by location, the views joined by feature.
+
+    `count` matches in place of as many as the run's criterion keeps (all of them where that is 0).
+    """
+    maker = network.view_maker()
+    figure = plt.figure(figsize=(PAGE, 0.35 + 1.42 * len(images.pixels)), layout="constrained")
+    rows = figure.subfigures(len(images.pixels), 1, squeeze=False)[:, 0]
+    figure.suptitle(_title(network), fontsize=7, x=0.01, ha="left")
+    for row, (number, image) in zip(rows, images.pixels.items(), strict=True):
+        _draw_row(row, network, maker, number, image, count)
+    return figure
+
+
+def _title(network: Network) -> str:
+    space = "projected map" if network.projector is not None else "backbone's map (this run has no projector)"
+    return f"{network.name}: matches by location, and by feature in the {space}; a colour is a place in the first view"
+
+
+def _draw_row(
+    row: SubFigure, network: Network, maker: ViewMaker, number: int, image: Pixels, count: int | None
+) -> None:
+    plans = maker.draw(image.shape[0], image.shape[1], network.generator(number))[:2]
+    views = rendered(maker, image, plans)
+    locations = [maker.locations([plan], view)[0] for view, plan in enumerate(plans)]
+    features = network.compared(views)
+    axes = row.subplots(1, 5, width_ratios=[1.0, 1, 1, 1, 1])
+    draw_image(axes[0], image, plans, locations)
+    for first, (kind, spaces) in zip((1, 3), (("location", locations), ("feature", features)), strict=True):
+        pair = axes[first], axes[first + 1]
+        for view, ax in enumerate(pair):
+            draw_view(ax, views[view], plans[view], maker.grids[view], COLOURS[view])
+        pairs = matched_cells(spaces[0], spaces[1], kept(network, kind, maker, count))
+        join(row, *pair, maker, pairs, place_colours(pairs, maker.grids[0]))
+        _describe(pair, kind, pairs, apart(pairs, locations))
+
+
+def kept(network: Network, kind: str, maker: ViewMaker, count: int | None) -> int:
+    """How many matches of a large view the criterion keeps."""
+    loss = network.config.loss
+    own = loss.num_matches if kind == "location" or loss.feature_matches is None else loss.feature_matches
+    return (own[0] if count is None else count) or maker.grids[0][0] * maker.grids[0][1]
+
+
+def apart(pairs: Pairs, locations: Sequence[Tensor]) -> np.ndarray:
+    """Pixels of the original image between the two positions of each match; locations (H, W, 2)."""
+    first, second = (grid.reshape(-1, 2) for grid in locations)
+    one, other = torch.tensor(pairs).unbind(1)
+    return (first[one] - second[other]).norm(dim=1).numpy()
+
+
+def place_colours(pairs: Pairs, grid: tuple[int, int]) -> list[tuple[float, ...]]:
+    """One colour a match: its hue turns with the direction of its cell from the first view's centre."""
+    rows, columns = grid
+    y, x = np.divmod([one for one, _ in pairs], columns)
+    turn = np.arctan2(y - (rows - 1) / 2, x - (columns - 1) / 2) / (2 * np.pi)
+    return [tuple(colormaps["hsv"](t % 1.0)) for t in turn]
+
+
+def _describe(pair: tuple[Axes, Axes], kind: str, pairs: Pairs, distances: np.ndarray) -> None:
+    for ax in pair:
+        ax.set_title("")
+    pair[0].set_xlabel(f"by {kind}: {len(pairs)} matches", fontsize=6)
+    pair[1].set_xlabel(f"median {np.median(distances):.1f} px apart", fontsize=6)

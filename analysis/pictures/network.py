@@ -1,0 +1,100 @@
+"""A finished pretraining run as a network to look into, and images to show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from data.catalog import DataConfig, open_dataset
+from data.images import Pixels, normalise, read_image
+from data.transforms import eval_transform
+from data.views import ViewMaker, sample_generator
+from eval.parent import load_parent_backbone, open_parent
+from pretrain.checkpoint import load_model
+from pretrain.config import PretrainConfig
+from runtime import config as configs
+from runtime.config import require
+from runtime.errors import UserError
+from vicregl.backbones import Backbone
+from vicregl.model import VICRegLModel
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network of a run that is done, in eval mode, without gradients, on the CPU."""
+
+    name: str
+    hash: str
+    config: PretrainConfig
+    backbone: Backbone
+    projector: nn.Module | None  # of the last map; None where the criterion had no local half
+
+    @classmethod
+    def open(cls, run: str | Path) -> Network:
+        """UserError where the run is not a pretraining that is done and whole; never random weights."""
+        parent = open_parent(run)
+        where = str(parent.run.path / "run.yaml")
+        config = configs.from_layers(PretrainConfig, [(where, OmegaConf.create(parent.config))])
+        backbone = load_parent_backbone(parent).eval().requires_grad_(False)
+        return cls(parent.run.name, parent.hash, config, backbone, _projector(config, parent.run.path))
+
+    @torch.no_grad()
+    def maps(self, images: Sequence[Pixels]) -> Tensor:
+        """Images of one size, (S, S, 3) each -> the backbone's maps (B, h, w, F)."""
+        return self.backbone(normalise(np.stack(images)))[0].permute(0, 2, 3, 1)
+
+    @torch.no_grad()
+    def compared(self, images: Sequence[Pixels]) -> Tensor:
+        """What the criterion compares by feature, (B, h, w, C): the projected map; without projector, the map."""
+        maps = self.maps(images)
+        return maps if self.projector is None else self.projector(maps)
+
+    def view_maker(self) -> ViewMaker:
+        return ViewMaker(self.config.views, self.backbone.grid_size)
+
+    def generator(self, number: int) -> np.random.Generator:
+        """The random choices of image `number` in the run's epoch 0."""
+        return sample_generator(self.config.seed, 0, number)
+
+
+def _projector(config: PretrainConfig, run: Path) -> nn.Module | None:
+    if config.loss.global_weight == 1:
+        return None
+    checkpoint = run / "checkpoint.pt"
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint} is missing: it alone holds the projector, which matching by feature needs")
+    model = VICRegLModel(config.model, config.loss.global_weight)
+    load_model(model, checkpoint)
+    projector = model.eval().requires_grad_(False).projector
+    if not isinstance(projector, nn.ModuleList):
+        return projector
+    last = len(model.backbone.stage_channels) - 1
+    return dict(zip(model.stages, projector, strict=True)).get(last)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one split, by their number in it, as their files have them."""
+
+    pixels: dict[int, Pixels]
+
+    @classmethod
+    def choose(cls, config: DataConfig, split: str, count: int, root: str | None = None) -> Images:
+        """`count` images, evenly spaced over the split; `root` in place of the config's. UserError where it is not."""
+        require(count >= 1, "--images", count, "1 or more")
+        if root is not None:
+            config = replace(config, root=root)
+        paths = open_dataset(config).images(split).paths
+        numbers = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int).tolist()
+        return cls({number: read_image(paths[number]) for number in dict.fromkeys(numbers)})
+
+    def squares(self, side: int) -> list[Pixels]:
+        """The central square of each image, (side, side, 3)."""
+        crop = eval_transform(side, side)
+        return [crop(image, np.random.default_rng(0)) for image in self.pixels.values()]
