@@ -1,0 +1,212 @@
+"""Why a run is not done: what it recorded itself, what SLURM says, what its log ends with; one kind of eight.
+
+exception       the code raised
+not_finite      the loss became NaN or infinite
+out_of_memory   of the device, of Python, or the kernel killed it for its memory
+time_limit      the job ran into its limit and was not put back into the queue
+preempted       another job took its place, and it was not put back into the queue
+cancelled       somebody cancelled the job
+node_failure    the node died or could not start the job
+lost            it was begun or submitted, and nothing tells how it ended
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime import files
+from runtime.errors import UserError
+from runtime.rundir import Run
+from sweeps.slurm.queue import JobInfo
+
+KINDS = (
+    "exception",
+    "not_finite",
+    "out_of_memory",
+    "time_limit",
+    "preempted",
+    "cancelled",
+    "node_failure",
+    "lost",
+)
+_OF_STATE = {
+    "OUT_OF_MEMORY": "out_of_memory",
+    "TIMEOUT": "time_limit",
+    "DEADLINE": "time_limit",
+    "PREEMPTED": "preempted",
+    "CANCELLED": "cancelled",
+    "REVOKED": "cancelled",
+    "NODE_FAIL": "node_failure",
+    "BOOT_FAIL": "node_failure",
+    "LAUNCH_FAILED": "node_failure",
+}
+# In these the ranks that were left raise because the others are gone: their exception is not the reason.
+_STATE_BEFORE_EXCEPTION = frozenset({"OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED"})
+_MEMORY_CLASSES = frozenset({"MemoryError", "OutOfMemoryError", "_ArrayMemoryError"})
+_MEMORY_TEXT = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|\(oom\)|oom[- _]kill",
+    re.IGNORECASE,
+)
+_TAIL_BYTES = 8192
+_TYPICAL = {
+    "out_of_memory": "it needed more memory than its job has",
+    "time_limit": "it ran into its time limit",
+    "preempted": "another job took its place",
+    "cancelled": "its job was cancelled",
+    "node_failure": "its node failed",
+    "lost": "it ended without a word: nobody works on it, and nothing tells why",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run is not done, in one word and in one line."""
+
+    kind: str
+    last_line: str
+
+
+def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -> Failure:
+    """Of a run that is not done and that nobody works on; `info` is of its newest job, `logs` are its output files.
+
+    Never raises.
+    """
+    record = _record(run, info)
+    by_state = _OF_STATE.get(info.state) if info is not None else None
+    if record is not None:
+        kind, line = _kind_of_record(record), _line_of_record(record)
+        if kind == "lost" or (kind == "exception" and info is not None and info.state in _STATE_BEFORE_EXCEPTION):
+            kind = by_state or kind
+        return Failure(kind, line)
+    line = last_line(logs)
+    if by_state is not None:
+        return Failure(by_state, _explained(by_state, info, line))
+    if info is not None and info.state == "FAILED":
+        return _of_failed_job(info, line)
+    if info is not None and info.state == "COMPLETED":
+        return Failure("lost", line or "its job says COMPLETED, and the run has no result")
+    return Failure("lost", line or _TYPICAL["lost"])
+
+
+def _record(run: Run, info: JobInfo | None) -> dict[str, Any] | None:
+    """failure.json, unless a newer job than the one that wrote it has ended since."""
+    record = run.failure()
+    if not isinstance(record, dict):
+        return None
+    written, submitted = record.get("time"), None if info is None else info.submitted
+    is_old = isinstance(written, int | float) and submitted is not None and written < submitted - 1
+    return None if is_old and info is not None and info.ended and info.state != "COMPLETED" else record
+
+
+def _kind_of_record(record: dict[str, Any]) -> str:
+    if record.get("kind") in KINDS:
+        return str(record["kind"])
+    name, message = str(record.get("class", "")), str(record.get("message", ""))
+    if name == "NotFiniteError":
+        return "not_finite"
+    if name.rpartition(".")[2] in _MEMORY_CLASSES:
+        return "out_of_memory"
+    if name in ("RuntimeError", "OSError", "AcceleratorError", "error") and _MEMORY_TEXT.search(message):
+        return "out_of_memory"
+    return "exception"
+
+
+def _line_of_record(record: dict[str, Any]) -> str:
+    name, message = record.get("class"), str(record.get("message", ""))
+    line = next((text.strip() for text in message.splitlines() if text.strip()), "")
+    return f"{name}: {line}" if name else line
+
+
+def _of_failed_job(info: JobInfo, line: str) -> Failure:
+    """SLURM's FAILED without a record of the run: it ended before it began to record, or was killed."""
+    killed = info.signal == signal.SIGKILL or info.exit_code == 128 + signal.SIGKILL
+    if killed or info.exit_code in (None, 0):
+        kind = "out_of_memory" if _MEMORY_TEXT.search(line) else "lost"
+        return Failure(kind, line or "its job was killed by signal 9; usual reason: the node ran out of memory")
+    if _MEMORY_TEXT.search(line) or line.startswith("MemoryError"):
+        return Failure("out_of_memory", line)
+    return Failure("exception", line or f"its job ended with exit code {info.exit_code}")
+
+
+def _explained(kind: str, info: JobInfo | None, line: str) -> str:
+    reason = info.reason if info is not None else ""
+    told = f" ({reason})" if reason and reason != "None" else ""
+    ending = f"; its log ends: {line}" if line and kind not in ("cancelled", "preempted") else ""
+    return f"{_TYPICAL[kind]}{told}{ending}"
+
+
+def last_line(logs: Sequence[Path]) -> str:
+    """The last line with something in it of the newest of the files that exist; "" where there is none."""
+    for log in sorted((log for log in logs if log.is_file()), key=lambda log: log.stat().st_mtime, reverse=True):
+        lines = tail(log, 1)
+        if lines:
+            return lines[0].strip()
+    return ""
+
+
+def tail(log: Path, count: int, most_bytes: int = _TAIL_BYTES) -> list[str]:
+    """The last lines of a file that are not blank, read from its end."""
+    try:
+        with open(log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - max(most_bytes, 200 * count)))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.replace("\r", "\n").splitlines() if line.strip()][-count:]
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for memory in this process's cgroup: compare before and after."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return 0
+    count = 0
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            count += _oom_count(Path("/sys/fs/cgroup") / path.lstrip("/") / "memory.events")
+        elif "memory" in controllers.split(","):
+            count += _oom_count(Path("/sys/fs/cgroup/memory") / path.lstrip("/") / "memory.oom_control")
+    return count
+
+
+def _oom_count(file: Path) -> int:
+    with suppress(OSError, ValueError):
+        for line in file.read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return 0
+
+
+def record_death(run: Run, code: int, since: float, oom_kills_before: int) -> None:
+    """Leave a failure.json for a stage that was killed and could not; `code` is its return code, as Popen has it.
+
+    `since`: when it was started. Nothing is written where the stage told itself, ended well, or somebody else has
+    begun the run meanwhile.
+    """
+    record = run.failure()
+    told = isinstance(record, dict) and record.get("time", 0) >= since
+    if code >= 0 or told or not run.path.is_dir() or run.state() in ("done", "running"):
+        return
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    for_memory = code == -signal.SIGKILL and oom_kills() > oom_kills_before
+    why = "the kernel killed it: its memory limit was reached" if for_memory else f"it was killed by {name}"
+    if code == -signal.SIGKILL and not for_memory:
+        why += "; usual reason: the machine ran out of memory"
+    kind = "out_of_memory" if for_memory else "lost"
+    with suppress(OSError, UserError):
+        files.write_json(
+            run.path / "failure.json", {"class": "Killed", "kind": kind, "message": why, "time": time.time()}
+        )
