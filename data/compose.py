@@ -24,7 +24,7 @@ VAL_SHARE = 0.25  # of each photograph's width, and of each class's digits
 # A pixel belongs to a digit from this share of ink on, to the background up to the other; what lies between is
 # neither, as the borders of Pascal VOC's masks are.
 INK, NO_INK = 0.6, 0.3
-# Digits are lighter than what lies behind them: with ink of either polarity this network needs several times the steps.
+# Digits are lighter than what lies behind them: with ink of either polarity this network learns far more slowly.
 MIN_LUMA_DISTANCE = 60.0  # levels
 INK_TINT = 40.0  # levels, of each channel
 
