@@ -19,7 +19,8 @@ def main(argv: list[str]) -> None:
         if case == "agree":
             found = [agree(False), agree(world.rank == 1), largest(world.rank * 7), broadcast({"rank": world.rank})]
             barrier()
-            print(f"{world.rank}/{world.size}", found, flush=True)
+            # One write, which another process cannot split.
+            print(f"{world.rank}/{world.size} {found}\n", end="", flush=True)
         elif world.rank == 1:
             barrier()
             fail(case)
