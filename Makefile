@@ -7,7 +7,7 @@ WORKERS ?= 2
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help install study test test-fast lint format smoke clean
+.PHONY: help install install-slurm study test test-fast lint format smoke clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,13 @@ $(INSTALLED): requirements.txt pyproject.toml
 	  $(VENV)/bin/pip uninstall --quiet --yes opencv-python && \
 	  $(VENV)/bin/pip install --quiet --no-deps "$$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt)"; }
 	@touch $@
+
+install-slurm:  ## as root on Debian: SLURM, for the tests of tests/slurm; starts nothing
+	which slurmctld slurmd slurmdbd mariadbd munged >/dev/null || { apt-get update -q && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+	    slurm-wlm slurm-client slurmdbd mariadb-server munge; }
+	@# torch.distributed looks the nodes of the test cluster up by name.
+	for node in n1 n2; do getent hosts $$node >/dev/null || echo "127.0.0.1 $$node" >> /etc/hosts; done
 
 study: $(INSTALLED)  ## pretrain, evaluate, report: STUDY=sweeps/studies/quickstart.yaml WORKERS=2
 	$(RUN) -m sweeps run $(STUDY) --workers $(WORKERS)

@@ -1,0 +1,372 @@
+"""A real SLURM cluster of two nodes on this machine: munge, MariaDB, slurmdbd, slurmctld and two slurmd.
+
+Everything lies in one folder, listens on free ports of 127.0.0.1 and is stopped by process id, so that two
+clusters can live side by side and one that was killed leaves nothing that the next start does not clear away.
+The nodes n1 and n2 say they have more cores than there are, so that jobs overlap, and two GPUs each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NODES = ("n1", "n2")
+DAEMONS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
+FOLDERS = Path("/tmp")  # short, as paths of sockets must be; open to every user, as munge wants it
+PREFIX = "slurm-test-"
+_PR_SET_PDEATHSIG = 1
+
+SLURM_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerNode=500
+SlurmdParameters=config_overrides
+GresTypes=gpu
+MailProg=/bin/true
+ReturnToService=2
+JobRequeue=1
+MpiDefault=none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=2
+JobAcctGatherParams=OverMemoryKill
+{accounting}
+{settings}
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_node_port}-{last_node_port}] \
+CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE DefaultTime=10 State=UP
+PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE DefaultTime=10 State=UP
+"""
+
+# Short waits everywhere; a test changes one by `Cluster.configure`.
+SETTINGS = {
+    "SchedulerParameters": "sched_interval=2,sched_min_interval=0,bf_interval=2,batch_sched_delay=0,defer",
+    "InactiveLimit": "0",
+    "KillWait": "5",
+    "MinJobAge": "300",
+    "SlurmctldTimeout": "30",
+    "SlurmdTimeout": "15",
+    "MessageTimeout": "20",
+    "BatchStartTimeout": "20",
+    "CompleteWait": "0",
+    "MaxArraySize": "1001",
+    "PreemptParameters": "",
+    "AccountingStorageEnforce": "",
+}
+
+SLURMDBD_CONF = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={dbd_port}
+SlurmUser=root
+LogFile={folder}/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=root
+StorageLoc=slurm_acct_db
+"""
+
+
+def why_not() -> str | None:
+    """Why no cluster can be started here, or None where it can."""
+    if os.geteuid() != 0:
+        return "a SLURM cluster is started by root, and this is another user"
+    missing = [name for name in DAEMONS if shutil.which(name) is None]
+    if missing:
+        return f"no {', '.join(missing)} here: `make install-slurm` installs them"
+    for node in NODES:
+        try:
+            socket.gethostbyname(node)
+        except OSError:
+            return f"the host name {node} does not resolve: `make install-slurm` puts it into /etc/hosts"
+    return None
+
+
+@dataclass
+class Cluster:
+    """The daemons of one cluster; `start` makes its folder, `stop` removes it with every process that came of it."""
+
+    cpus: int = 8  # of each node
+    memory: int = 8000  # MB of each node
+    accounting: bool = True
+    settings: dict[str, str] = field(default_factory=lambda: dict(SETTINGS))
+
+    def __post_init__(self) -> None:
+        clear_leftovers()
+        self.folder = FOLDERS / f"{PREFIX}{os.getpid()}-{time.time_ns() % 10**9}"
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a shell on the cluster's login node; nothing of a job that this process may itself be."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))}
+        return kept | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def start(self) -> None:
+        self.folder.mkdir(mode=0o755)
+        (self.folder / "owner").write_text(json.dumps(_who(os.getpid())))
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
+            (self.folder / name).mkdir()
+        for gpu in range(2):
+            # A device that does nothing, as /dev/null: with a plain file jobs would not be told CUDA_VISIBLE_DEVICES.
+            os.mknod(self.folder / f"gpu{gpu}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        self.ports = free_ports(5)
+        self._write_configs()
+        self._start_munge()
+        if self.accounting:
+            self._start_database()
+            self.start_accounting()
+            self.run("sacctmgr", "-i", "add", "cluster", "test")
+        self.start_controller()
+        for node in NODES:
+            self.start_node(node)
+        self.wait_for_nodes()
+
+    def stop(self) -> None:
+        for name in reversed(list(self.daemons)):
+            self.kill(name, signal.SIGKILL)
+        end_processes_of(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, *command: object, check: bool = True, timeout: float = 60) -> str:
+        """A client command's output; with `check`, one that fails raises with what it said."""
+        done = subprocess.run(
+            [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{command} failed with {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def configure(self, **settings: str) -> None:
+        """Change lines of slurm.conf and restart slurmctld, which some of them need."""
+        self.settings |= settings
+        self._write_configs()
+        self.kill("slurmctld", signal.SIGTERM)
+        self.start_controller()
+        self.run("scontrol", "reconfigure")
+        self.wait_for_nodes()
+
+    def start_accounting(self) -> None:
+        self._start("slurmdbd", "slurmdbd", "-D")
+        wait_until(lambda: self._answers("sacctmgr", "-n", "show", "cluster"), "slurmdbd answers")
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", "slurmctld", "-D")
+        wait_until(lambda: self._answers("scontrol", "ping"), "slurmctld answers")
+
+    def start_node(self, node: str) -> None:
+        self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
+
+    def wait_for_nodes(self, seconds: float = 60) -> None:
+        def ready() -> bool:
+            states = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %t", check=False).split("\n")
+            up = [line for line in states if line and line.split()[1] in ("idle", "mix", "alloc", "comp")]
+            return len(up) == len(NODES)
+
+        wait_until(ready, "both nodes are up", seconds)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """End one daemon: munged, mariadbd, slurmdbd, slurmctld, slurmd-n1 or slurmd-n2; processes of jobs live on."""
+        process = self.daemons.pop(name, None)
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def clear(self) -> None:
+        """Cancel every job and wait until none is left: where a test begins."""
+        self.run("scancel", "--quiet", "--user", "root", check=False)
+        wait_until(lambda: not self.run("squeue", "-h", "-o", "%i").strip(), "no job is left")
+        self.wait_for_nodes()
+
+    def logs(self) -> str:
+        """The last lines of every daemon's log."""
+        parts = []
+        for log in sorted(self.folder.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-30:]
+            parts.append("\n".join([f"--- {log.name}", *lines]))
+        return "\n".join(parts)
+
+    def _write_configs(self) -> None:
+        database, dbd, controller, *nodes = self.ports
+        storage = ["AccountingStorageType=accounting_storage/none"]
+        if self.accounting:
+            storage = [
+                "AccountingStorageType=accounting_storage/slurmdbd",
+                "AccountingStorageHost=127.0.0.1",
+                f"AccountingStoragePort={dbd}",
+                f"AccountingStoragePass=socket={self.folder}/munge.socket",  # which AuthInfo does not tell this plugin
+            ]
+        values = {
+            "folder": self.folder,
+            "host": socket.gethostname(),
+            "controller_port": controller,
+            "first_node_port": nodes[0],
+            "last_node_port": nodes[1],
+            "dbd_port": dbd,
+            "database_port": database,
+            "cpus": self.cpus,
+            "memory": self.memory,
+            "accounting": "\n".join(storage),
+            "settings": "\n".join(f"{key}={value}" for key, value in self.settings.items() if value),
+        }
+        (self.folder / "slurm.conf").write_text(SLURM_CONF.format(**values))
+        (self.folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={self.folder}/gpu[0-1]\n")
+        dbd_conf = self.folder / "slurmdbd.conf"
+        dbd_conf.write_text(SLURMDBD_CONF.format(**values))
+        dbd_conf.chmod(0o600)
+
+    def _start_munge(self) -> None:
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        files = {"key-file": key, "socket": self.folder / "munge.socket", "pid-file": self.folder / "munged.pid"}
+        files |= {"log-file": self.folder / "munged.log", "seed-file": self.folder / "munged.seed"}
+        options = [f"--{name}={path}" for name, path in files.items()]
+        self._start("munged", "munged", "--foreground", "--num-threads=2", *options)
+        wait_until(files["socket"].exists, "munged listens")
+
+    def _start_database(self) -> None:
+        data, port = self.folder / "database", self.ports[0]
+        # It lives for minutes: nothing of it has to reach a disk.
+        small = ["--innodb-flush-method=nosync", "--innodb-log-file-size=4M", "--innodb-buffer-pool-size=16M"]
+        install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db"]
+        self.run(*install, "--auth-root-authentication-method=normal", *small, timeout=120)
+        self._start(
+            "mariadbd",
+            *["mariadbd", "--no-defaults", f"--datadir={data}", "--user=root", "--bind-address=127.0.0.1"],
+            *[f"--port={port}", f"--socket={self.folder}/mariadb.socket", f"--pid-file={self.folder}/mariadb.pid"],
+            *[*small, "--innodb-flush-log-at-trx-commit=0", "--performance-schema=OFF"],
+        )
+        wait_until((self.folder / "mariadb.socket").exists, "MariaDB listens")
+
+    def _start(self, name: str, *command: str) -> None:
+        with open(self.folder / f"{name}.out.log", "ab") as log:
+            self.daemons[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),
+            )
+
+    def _answers(self, *command: str) -> bool:
+        for name, process in self.daemons.items():
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} ended with {process.returncode}\n{self.logs()}")
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        return done.returncode == 0 and "DOWN" not in done.stdout
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60, poll: float = 0.2) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {seconds:g} s it was still not so that {what}")
+        time.sleep(poll)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports in a row that nobody listens on: slurm.conf gives the nodes a range. Away from the ephemeral ones."""
+    first = 17000 + os.getpid() % 1000 * 10
+    for start in range(first, 30000, 10):
+        if all(_is_free(port) for port in range(start, start + count)):
+            return list(range(start, start + count))
+    raise RuntimeError("no free ports from 17000 to 30000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _die_with_parent() -> Callable[[], None]:
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _who(pid: int) -> Sequence[int] | None:
+    """A process, told from a later one of the same id by when it began; None where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else [pid, int(fields[19])]
+
+
+def clear_leftovers() -> None:
+    """End and remove the clusters whose starter is gone."""
+    for folder in FOLDERS.glob(f"{PREFIX}*"):
+        try:
+            owner = json.loads((folder / "owner").read_text())
+        except (OSError, ValueError):
+            continue
+        if _who(owner[0]) != owner:
+            end_processes_of(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_processes_of(folder: Path) -> None:
+    """Kill every process that was started for the cluster in `folder`: daemons, job steps and what they started."""
+    mark = f"SLURM_CONF={folder}/".encode()
+    deadline = time.monotonic() + 20
+    while (found := _processes_with(mark)) and time.monotonic() < deadline:
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def _processes_with(mark: bytes) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            if mark in (entry / "environ").read_bytes() and _who(int(entry.name)):
+                found.append(int(entry.name))
+    return found
