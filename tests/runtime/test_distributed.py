@@ -119,7 +119,7 @@ def processes(case: str, count: int = 2) -> list[tuple[int, str, str]]:
     started = [start(case, meet | {"RANK": str(rank)}) for rank in range(count)]
     ended = []
     for process in started:
-        output = process.communicate(timeout=120)
+        output = process.communicate(timeout=300)
         ended.append((process.returncode, *output))
     return ended
 
@@ -134,7 +134,7 @@ def test_a_slurm_step_meets_by_its_job_number() -> None:
     step = STEP | {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
     started = [start("agree", step | {"SLURM_PROCID": str(rank)}) for rank in range(2)]
     for process in started:
-        said, errors = process.communicate(timeout=120)
+        said, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         assert "[False, True, 7, {'rank': 0}]" in said
 
