@@ -53,9 +53,17 @@ _STATE_BEFORE_EXCEPTION = frozenset({"OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED"})
 _MEMORY_CLASSES = frozenset({"MemoryError", "OutOfMemoryError", "_ArrayMemoryError"})
 _MEMORY_TEXT = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|\(oom\)|oom[- _]kill",
+    r"|\(oom\)|oom[- _]kill|exceeded (job )?memory limit",
     re.IGNORECASE,
 )
+# slurmstepd's words, in the order in which they are looked for.
+_OF_LOG = {
+    "DUE TO TIME LIMIT": "time_limit",
+    "DUE TO PREEMPTION": "preempted",
+    "DUE TO NODE FAILURE": "node_failure",
+    "CANCELLED AT": "cancelled",
+}
+LINES_READ = 12
 _TAIL_BYTES = 8192
 _TYPICAL = {
     "out_of_memory": "it needed more memory than its job has",
@@ -87,14 +95,16 @@ def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -
         if kind == "lost" or (kind == "exception" and info is not None and info.state in _STATE_BEFORE_EXCEPTION):
             kind = by_state or kind
         return Failure(kind, line)
-    line = last_line(logs)
+    lines = _ending(logs)
     if by_state is not None:
-        return Failure(by_state, _explained(by_state, info, line))
+        return Failure(by_state, _explained(by_state, info, lines))
     if info is not None and info.state == "FAILED":
-        return _of_failed_job(info, line)
+        return _of_failed_job(info, lines)
     if info is not None and info.state == "COMPLETED":
-        return Failure("lost", line or "its job says COMPLETED, and the run has no result")
-    return Failure("lost", line or _TYPICAL["lost"])
+        return Failure("lost", "its job says COMPLETED, and the run has no result")
+    if (kind := _kind_of_log(lines)) is not None:
+        return Failure(kind, lines[-1])
+    return Failure("lost", "; it ends: ".join([_TYPICAL["lost"], *lines[-1:]]))
 
 
 def _record(run: Run, info: JobInfo | None) -> dict[str, Any] | None:
@@ -126,31 +136,41 @@ def _line_of_record(record: dict[str, Any]) -> str:
     return f"{name}: {line}" if name else line
 
 
-def _of_failed_job(info: JobInfo, line: str) -> Failure:
+def _of_failed_job(info: JobInfo, lines: Sequence[str]) -> Failure:
     """SLURM's FAILED without a record of the run: it ended before it began to record, or was killed."""
-    killed = info.signal == signal.SIGKILL or info.exit_code == 128 + signal.SIGKILL
-    if killed or info.exit_code in (None, 0):
-        kind = "out_of_memory" if _MEMORY_TEXT.search(line) else "lost"
-        return Failure(kind, line or "its job was killed by signal 9; usual reason: the node ran out of memory")
-    if _MEMORY_TEXT.search(line) or line.startswith("MemoryError"):
-        return Failure("out_of_memory", line)
-    return Failure("exception", line or f"its job ended with exit code {info.exit_code}")
+    if memory := [line for line in lines if _MEMORY_TEXT.search(line) or line.startswith("MemoryError")]:
+        return Failure("out_of_memory", memory[-1])
+    if info.signal == signal.SIGKILL or info.exit_code == 128 + signal.SIGKILL:
+        return Failure("lost", "killed by signal 9; usual reason: its node ran out of memory")
+    if info.exit_code in (None, 0):
+        return Failure("lost", lines[-1] if lines else _TYPICAL["lost"])
+    return Failure("exception", lines[-1] if lines else f"its job ended with exit code {info.exit_code}")
 
 
-def _explained(kind: str, info: JobInfo | None, line: str) -> str:
+def _kind_of_log(lines: Sequence[str]) -> str | None:
+    """What slurmstepd wrote into the log when it ended the job: all that is left where nothing is accounted."""
+    for line in reversed(lines):
+        if _MEMORY_TEXT.search(line):
+            return "out_of_memory"
+        for text, kind in _OF_LOG.items():
+            if text in line and "CANCELLED AT" in line:
+                return kind
+    return None
+
+
+def _explained(kind: str, info: JobInfo | None, lines: Sequence[str]) -> str:
     reason = info.reason if info is not None else ""
-    told = f" ({reason})" if reason and reason != "None" else ""
-    ending = f"; its log ends: {line}" if line and kind not in ("cancelled", "preempted") else ""
+    told = f" ({reason})" if reason else ""
+    ending = f"; its log ends: {lines[-1]}" if lines and kind in ("out_of_memory", "node_failure") else ""
     return f"{_TYPICAL[kind]}{told}{ending}"
 
 
-def last_line(logs: Sequence[Path]) -> str:
-    """The last line with something in it of the newest of the files that exist; "" where there is none."""
+def _ending(logs: Sequence[Path]) -> list[str]:
+    """The last lines of the newest of the files that exist and hold something."""
     for log in sorted((log for log in logs if log.is_file()), key=lambda log: log.stat().st_mtime, reverse=True):
-        lines = tail(log, 1)
-        if lines:
-            return lines[0].strip()
-    return ""
+        if lines := [line.strip() for line in tail(log, LINES_READ)]:
+            return lines
+    return []
 
 
 def tail(log: Path, count: int, most_bytes: int = _TAIL_BYTES) -> list[str]:

@@ -21,6 +21,7 @@ WORKING = frozenset(
 )
 # Accounting shows these for a moment before the same job, requeued, waits again.
 _MAY_COME_BACK = frozenset({"PREEMPTED", "NODE_FAIL", "REQUEUED", UNKNOWN})
+_WHILE_IT_WAITED = "while it waited"  # a cancelled task that had not begun has no row of its own
 _ARGUMENT_CHARACTERS = 100_000  # Linux takes 131,072 in one argument
 
 
@@ -38,6 +39,7 @@ class JobInfo:
     restarts: int = 0
     former: tuple[str, ...] = ()  # states in which its former lives ended
     source: str = ""  # sacct, squeue, or "" where neither answered
+    of_range: bool = False  # read from a row such as 7_[0-9], which accounting may not have mended yet
 
     @property
     def waiting(self) -> bool:
@@ -76,15 +78,21 @@ def ask(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]:
     if not wanted:
         return {}
     found = _ask_accounting(wanted, since) or {}
-    doubtful = [job for job in wanted if job not in found or found[job].state in _MAY_COME_BACK]
+    doubtful = [job for job in wanted if _is_doubtful(found.get(job))]
     listed = _ask_controller(doubtful) if doubtful else {}
-    for job in doubtful:
-        now, before = (listed or {}).get(job), found.get(job)
+    for job in doubtful if listed is not None else ():
+        now, before = listed.get(job), found.get(job)
         if now is not None and (before is None or not now.ended):
             former = before.former if before else ()
             found[job] = replace(now, former=former, restarts=len(former))
+        elif before is not None and before.of_range and before.waiting:
+            found[job] = replace(before, state="CANCELLED", reason=_WHILE_IT_WAITED)
     absent = JobInfo(source="" if listed is None else "squeue")
     return {job: found.get(job, absent) for job in wanted}
+
+
+def _is_doubtful(info: JobInfo | None) -> bool:
+    return info is None or info.state in _MAY_COME_BACK or (info.of_range and info.waiting)
 
 
 def active(prefix: str) -> list[Active]:
@@ -117,31 +125,45 @@ def _seconds_since(time_s: float) -> int:
 
 
 def parse_accounting(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
-    """Rows of `sacct --parsable2`: the newest life of each wanted job; a step tells only that memory ran out."""
+    """Rows of `sacct --parsable2`: the newest life of each wanted job. A task that is not among those of its array
+    was cancelled while it waited.
+    """
     wanted = set(wanted)
     lives: dict[str, list[JobInfo]] = {}
-    out_of_memory: set[tuple[str, int]] = set()
+    arrays = set()
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) < 7:
             continue
         job, dot, _ = fields[0].partition(".")
         if dot:
-            if fields[1].startswith("OUT_OF_ME"):
-                out_of_memory.add((job, len(lives.get(job, []))))
+            _learn_from_step(lives.get(job), _accounting_row(fields))
             continue
-        info = _accounting_row(fields)
+        arrays.add(job.partition("_")[0] if "_" in job else "")
         for one in expand(job, wanted):
-            lives.setdefault(one, []).append(info)
-    found = {}
-    for job in wanted & lives.keys():
-        rows = lives[job]
-        at = max(range(len(rows)), key=lambda i: (rows[i].submitted or 0.0, i))
-        newest, former = rows[at], tuple(row.state for i, row in enumerate(rows) if i != at)
-        if (job, at + 1) in out_of_memory and newest.state == "FAILED":
-            newest = replace(newest, state="OUT_OF_MEMORY")
-        found[job] = replace(newest, former=former, restarts=len(former))
-    return found
+            if one in wanted:
+                lives.setdefault(one, []).append(replace(_accounting_row(fields), of_range="[" in job))
+    found = {job: _newest(rows) for job, rows in lives.items()}
+    dropped = JobInfo("CANCELLED", _WHILE_IT_WAITED, source="sacct", of_range=True)
+    absent = {job: dropped for job in wanted - found.keys() if "_" in job and job.partition("_")[0] in arrays}
+    return found | absent
+
+
+def _newest(rows: list[JobInfo]) -> JobInfo:
+    """The last one submitted, which knows how the former ones ended."""
+    at = max(range(len(rows)), key=lambda i: (rows[i].submitted or 0.0, i))
+    former = tuple(row.state for i, row in enumerate(rows) if i != at)
+    return replace(rows[at], former=former, restarts=len(former))
+
+
+def _learn_from_step(lives: list[JobInfo] | None, step: JobInfo) -> None:
+    """A job whose program was killed within a shell or srun says only that it failed; its step says by what."""
+    if not lives or lives[-1].state != "FAILED":
+        return
+    if step.state.startswith("OUT_OF_ME"):
+        lives[-1] = replace(lives[-1], state="OUT_OF_MEMORY")
+    elif step.signal is not None and lives[-1].signal is None:
+        lives[-1] = replace(lives[-1], signal=step.signal)
 
 
 def _accounting_row(fields: Sequence[str]) -> JobInfo:

@@ -1,0 +1,203 @@
+"""What SLURM prints is read right: recorded from a real cluster (22.05), and odd ones by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sweeps.slurm import queue
+from sweeps.slurm.queue import JobInfo, ask, expand, parse_accounting, parse_queue, seconds_of
+
+RECORDED = Path(__file__).parent / "recorded"
+TASKS = [f"1_{i}" for i in range(10)]
+JOBS = [*TASKS, "10", "11", "12_0", "12_1", "12_2", "12_3", "15", "16_0", "17"]
+Fake = Callable[..., Path]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Put a command of SLURM onto the PATH that prints a recording, or fails; each call is a line in `calls`."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def make(name: str, prints: str = "", code: int = 0, error: str = "", seconds: float = 0) -> Path:
+        (tmp_path / f"{name}.out").write_text(prints)
+        script = tmp_path / name
+        wait = f"exec sleep {seconds}\n" if seconds else ""
+        script.write_text(
+            f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n{wait}cat {tmp_path}/{name}.out\n'
+            f'echo "{error}" >&2\nexit {code}\n'
+        )
+        script.chmod(0o755)
+        return tmp_path / "calls"
+
+    return make
+
+
+def recorded(name: str) -> str:
+    return (RECORDED / name).read_text()
+
+
+def test_accounting_of_ended_jobs() -> None:
+    found = parse_accounting(recorded("sacct_ended.txt"), JOBS)
+    states = {job: info.state for job, info in found.items()}
+    assert [states[job] for job in TASKS] == [
+        *["COMPLETED", "FAILED", "FAILED", "CANCELLED", "TIMEOUT", "CANCELLED", "FAILED"],
+        *["COMPLETED", "COMPLETED", "CANCELLED"],
+    ]
+    assert found["1_1"] == JobInfo("FAILED", "", 7, None, "n1", 3, 1795401095, source="sacct")
+    assert found["1_2"].signal == found["1_6"].signal == 9
+    assert states["10"] == "CANCELLED"
+    assert found["10"].reason == "Dependency"
+    assert states["16_0"] == "NODE_FAIL"
+
+
+def test_a_requeued_job_is_its_newest_life() -> None:
+    found = parse_accounting(recorded("sacct_working.txt"), JOBS)
+    assert found["1_5"].state == "PENDING"
+    assert (found["1_5"].restarts, found["1_5"].former) == (1, ("REQUEUED",))
+    preempted = parse_accounting(recorded("sacct_ended.txt"), JOBS)["15"]
+    assert (preempted.state, preempted.reason, preempted.former) == ("PENDING", "BeginTime", ("PREEMPTED",))
+    assert preempted.waiting
+    assert found["1_4"].working
+    assert found["1_4"].node == "n1"
+
+
+def test_a_row_for_many_tasks_is_each_of_them() -> None:
+    found = parse_accounting(recorded("sacct_working.txt"), JOBS)
+    assert [found[f"12_{i}"].state for i in range(4)] == ["PENDING"] * 4
+    later = parse_accounting(recorded("sacct_ended.txt"), JOBS)
+    assert later["12_1"].state == "COMPLETED"
+    assert later["12_2"].state == "CANCELLED"  # while it waited: it has no row
+
+
+def test_the_controller_says_which_task_no_longer_waits(commands: Fake) -> None:
+    commands("sacct", recorded("sacct_working.txt"))
+    commands("squeue", recorded("squeue_working.txt"))
+    found = ask(JOBS[:16])
+    assert [found[f"12_{i}"].state for i in range(4)] == ["PENDING", "PENDING", "CANCELLED", "PENDING"]
+    assert found["12_0"].source == "squeue"
+    assert found["1_4"].source == "sacct"
+
+
+def test_one_call_for_all(commands: Fake) -> None:
+    calls = commands("sacct", recorded("sacct_ended.txt"))
+    ask(TASKS)
+    (line,) = calls.read_text().splitlines()
+    assert line.split()[-1] == "--jobs=1"
+
+
+def test_squeue_where_accounting_is_off(commands: Fake) -> None:
+    commands("sacct", code=1, error="Slurm accounting storage is disabled")
+    commands("squeue", recorded("squeue_working.txt"))
+    found = ask(JOBS)
+    assert {found[job].state for job in ("1_4", "1_6", "1_7", "1_8")} == {"RUNNING"}
+    assert found["1_4"].elapsed_s == 13
+    assert found["11"].reason == "DependencyNeverSatisfied"
+    assert found["1_1"].ended
+    assert found["15"].gone
+    assert found["15"].source == "squeue"
+
+
+def test_squeue_where_accounting_is_slow(commands: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "ANSWER_SECONDS", 1.0)
+    commands("sacct", seconds=60)
+    commands("squeue", recorded("squeue_working.txt"))
+    assert ask(["1_4"])["1_4"].source == "squeue"
+
+
+def test_nobody_answers(commands: Fake) -> None:
+    commands("sacct", code=1)
+    commands("squeue", code=1, error="Unable to contact slurm controller")
+    info = ask(["1_4"])["1_4"]
+    assert info == JobInfo()
+    assert not any([info.gone, info.ended, info.waiting, info.working])
+
+
+def test_a_forgotten_job(commands: Fake) -> None:
+    commands("sacct", "")
+    commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
+    assert ask(["7"])["7"].gone
+
+
+def test_a_preempted_job_that_the_controller_has_put_back(commands: Fake) -> None:
+    row = "15|PREEMPTED|0:0|n[1-2]|7|1795401194|None\n"
+    commands("sacct", row)
+    commands("squeue", "15|PENDING|BeginTime||0:00|1795401203\n")
+    back = ask(["15"])["15"]
+    assert (back.state, back.source) == ("PENDING", "squeue")
+    commands("squeue", "15|PREEMPTED|None|n1|0:07|1795401194\n")
+    assert ask(["15"])["15"].state == "PREEMPTED"
+    commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
+    assert ask(["15"])["15"].ended
+
+
+def test_memory_that_ran_out_in_a_step() -> None:
+    text = (
+        "3|FAILED|1:0|n1|7|1795401194|None\n3.batch|FAILED|1:0|n1|7|1795401194|\n"
+        "3.0|OUT_OF_MEMORY|0:125|n1|7|1795401194|\n4|OUT_OF_MEMORY|0:125|n1|7|1795401194|None\n"
+    )
+    found = parse_accounting(text, ["3", "4"])
+    assert {info.state for info in found.values()} == {"OUT_OF_MEMORY"}
+
+
+def test_steps_of_a_former_life_change_nothing() -> None:
+    text = (
+        "3|NODE_FAIL|1:0|n1|7|100|None\n3.0|OUT_OF_MEMORY|0:125|n1|7|100|\n"
+        "3|FAILED|2:0|n1|7|200|None\n3.batch|FAILED|2:0|n1|7|200|\n"
+    )
+    found = parse_accounting(text, ["3"])["3"]
+    assert (found.state, found.exit_code, found.former) == ("FAILED", 2, ("NODE_FAIL",))
+
+
+def test_lines_that_are_no_rows() -> None:
+    text = "sacct: warning\n\n1|RUNNING\n2|CANCELLED by 1000|0:15|n1|x|Unknown|None\n"
+    found = parse_accounting(text, ["1", "2"])
+    assert list(found) == ["2"]
+    assert (found["2"].state, found["2"].elapsed_s, found["2"].submitted) == ("CANCELLED", None, None)
+    assert parse_queue("slurm_load_jobs error\n", ["1"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("7", ["7"]),
+        ("7_3", ["7_3"]),
+        ("7_[2]", ["7_2"]),
+        ("7_[0-2,5%2]", ["7_0", "7_1", "7_2", "7_5"]),
+        ("7_[0-8:4]", ["7_0", "7_4", "7_8"]),
+        ("7+1", ["7"]),
+    ],
+)
+def test_numbers_of_jobs(printed: str, expected: list[str]) -> None:
+    assert expand(printed, set()) == expected
+
+
+def test_a_list_that_was_cut_off_is_all_of_the_array() -> None:
+    assert sorted(expand("7_[1,3,...", {"7_1", "7_900", "8_1"})) == ["7_1", "7_900"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0:05", 5), ("1:02:03", 3723), ("2-00:00:01", 172801), ("INVALID", None)]
+)
+def test_elapsed(text: str, seconds: int | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+def test_ten_thousand_arrays_fit_the_command_line(commands: Fake) -> None:
+    calls = commands("sacct", "")
+    commands("squeue", "")
+    jobs = [f"{10_000_000 + i}_{k}" for i in range(20_000) for k in (0, 1)]
+    assert all(info.gone for info in ask(jobs).values())
+    lines = [line for line in calls.read_text().splitlines() if line.startswith("sacct")]
+    asked = [number for line in lines for number in line.partition("--jobs=")[2].split(",")]
+    assert len(asked) == len(set(asked)) == 20_000
+    assert len(lines) == 2
+
+
+def test_jobs_by_name(commands: Fake) -> None:
+    calls = commands("squeue", "1_0|RUNNING|study-ab|c\n1_1|PENDING|study-ab|c\n2|RUNNING|other\n")
+    assert [(job.job, job.state) for job in queue.active("study-ab|")] == [("1_0", "RUNNING"), ("1_1", "PENDING")]
+    assert "--me" in calls.read_text()
