@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from eval.parent import Parent, open_parent
+from eval.published import published_score
+from eval.weights import import_weights, parse_args
 from runtime import config as configs
 from runtime.config import split_machine
 from runtime.device import prepare
+from runtime.errors import UserError
 from runtime.rundir import Identity, Run, open_run
 
 Work = Callable[[Any, Parent, Run, torch.device], dict[str, Any]]
@@ -26,23 +31,84 @@ def evaluate(
 ) -> None:
     """`python -m eval.<stage> RUN --config FILE key=value`: make (or go on with) the run and write its scores.
 
-    `schema` is the stage's config class, which has a `machine`.
+    `--weights FILE --arch NAME` takes the place of RUN. `schema` is the stage's config class, which has a `machine`.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m eval.{stage}")
-    parser.add_argument("run", help="directory of a finished pretraining run, as runs/pretrain/<run>")
-    parser.add_argument("--config", required=True, help=f"a YAML file, as eval/configs/{stage}.yaml")
-    parser.add_argument("overrides", nargs="*", help="key=value, as seed=1")
-    arguments = parser.parse_intermixed_args(argv)
-    config = configs.load(schema, arguments.config, arguments.overrides)
-    parent = open_parent(arguments.run)
+    asked = Asked.read(argv, stage)
+    config = configs.load(schema, asked.config, asked.overrides)
+    parent = asked.parent(config.machine.runs)
     name = identity(config, parent.hash)
     run = Run.at(config.machine.runs, name)
     if run.result() is not None:
         print(f"{run.path} is done")
         return
     device = prepare(config.machine)
-    with open_run(config.machine.runs, name, split_machine(config)[1]) as run:
+    with open_run(config.machine.runs, name, split_machine(config)[1] | asked.described(parent)) as run:
         print(f"{run.path} on {device}", flush=True)
         scores = work(config, parent, run, device)
-        run.write_result(scores)
+        run.write_result(scores | asked.beside(parent, stage, config.data.name, scores))
         print(f"{run.path} is done", flush=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says."""
+
+    config: str
+    overrides: list[str]
+    run: str | None
+    weights: Path | None
+    arch: str | None
+    arch_args: list[str]
+
+    @classmethod
+    def read(cls, argv: Sequence[str], stage: str) -> Asked:
+        parser = argparse.ArgumentParser(
+            prog=f"python -m eval.{stage}",
+            usage="%(prog)s RUN | --weights FILE --arch NAME [--arch-arg key=value]  --config FILE [key=value ...]",
+        )
+        parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a finished pretraining run; overrides")
+        parser.add_argument("--config", required=True, help=f"a YAML file, as eval/configs/{stage}_scenes.yaml")
+        parser.add_argument("--weights", type=Path, help="in place of RUN: a published file, or a backbone.safetensors")
+        parser.add_argument("--arch", help="the network that --weights is of, by timm's name, as resnet50")
+        parser.add_argument("--arch-arg", action="append", default=[], metavar="key=value", help="ls_init_value=null")
+        found = parser.parse_intermixed_args(argv)
+        words = list(found.words)
+        if found.weights is None:
+            _require(bool(words), "no run was given; expected a directory as runs/pretrain/<run>, or --weights FILE")
+            _require(not (found.arch or found.arch_arg), "--arch and --arch-arg are of --weights, which was not given")
+            return cls(found.config, words[1:], words[0], None, None, [])
+        _require(bool(found.arch), "--weights needs --arch NAME, the network that it is of, as --arch resnet50")
+        paths = [word for word in words if "=" not in word]
+        _require(not paths, f"got --weights and also {paths}; expected one of them, a run or a file")
+        return cls(found.config, words, None, found.weights, found.arch, found.arch_arg)
+
+    def parent(self, runs: str) -> Parent:
+        if self.weights is None:
+            return open_parent(self.run or "")
+        return import_weights(runs, self.weights, self.arch or "", parse_args(self.arch_args))
+
+    def described(self, parent: Parent) -> dict[str, Any]:
+        """What run.yaml and result.json say of the weights file; nothing of a pretraining run, whose hash tells all."""
+        if self.weights is None:
+            return {}
+        backbone, digest = parent.config["model"]["backbone"], parent.config["weights"]["sha256"]
+        return {
+            "weights": {"file": self.weights.name, "sha256": digest, "arch": backbone["name"], "args": backbone["args"]}
+        }
+
+    def beside(self, parent: Parent, stage: str, data: str, scores: dict[str, Any]) -> dict[str, Any]:
+        """What stands in result.json beside the scores; prints the published figure where there is one."""
+        if self.weights is None:
+            return {}
+        figure = published_score(self.weights.name, self.arch or "", stage, data, scores)
+        if figure is None:
+            return self.described(parent)
+        print(f"{figure}; here: {scores[figure.score]:.2f} %", flush=True)
+        return self.described(parent) | {
+            "published": {"score": figure.score, "value": figure.value, "source": figure.source}
+        }
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)

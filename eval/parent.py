@@ -1,4 +1,5 @@
-"""The pretraining run that an evaluation starts from, and its backbone, loaded strictly or not at all."""
+"""The run that an evaluation starts from (a pretraining, or weights from a file), and its backbone, loaded strictly
+or not at all."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
     from vicregl.backbones import Backbone
 
 STAGE = "pretrain"
+WEIGHTS_STAGE = "weights"  # a file that eval/weights.py took in
 WEIGHTS = "backbone.safetensors"
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A pretraining run that is done."""
+    """A pretraining run, or a file's weights, that is done."""
 
     run: Run
     hash: str
@@ -31,7 +33,7 @@ class Parent:
 
 
 def open_parent(path: str | Path) -> Parent:
-    """The finished pretraining run at `path`.
+    """The finished pretraining run (or the weights that were taken from a file) at `path`.
 
     UserError where the folder is missing, is no run directory, is of another stage, is not done, was
     edited by hand, or has lost its backbone file.
@@ -42,14 +44,15 @@ def open_parent(path: str | Path) -> Parent:
             f"{run.path} is not a folder; expected the directory of a pretraining run, as runs/pretrain/<run>"
         )
     document = run.document()
-    if document["stage"] != STAGE:
-        raise UserError(f"{run.path} is a run of the stage {document['stage']!r}; expected one of {STAGE!r}")
+    stage = document["stage"]
+    if stage not in (STAGE, WEIGHTS_STAGE):
+        raise UserError(f"{run.path} is a run of the stage {stage!r}; expected one of {STAGE!r}")
     if run.state() != "done":
         raise UserError(
             f"{run.path} is {run.state()}, and only a pretraining run that is done can be evaluated; "
             "repeat its `python -m pretrain` command until it is"
         )
-    expected = identity_hash(STAGE, document.get("format"), document["config"], document.get("parent"))
+    expected = identity_hash(stage, document.get("format"), document["config"], document.get("parent"))
     if document["hash"] != expected:
         raise UserError(
             f"{run.path / 'run.yaml'} was changed: its config hashes to {expected}, and it says {document['hash']}. "

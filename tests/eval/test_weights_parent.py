@@ -1,0 +1,176 @@
+"""--weights FILE --arch NAME: a file of the published layout is scored strictly, and under its hash."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from eval import linear
+from eval.parent import load_parent_backbone
+from eval.published import published_score
+from eval.weights import import_weights, parse_args
+from runtime.errors import UserError, run_command
+from vicregl.backbones import BackboneConfig, create_backbone
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "vicregl"))
+from published_weights import ARGS, BACKBONES, as_full_checkpoint, golden_images, published_state
+
+CONFIG = "eval/configs/linear_scenes.yaml"
+QUICK = ["epochs=1", "learning_rates=[0.1]", "held_out=0"]
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch, capsys):
+    """started(main, *arguments) -> (exit code, stdout, stderr); runs are made under tmp_path/runs."""
+
+    def run(main, *arguments: object) -> tuple[int, str, str]:
+        words = [*map(str, arguments), f"machine.runs={tmp_path / 'runs'}"]
+        monkeypatch.setattr(sys, "argv", ["eval", *words])
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+        output = capsys.readouterr()
+        return ended.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def small_file(tmp_path) -> Path:
+    """A full checkpoint of scenes_resnet, as a training script of several processes saves it."""
+    state = {k: v.clone() for k, v in create_backbone(BackboneConfig("scenes_resnet")).trunk.state_dict().items()}
+    torch.save(as_full_checkpoint(state), tmp_path / "model.pth")
+    return tmp_path / "model.pth"
+
+
+def test_a_published_file_end_to_end(started, image_folder, tmp_path):
+    """ResNet-50 of the published key layout, by linear classification of a small folder."""
+    file = tmp_path / "resnet50_alpha0.9.pth"
+    torch.save(published_state("resnet50"), file)
+    data = ["data.name=imagefolder", f"data.root={image_folder}", *QUICK]
+    code, out, err = started(linear.main, "--weights", file, "--arch", "resnet50", "--config", CONFIG, *data)
+    assert code == 0, err
+    assert "all 318 tensors" in out
+    assert "published" not in out.replace(str(tmp_path), "")  # a figure of ImageNet has no place beside this one
+    (run,) = (tmp_path / "runs" / "linear").iterdir()
+    described = {
+        "file": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "arch": "resnet50",
+        "args": {},
+    }
+    document = yaml.safe_load((run / "run.yaml").read_text())
+    assert document["machine"]["weights"] == described
+    assert json.loads((run / "result.json").read_text())["weights"] == described
+    (parent,) = (tmp_path / "runs" / "weights").iterdir()
+    assert document["parent"] == yaml.safe_load((parent / "run.yaml").read_text())["hash"]
+    # The imported folder is a parent by its path, too, and the same evaluation: done already.
+    code, out, _ = started(linear.main, parent, "--config", CONFIG, *data)
+    assert (code, out.strip().endswith("is done")) == (0, True)
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "convnext_small"])
+@pytest.mark.slow
+def test_imported_weights_give_the_published_outputs(arch, tmp_path):
+    """Through file, import and parent, the pooled features of the golden backbones (float64)."""
+    state = {key: value.float() if value.is_floating_point() else value for key, value in published_state(arch).items()}
+    torch.save(as_full_checkpoint(state), tmp_path / "model.pth")
+    parent = import_weights(tmp_path / "runs", tmp_path / "model.pth", arch, ARGS[arch])
+    backbone = load_parent_backbone(parent).double().eval()
+    with torch.no_grad():
+        _, pooled = backbone(golden_images(0))
+    for key, value in load_file(parent.weights).items():
+        assert torch.equal(backbone.trunk.state_dict()[key].float(), value.float())
+    expected = torch.tensor(BACKBONES[arch]["pooled_head"], dtype=torch.float64)
+    # The weights went through float32 files.
+    torch.testing.assert_close(pooled[:, : expected.shape[1]], expected, rtol=2e-4, atol=2e-5)
+    assert pooled.norm().item() == pytest.approx(BACKBONES[arch]["pooled_norm"], rel=1e-5)
+
+
+def test_the_same_weights_by_another_name_are_the_same_parent(small_file, tmp_path):
+    first = import_weights(tmp_path / "runs", small_file, "scenes_resnet", {})
+    renamed = small_file.rename(tmp_path / "other.pth")
+    assert import_weights(tmp_path / "runs", renamed, "scenes_resnet", {}).run.path == first.run.path
+    assert len(list((tmp_path / "runs" / "weights").iterdir())) == 1
+    assert json.loads((first.run.path / "result.json").read_text())["left_out"] == 2  # the heads
+
+
+def test_a_changed_copy_is_refused(small_file, tmp_path):
+    parent = import_weights(tmp_path / "runs", small_file, "scenes_resnet", {})
+    content = bytearray(parent.weights.read_bytes())
+    content[-1] ^= 1
+    parent.weights.write_bytes(content)
+    with pytest.raises(UserError, match="not what was imported"):
+        import_weights(tmp_path / "runs", small_file, "scenes_resnet", {})
+
+
+def test_weights_that_do_not_fit_are_never_scored(started, small_file, tmp_path):
+    torch.save({"stem.conv.weight": torch.zeros(3)}, tmp_path / "part.pth")
+    arguments = [
+        (["--weights", tmp_path / "part.pth", "--arch", "scenes_resnet"], "does not fit the backbone 'scenes_resnet'"),
+        (["--weights", small_file, "--arch", "scenes_resnet", "--arch-arg", "width_factor=0.5"], "does not fit"),
+        (["--weights", tmp_path / "none.pth", "--arch", "resnet50"], "does not exist"),
+        (["--weights", small_file, "--arch", "resnet_50"], "near it: resnet50"),
+        (["--weights", small_file], "--arch NAME"),
+        (["--weights", small_file, "--arch", "scenes_resnet", "runs/pretrain/x"], "a run or a file"),
+        (["--arch", "resnet50", "runs/pretrain/x"], "of --weights, which was not given"),
+        (["--weights", small_file, "--arch", "scenes_resnet", "--arch-arg", "width_factor"], "expected key=value"),
+    ]
+    for words, message in arguments:
+        code, _, err = started(linear.main, "--config", CONFIG, *words, "data.name=imagefolder")
+        assert (code, message in err) == (2, True), err
+    assert not (tmp_path / "runs").exists()
+    code, _, err = started(linear.main, "--config", CONFIG)
+    assert (code, "is not a folder" in err) == (2, True), err  # machine.runs=... stands where a run should
+
+
+def test_arguments_of_the_network():
+    assert parse_args(["ls_init_value=null", "drop_path_rate=0.1"]) == {"ls_init_value": None, "drop_path_rate": 0.1}
+    with pytest.raises(UserError, match="given twice"):
+        parse_args(["a=1", "a=2"])
+
+
+FROZEN = {"protocol": "frozen linear"}
+LAST, ALL = FROZEN | {"taps": "last"}, FROZEN | {"taps": "all"}
+
+
+@pytest.mark.parametrize(
+    ("file", "stage", "data", "result", "value"),
+    [
+        ("resnet50_alpha0.9.pth", "linear", "imagenet", {"protocol": "linear"}, 71.2),
+        ("resnet50_alpha0.75_fullckpt.pth", "linear", "imagenet", {"protocol": "linear"}, 70.4),
+        ("convnext_xlarge_alpha0.75.pth", "linear", "imagenet", {"protocol": "linear"}, 79.4),
+        ("resnet50_alpha0.9.pth", "segmentation", "voc", LAST, 54.0),
+        ("convnext_base_alpha0.9.pth", "segmentation", "voc", ALL, 69.3),
+        ("resnet50_alpha0.9.pth", "segmentation", "voc", ALL, None),
+        ("resnet50_alpha0.9.pth", "linear", "imagenet", {"protocol": "linear cached"}, None),
+        ("resnet50_alpha0.9.pth", "linear", "imagenet", {"protocol": "linear 1percent"}, None),
+        ("resnet50_alpha0.9.pth", "linear", "scenes", {"protocol": "linear"}, None),
+        ("resnet50_alpha0.95.pth", "linear", "imagenet", {"protocol": "linear"}, None),
+        ("checkpoint.pth", "linear", "imagenet", {"protocol": "linear"}, None),
+        ("convnext_small_alpha0.9.pth", "segmentation", "cityscapes", ALL, None),
+    ],
+)
+def test_published_figures_by_file_name(file, stage, data, result, value):
+    arch = file.partition("_alpha")[0]
+    found = published_score(file, arch, stage, data, result)
+    assert (None if found is None else found.value) == value
+    assert published_score(file, "resnet18", stage, data, result) is None
+
+
+def test_the_published_figure_is_printed_beside_the_result(capsys):
+    from eval.command import Asked
+
+    asked = Asked("c.yaml", [], None, Path("x/resnet50_alpha0.9.pth"), "resnet50", [])
+
+    class Parent:
+        config = {"model": {"backbone": {"name": "resnet50", "args": {}}}, "weights": {"sha256": "0" * 64}}  # noqa: RUF012
+
+    beside = asked.beside(Parent(), "linear", "imagenet", {"protocol": "linear", "top1": 70.9})
+    assert beside["published"] == {"score": "top1", "value": 71.2, "source": beside["published"]["source"]}
+    assert "71.2 % (authors' README" in (told := capsys.readouterr().out)
+    assert "here: 70.90 %" in told
