@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.labels import project_path
 from analysis.table import Table
-from sweeps.estimate import describe_seconds
+from runtime.text import describe_seconds
 from sweeps.study import Study
 
 

@@ -41,6 +41,7 @@ from data.views import check_short_side
 from runtime import config as configs
 from runtime import files
 from runtime.errors import BusyError, UserError, run_command
+from runtime.text import describe_seconds
 
 _CHUNK = 64  # images between two syncs to the disk: at most these are decoded again after an interruption
 
@@ -157,7 +158,7 @@ class _Progress:
             return
         self.printed = now
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self.total - done) / rate))
+        left = describe_seconds((self.total - done) / rate)
         print(f"{done}/{self.total} images, {size / 1e9:.1f} GB, {rate:.0f} images/s, {left} left", flush=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from runtime.rundir import Run
+from runtime.text import describe_seconds
 
 
 class Progress:
@@ -26,18 +27,8 @@ class Progress:
         self.printed = now
         left = (now - self.started) / (done - self.first) * (self.total - done)
         note = f", {note}" if note else ""
-        print(f"{self.what} {int(done)}/{self.total} {self.unit}{note}, {duration(left)} left", flush=True)
+        print(f"{self.what} {int(done)}/{self.total} {self.unit}{note}, {describe_seconds(left)} left", flush=True)
 
     def add(self, before: float, done: float) -> None:
         """`done` of a part that begins at `before`."""
         self.update(before + done)
-
-
-def duration(seconds: float) -> str:
-    """12.3 -> "12 s", 200 -> "3 min 20 s", 7300 -> "2 h 1 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

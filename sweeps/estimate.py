@@ -88,13 +88,3 @@ def time_left(
     if ends and not known_waiting and all(left is None for left in running.values()):
         return None
     return TimeLeft(max(ends.values(), default=0.0), complete)
-
-
-def describe_seconds(seconds: float) -> str:
-    """ "8 s", "3 min 20 s", "2 h 5 min": two units at most."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

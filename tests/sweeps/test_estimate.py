@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sweeps.estimate import STARTUP_SECONDS, Estimator, describe_seconds, time_left
+from sweeps.estimate import STARTUP_SECONDS, Estimator, time_left
 from sweeps.graph import Graph
 
 MakeGraph = Callable[[], Graph]
@@ -53,10 +53,3 @@ def test_time_left_is_that_of_the_schedule(make_graph: MakeGraph) -> None:
     left = time_left([*trainings[1:], *evaluations], {trainings[0]: 60.0}, 2, estimator)
     assert left is not None
     assert (left.seconds, left.complete) == (167.0, True)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
-)
-def test_durations_in_words(seconds: float, text: str) -> None:
-    assert describe_seconds(seconds) == text
