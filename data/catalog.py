@@ -10,18 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import scenes
+from data import scenes, segmentation_sets
 from data.compose import CLASSES as DIGITS
-from data.compose import IGNORE, PALETTE
 from data.images import IMAGE_SUFFIXES, ImageList
+from data.layout import SegmentationLayout
 from data.scenes import ScenesConfig, data_root
 from runtime.config import require
 from runtime.errors import UserError
-
-VOC_CLASSES = [
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-]
 
 
 @dataclass
@@ -31,7 +26,7 @@ class DataConfig:
     that leaves it null is the same study on every machine.
     """
 
-    name: str = "scenes"  # scenes | imagefolder | imagenet | voc
+    name: str = "scenes"  # scenes | imagefolder | imagenet | voc | vocfolder | cityscapes | ade20k
     root: str | None = None
     on_bad_image: str = "stop"  # stop | skip (and count); of pretraining only
     segmentation_train: str = "train"  # list of ImageSets/Segmentation to train on; train_aug for VOC with SBD's masks
@@ -40,31 +35,9 @@ class DataConfig:
     def check(self) -> None:
         require(self.name in _OPENERS, "data.name", self.name, ", ".join(_OPENERS))
         require(self.on_bad_image in ("stop", "skip"), "data.on_bad_image", self.on_bad_image, "stop, skip")
-        allowed = ("train", "train_aug")
-        require(
-            self.segmentation_train in allowed, "data.segmentation_train", self.segmentation_train, "train, train_aug"
-        )
-
-
-@dataclass(frozen=True)
-class SegmentationLayout:
-    """A VOC tree. Paths are relative to `root`; masks are palette PNGs, value = index into `classes`."""
-
-    root: Path
-    image_dir: str
-    mask_dir: str  # of val
-    train_mask_dir: str  # another one for SBD's masks
-    train_file: str  # one image name a line, without suffix
-    val_file: str
-    classes: list[str]  # the first is the background
-    palette: list[list[int]]  # (red, green, blue) of each class
-    img_suffix: str = ".jpg"
-    mask_suffix: str = ".png"
-    ignore_index: int = IGNORE
-
-    def names(self, split: str) -> list[str]:
-        """Image names of "train" or "val"."""
-        return (self.root / (self.train_file if split == "train" else self.val_file)).read_text().split()
+        lists = ("train", "train_aug") if self.name.startswith("voc") else ("train",)
+        allowed = f"{', '.join(lists)} for data.name={self.name}"
+        require(self.segmentation_train in lists, "data.segmentation_train", self.segmentation_train, allowed)
 
 
 @dataclass(frozen=True)
@@ -86,7 +59,8 @@ class Dataset:
     def segmentation(self) -> SegmentationLayout:
         """Raises UserError for a dataset without masks."""
         if self._segmentation is None:
-            raise UserError(f"dataset {self.name} has no segmentation masks; choose data.name=scenes or data.name=voc")
+            allowed = ", ".join(("scenes", *segmentation_sets.LAYOUTS))
+            raise UserError(f"dataset {self.name} has no segmentation masks; choose data.name among {allowed}")
         return self._segmentation()
 
 
@@ -116,11 +90,13 @@ def _open_scenes(config: DataConfig) -> Dataset:
         root = _find_root(config)
         if damage := scenes.damage(root):
             raise UserError(f"scenes at {root}: {damage}; leave data.root out to have the dataset made")
-    palette = [list(PALETTE[3 * k : 3 * k + 3]) for k in range(11)]
-    train, val = (f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val"))
-    masks = "SegmentationClass"
     layout = SegmentationLayout(
-        root, "JPEGImages", masks, masks, train, val, ["background", *DIGITS], palette, img_suffix=".png"
+        "scenes",
+        root,
+        *segmentation_sets.voc_splits("train"),
+        classes=["background", *DIGITS],
+        palette=segmentation_sets.voc_palette(11),
+        img_suffix=".png",
     )
     return Dataset("scenes", root, DIGITS, lambda split: read_folders(root, split, DIGITS), lambda: layout)
 
@@ -176,55 +152,20 @@ def _is_image(file: str) -> bool:
     return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith(".")
 
 
-def _open_voc(config: DataConfig) -> Dataset:
+def _open_masks(config: DataConfig) -> Dataset:
+    """Images with masks; their labels are of pixels alone."""
     root = _find_root(config)
-    for inner in ("VOCdevkit/VOC2012", "VOC2012"):
-        if (root / inner).is_dir():
-            root = root / inner
-            break
-    augmented = config.segmentation_train == "train_aug"
-    layout = SegmentationLayout(
-        root=root,
-        image_dir="JPEGImages",
-        mask_dir="SegmentationClass",
-        train_mask_dir="SegmentationClassAug" if augmented else "SegmentationClass",
-        train_file=f"ImageSets/Segmentation/{config.segmentation_train}.txt",
-        val_file="ImageSets/Segmentation/val.txt",
-        classes=VOC_CLASSES,
-        palette=[list(PALETTE[3 * k : 3 * k + 3]) for k in range(21)],
-    )
-    _check_voc(layout)
+    layout = segmentation_sets.LAYOUTS[config.name](root, config.segmentation_train)
 
     def images(split: str) -> ImageList:
-        return ImageList([root / layout.image_dir / f"{name}{layout.img_suffix}" for name in layout.names(split)], None)
+        return ImageList([layout.image(split, name) for name in layout.names(split)], None)
 
-    return Dataset("voc", root, [], images, lambda: layout)
-
-
-def _check_voc(layout: SegmentationLayout) -> None:
-    """Every listed image and mask must be there, and no image may be listed in both splits."""
-    root = layout.root
-    for part in (layout.image_dir, layout.mask_dir, layout.train_mask_dir, layout.train_file, layout.val_file):
-        if not (root / part).exists():
-            raise UserError(f"voc at {root}: {part} is missing; expected Pascal VOC 2012's layout (see README)")
-    for split, masks in (("train", layout.train_mask_dir), ("val", layout.mask_dir)):
-        names = layout.names(split)
-        if not names:
-            raise UserError(f"voc at {root}: the list of {split} images is empty")
-        for folder, suffix in ((layout.image_dir, layout.img_suffix), (masks, layout.mask_suffix)):
-            missing = [name for name in names if not (root / folder / f"{name}{suffix}").is_file()]
-            if missing:
-                raise UserError(
-                    f"voc at {root}: {len(missing)} of {len(names)} {split} files are missing in {folder}, "
-                    f"the first is {missing[0]}{suffix}; unpack the archive again"
-                )
-    if shared := set(layout.names("train")) & set(layout.names("val")):
-        raise UserError(f"voc at {root}: {len(shared)} images are listed in both train and val, as {sorted(shared)[0]}")
+    return Dataset(config.name, layout.root, [], images, lambda: layout)
 
 
 _OPENERS: dict[str, Callable[[DataConfig], Dataset]] = {
     "scenes": _open_scenes,
     "imagefolder": _open_folders,
     "imagenet": _open_imagenet,
-    "voc": _open_voc,
+    **dict.fromkeys(segmentation_sets.LAYOUTS, _open_masks),
 }

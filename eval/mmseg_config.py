@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from data.catalog import SegmentationLayout
 from data.images import MEAN, STD
+from data.layout import SegmentationLayout, SegmentationSplit
 from eval.segmentation_config import OptimizerConfig, SegmentationConfig
 
 
@@ -85,7 +85,7 @@ def batch_norm() -> str:
 
 
 def train_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}]
+    steps: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, *load_mask(layout)]
     if config.image_scale is not None:
         scale = {"scale": tuple(config.image_scale), "ratio_range": tuple(config.scale_range), "keep_ratio": True}
         steps.append({"type": "RandomResize", **scale})
@@ -95,7 +95,7 @@ def train_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict
         steps.append({"type": "RandomFlip", "prob": 0.5})
     if config.photometric_distortion:
         steps.append({"type": "PhotoMetricDistortion"})
-    images = dataset(layout, layout.train_file, layout.train_mask_dir, steps)
+    images = dataset(layout, layout.train, steps)
     return {
         "batch_size": config.batch_size,
         "num_workers": config.machine.workers,
@@ -109,24 +109,26 @@ def val_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[s
     steps: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}]
     if config.image_scale is not None:
         steps.append({"type": "Resize", "scale": tuple(config.image_scale), "keep_ratio": True})
-    steps.append({"type": "LoadAnnotations"})
+    steps += load_mask(layout)
     return {
         "batch_size": config.machine.val_batch_size,
         "num_workers": config.machine.workers,
         "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "dataset": {
-            **dataset(layout, layout.val_file, layout.mask_dir, steps),
-            "type": "BaseSegDataset",
-            "test_mode": True,
-        },
+        "dataset": {**dataset(layout, layout.val, steps), "type": "BaseSegDataset", "test_mode": True},
     }
 
 
-def dataset(layout: SegmentationLayout, names: str, masks: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
+def load_mask(layout: SegmentationLayout) -> list[dict[str, Any]]:
+    """Steps that read a mask as classes."""
+    load = {"type": "LoadAnnotations"}
+    return [load] if layout.values is None else [load, {"type": "MapLabels", "values": list(layout.values)}]
+
+
+def dataset(layout: SegmentationLayout, split: SegmentationSplit, steps: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "data_root": str(layout.root.resolve()),
-        "ann_file": names,
-        "data_prefix": {"img_path": layout.image_dir, "seg_map_path": masks},
+        "ann_file": split.list_file,
+        "data_prefix": {"img_path": split.image_dir, "seg_map_path": split.mask_dir},
         "img_suffix": layout.img_suffix,
         "seg_map_suffix": layout.mask_suffix,
         "metainfo": {"classes": list(layout.classes), "palette": [list(colour) for colour in layout.palette]},

@@ -20,7 +20,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from mmseg.datasets import BaseSegDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import DATA_SAMPLERS, DATASETS, LOOPS, METRICS, MODELS
+from mmseg.registry import DATA_SAMPLERS, DATASETS, LOOPS, METRICS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
@@ -79,6 +79,18 @@ class LinearHead(BaseDecodeHead):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps (B, C_k, h_k, w_k) -> logits (B, classes, h_0, w_0)."""
         return self.cls_seg(self.norm(self._transform_inputs(maps)))
+
+
+@TRANSFORMS.register_module()
+class MapLabels:
+    """Mask values -> classes, by a table of 256; mmsegmentation's own label_map compares once for every value."""
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self.table = np.array(values, np.uint8)
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        results["gt_seg_map"] = self.table[results["gt_seg_map"]]
+        return results
 
 
 @DATASETS.register_module()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from data.catalog import VOC_CLASSES, DataConfig, open_dataset
+from data.catalog import DataConfig, open_dataset
 from runtime.errors import UserError
 
 
@@ -38,8 +36,8 @@ def test_scenes_offers_images_and_masks(small_scenes: DataConfig) -> None:
         names = layout.names(split)
         assert len(names) == count
         for name in names:
-            assert (layout.root / layout.image_dir / f"{name}{layout.img_suffix}").is_file()
-            assert (layout.root / layout.mask_dir / f"{name}{layout.mask_suffix}").is_file()
+            assert layout.image(split, name).is_file()
+            assert layout.mask(split, name).is_file()
 
 
 def test_image_folder(image_folder: Path) -> None:
@@ -100,47 +98,3 @@ def test_missing_and_empty_folders_are_told(tree: Path, tmp_path: Path, monkeypa
     (tree / "train").mkdir()
     with pytest.raises(UserError, match="train holds no class folders"):
         open_dataset(folders(tree))
-
-
-@pytest.fixture
-def voc(tmp_path: Path) -> Path:
-    """VOC's layout with three images; the third is only in train_aug, with its mask among SBD's."""
-    root = tmp_path / "VOCdevkit" / "VOC2012"
-    for name in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
-        (root / name).mkdir(parents=True)
-    for name in ("a", "b", "c"):
-        Image.new("RGB", (20, 10)).save(root / "JPEGImages" / f"{name}.jpg")
-        masks = ["SegmentationClassAug"] if name == "c" else ["SegmentationClass", "SegmentationClassAug"]
-        for folder in masks:
-            Image.fromarray(np.zeros((10, 20), np.uint8)).save(root / folder / f"{name}.png")
-    for split, names in (("train", "a\n"), ("val", "b\n"), ("train_aug", "a\nc\n")):
-        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text(names)
-    return tmp_path
-
-
-def test_voc(voc: Path) -> None:
-    dataset = open_dataset(DataConfig(name="voc", root=str(voc)))
-    assert [path.name for path in dataset.images("train").paths] == ["a.jpg"]
-    assert dataset.images("train").labels is None
-    layout = dataset.segmentation()
-    assert layout.classes == VOC_CLASSES
-    assert len(VOC_CLASSES) == 21
-    assert layout.palette[:3] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
-    assert layout.palette[20] == [0, 64, 128]  # tvmonitor
-    augmented = open_dataset(DataConfig(name="voc", root=str(voc), segmentation_train="train_aug")).segmentation()
-    assert augmented.names("train") == ["a", "c"]
-    assert (augmented.train_mask_dir, augmented.mask_dir) == ("SegmentationClassAug", "SegmentationClass")
-
-
-def test_half_unpacked_voc_is_told(voc: Path) -> None:
-    root = voc / "VOCdevkit" / "VOC2012"
-    config = DataConfig(name="voc", root=str(voc), segmentation_train="train_aug")
-    (root / "ImageSets/Segmentation/train_aug.txt").write_text("a\nb\nc\n")
-    with pytest.raises(UserError, match="1 images are listed in both train and val, as b"):
-        open_dataset(config)
-    (root / "SegmentationClassAug/c.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 train files are missing in SegmentationClassAug, the first is c\.png"):
-        open_dataset(config)
-    shutil.rmtree(root / "JPEGImages")
-    with pytest.raises(UserError, match="JPEGImages is missing"):
-        open_dataset(config)

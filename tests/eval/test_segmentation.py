@@ -71,8 +71,8 @@ def test_miou_equals_brute_force(taps, scenes, parent, evaluate):
     result, state = run.result(), head_of(run)
     layout = open_dataset(configs.load(SegmentationConfig, CONFIG, scenes).data).segmentation()
     names = layout.names("val")
-    images = [layout.root / layout.image_dir / f"{name}{layout.img_suffix}" for name in names]
-    masks = [np.array(Image.open(layout.root / layout.mask_dir / f"{name}{layout.mask_suffix}")) for name in names]
+    images = [layout.image("val", name) for name in names]
+    masks = [np.array(Image.open(layout.mask("val", name))) for name in names]
     assert any((mask == 255).any() for mask in masks)
     backbone = load_parent_backbone(open_parent(parent)).eval()
     predictions = [predict(backbone, state, image, taps) for image in images]
@@ -128,7 +128,7 @@ def test_network_sees_the_pixels_that_pretraining_saw(scenes, parent, tmp_path):
     batch = runner.model.data_preprocessor(next(iter(loader)))
     for inputs, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
         torch.testing.assert_close(inputs, normalise(read_image(Path(sample.img_path))), rtol=1e-4, atol=1e-4)
-        mask = np.array(Image.open(layout.root / layout.mask_dir / f"{Path(sample.img_path).stem}.png"))
+        mask = np.array(Image.open(layout.mask("val", Path(sample.img_path).stem)))
         assert (sample.gt_sem_seg.data[0].numpy() == mask).all()
 
 
