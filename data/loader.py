@@ -94,7 +94,7 @@ class _Steps:
             numbers.append(number)
             plans.append(maker.draw(image.shape[0], image.shape[1], streams.at(index)))
             for view, plan in enumerate(plans[-1]):
-                views[view][row] = render(image, plan, maker.sides[view])
+                render(image, plan, maker.sides[view], out=views[view][row])
         labels = self.store.images.labels
         by_view = list(zip(*plans, strict=True))
         return RawBatch(

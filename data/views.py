@@ -208,14 +208,18 @@ class ViewMaker:
             order=tuple(sorted(range(4), key=u[4:8].__getitem__)),
         )
 
-    def crop(self, image: Pixels, plan: ViewPlan, side: int) -> Pixels:
-        """The plan's box as uint8 (side, side, 3), neither mirrored nor coloured."""
+    def crop(self, image: Pixels, plan: ViewPlan, side: int, out: Pixels | None = None) -> Pixels:
+        """The plan's box as uint8 (side, side, 3), neither mirrored nor coloured; in `out`, if that is given."""
         top, left, height, width = plan.box
-        return resize(image[top : top + height, left : left + width], side, side)
+        return resize(image[top : top + height, left : left + width], side, side, out=out)
 
-    def render(self, image: Pixels, plan: ViewPlan, side: int) -> Pixels:
-        """The view as uint8 (side, side, 3)."""
-        return self.colour(self.crop(image, plan, side), plan)
+    def render(self, image: Pixels, plan: ViewPlan, side: int, out: Pixels | None = None) -> Pixels:
+        """The view as uint8 (side, side, 3); in `out`, if that is given."""
+        view = self.colour(self.crop(image, plan, side), plan)
+        if out is None:
+            return view
+        out[:] = view
+        return out
 
     def colour(self, view: Pixels, plan: ViewPlan) -> Pixels:
         """The plan's mirroring and colour, (H, W, 3) -> (H, W, 3)."""

@@ -130,3 +130,13 @@ def test_a_large_set_is_read_as_it_comes(three: ImageList) -> None:
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 3 images"):
         store.read(0)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("side", [16, 30, 75])
+def test_a_resize_into_a_batch_writes_the_same_pixels_there_and_nowhere_else(mode, side):
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)[5:35, 7:37]
+    batch = np.full((3, side, side, 3), 77, np.uint8)
+    images.resize(image, side, side, mode, out=batch[1])
+    np.testing.assert_array_equal(batch[1], images.resize(image, side, side, mode))
+    assert (batch[[0, 2]] == 77).all()
