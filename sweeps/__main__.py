@@ -2,7 +2,7 @@
 
     python -m sweeps plan   sweeps/studies/quickstart.yaml             # what would run; nothing does
     python -m sweeps run    sweeps/studies/quickstart.yaml --workers 2
-    python -m sweeps submit sweeps/studies/quickstart.yaml             # to SLURM; --cluster local: here, in the background
+    python -m sweeps submit sweeps/studies/quickstart.yaml             # to SLURM, or here in the background
     python -m sweeps status sweeps/studies/quickstart.yaml --watch     # exit code 0 done, 1 failed, 3 not finished
 
 `machine.*=value` after the study (as machine.runs=/scratch/runs machine.device=cuda) holds for all of its runs.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import files
-from runtime.errors import UserError
+from runtime.errors import Unfinished, UserError
 from runtime.rundir import Run
 from sweeps.slurm.queue import JobInfo
 
@@ -102,8 +102,9 @@ def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -
         return _of_failed_job(info, lines)
     if info is not None and info.state == "COMPLETED":
         return Failure("lost", "its job says COMPLETED, and the run has no result")
-    if (kind := _kind_of_log(lines)) is not None:
-        return Failure(kind, lines[-1])
+    told = _kind_of_log(lines)
+    if told is not None:
+        return Failure(told, lines[-1])
     return Failure("lost", "; it ends: ".join([_TYPICAL["lost"], *lines[-1:]]))
 
 
@@ -140,6 +141,8 @@ def _of_failed_job(info: JobInfo, lines: Sequence[str]) -> Failure:
     """SLURM's FAILED without a record of the run: it ended before it began to record, or was killed."""
     if memory := [line for line in lines if _MEMORY_TEXT.search(line) or line.startswith("MemoryError")]:
         return Failure("out_of_memory", memory[-1])
+    if info.exit_code == Unfinished.exit_code:
+        return Failure("preempted", "it was stopped and saved, and its job was not put back into the queue")
     if info.signal == signal.SIGKILL or info.exit_code == 128 + signal.SIGKILL:
         return Failure("lost", "killed by signal 9; usual reason: its node ran out of memory")
     if info.exit_code in (None, 0):

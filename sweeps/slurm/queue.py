@@ -80,15 +80,16 @@ def ask(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]:
     found = _ask_accounting(wanted, since) or {}
     doubtful = [job for job in wanted if _is_doubtful(found.get(job))]
     listed = _ask_controller(doubtful) if doubtful else {}
-    for job in doubtful if listed is not None else ():
+    if listed is None:
+        return {job: found.get(job, JobInfo()) for job in wanted}
+    for job in doubtful:
         now, before = listed.get(job), found.get(job)
         if now is not None and (before is None or not now.ended):
             former = before.former if before else ()
             found[job] = replace(now, former=former, restarts=len(former))
         elif before is not None and before.of_range and before.waiting:
             found[job] = replace(before, state="CANCELLED", reason=_WHILE_IT_WAITED)
-    absent = JobInfo(source="" if listed is None else "squeue")
-    return {job: found.get(job, absent) for job in wanted}
+    return {job: found.get(job, JobInfo(source="squeue")) for job in wanted}
 
 
 def _is_doubtful(info: JobInfo | None) -> bool:
@@ -196,7 +197,7 @@ def _ask_controller(wanted: Sequence[str]) -> dict[str, JobInfo] | None:
 def parse_queue(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
     """Rows of squeue in the format above."""
     wanted = set(wanted)
-    found = {}
+    found: dict[str, JobInfo] = {}
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) < 6:

@@ -210,7 +210,7 @@ def test_plan_and_status_for_scripts(small_graph: MakeGraph, capsys: pytest.Capt
     assert planned["counts"] == {"new": 4}
     assert planned["seconds_left"] is None
     assert not (folder / "runs").exists()
-    assert command.main(["status", "study.yaml"]) == command.UNFINISHED
+    assert command.main(["status", "study.yaml"]) == 3
     run(small_graph())
     capsys.readouterr()
     assert command.main(["status", "study.yaml", "machine.runs=runs", "--json"]) == 0

@@ -1,0 +1,15 @@
+"""The verbs of `python -m sweeps`, one module each: HELP, add_options(parser), main(request) -> exit code.
+
+request.py has what they share.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from sweeps.verbs import plan, run, status
+from sweeps.verbs.request import Request
+
+VERBS: dict[str, ModuleType] = {"plan": plan, "run": run, "status": status}
+
+__all__ = ["VERBS", "Request"]
