@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from eval.weights import import_weights, parse_args
 from runtime import config as configs
 from runtime.config import split_machine
 from runtime.device import prepare
+from runtime.distributed import World, barrier, device_of, join, world_from_environment
 from runtime.errors import UserError
 from runtime.rundir import Identity, Run, open_run
 
@@ -28,11 +30,15 @@ def evaluate(
     schema: type[Any],
     identity: Callable[[Any, str], Identity],
     work: Work,
+    several: bool = False,
 ) -> None:
     """`python -m eval.<stage> RUN --config FILE key=value`: make (or go on with) the run and write its scores.
 
     `--weights FILE --arch NAME` takes the place of RUN. `schema` is the stage's config class, which has a `machine`.
+    `several`: the work can be shared by several processes (torchrun, srun).
     """
+    world = world_from_environment()
+    _require(several or world.size == 1, f"eval.{stage} runs in one process, and {world.size} were started")
     asked = Asked.read(argv, stage)
     config = configs.load(schema, asked.config, asked.overrides)
     parent = asked.parent(config.machine.runs)
@@ -41,12 +47,27 @@ def evaluate(
     if run.result() is not None:
         print(f"{run.path} is done")
         return
-    device = prepare(config.machine)
-    with open_run(config.machine.runs, name, split_machine(config)[1] | asked.described(parent)) as run:
-        print(f"{run.path} on {device}", flush=True)
+    device = device_of(prepare(config.machine), world)
+    machine = split_machine(config)[1] | asked.described(parent)
+    with join(world, device), _open_together(world, config.machine.runs, name, machine) as run:
+        if world.is_main:
+            print(f"{run.path} on {device}" + (f", {world.size} processes" if world.size > 1 else ""), flush=True)
         scores = work(config, parent, run, device)
-        run.write_result(scores | asked.beside(parent, stage, config.data.name, scores))
-        print(f"{run.path} is done", flush=True)
+        if world.is_main:
+            run.write_result(scores | asked.beside(parent, stage, config.data.name, scores))
+            print(f"{run.path} is done", flush=True)
+
+
+@contextmanager
+def _open_together(world: World, runs: str, name: Identity, machine: dict[str, Any]) -> Iterator[Run]:
+    """The run's directory, which process 0 alone makes, holds and writes; the others wait until it is there."""
+    if not world.is_main:
+        barrier()
+        yield Run.at(runs, name)
+        return
+    with open_run(runs, name, machine) as run:
+        barrier()
+        yield run
 
 
 @dataclass(frozen=True)
