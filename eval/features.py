@@ -60,30 +60,40 @@ def shuffled(count: int, seed: int, epoch: int) -> Sequence[int]:
     return order
 
 
-class FrozenFeatures:
-    """The backbone in eval mode, without gradients: images in, pooled features (B, F) float32 out."""
+class PooledFeatures:
+    """The backbone as it is, without gradients: images in, pooled features (B, F) float32 out."""
 
     def __init__(self, backbone: nn.Module, device: torch.device) -> None:
         self.device = device
-        self.backbone = backbone.to(device).eval().requires_grad_(False)
+        self.backbone = backbone
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S). NotFiniteError where a feature is NaN or infinite."""
         _, pooled = self.backbone(images.to(self.device, non_blocking=True))
         if not torch.isfinite(pooled).all():
-            raise NotFiniteError("the backbone's pooled features are not finite: its pretraining went wrong")
+            raise NotFiniteError("the backbone's pooled features are not finite: its training went wrong")
         return pooled.float()
 
-    def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None]) -> Batch:
+    def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None] = lambda done: None) -> Batch:
         """(N, F) features and (N,) labels of all images, in their order; on_batch(images done)."""
-        vectors, labels, done = [], [], 0
+        vectors, labels, done = torch.empty(0), torch.empty(len(batches), dtype=torch.long, device=self.device), 0
         for images, numbers in batches.of_epoch(0, 0, workers):
-            vectors.append(self(images))
-            labels.append(numbers.to(self.device))
-            done += len(images)
+            some = self(images)
+            if done == 0:  # one table from the start: joining the batches at the end would take twice its memory
+                vectors = some.new_empty(len(batches), some.shape[1])
+            vectors[done : done + len(some)] = some
+            labels[done : done + len(some)] = numbers.to(self.device)
+            done += len(some)
             on_batch(done)
-        return torch.cat(vectors), torch.cat(labels)
+        return vectors, labels
+
+
+class FrozenFeatures(PooledFeatures):
+    """Those of a backbone in eval mode, which nothing trains any more."""
+
+    def __init__(self, backbone: nn.Module, device: torch.device) -> None:
+        super().__init__(backbone.to(device).eval().requires_grad_(False), device)
 
 
 def stratified_split(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from data.catalog import DataConfig
 from eval.machine import EvalMachineConfig
-from runtime.config import require, split_machine
+from runtime.config import added_later, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "linear"
@@ -20,7 +23,8 @@ class LinearConfig:
 
     mode `augmented` crops every training image anew each epoch: the published protocol. mode `cached`
     computes the features of the uncropped training images once, which is many times quicker and
-    scores differently: its results carry the protocol name "linear cached".
+    scores differently: its results carry the protocol name "linear cached". `finetune` trains the backbone too
+    ("finetuned"). `subset` trains on the images of a list alone; its name joins the protocol's ("linear 1percent").
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -36,6 +40,9 @@ class LinearConfig:
     batch_size: int = 256
     held_out: float = 0.02  # of each class of train, to choose the learning rate on; 0 with a single rate
     seed: int = 0
+    subset: str | None = added_later(None)  # path of a text file: an image a line, as n01440764_10026.JPEG
+    finetune: bool = added_later(False)  # augmented, with one of learning_rates
+    backbone_learning_rate: float = added_later(0.0)  # with finetune; learning_rates is the head's
     machine: EvalMachineConfig = field(default_factory=EvalMachineConfig)
 
     def check(self) -> None:
@@ -55,9 +62,46 @@ class LinearConfig:
         alone = self.held_out > 0 or len(rates) == 1
         require(alone, "held_out", self.held_out, "above 0, because several learning_rates have to be chosen from")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+        plain = self.subset is None or re.fullmatch(r"[\w.%+-]+", self.subset_name or "") is not None
+        require(plain, "subset", self.subset, "a file whose name, which names the run, has letters, digits and .%+-_")
+        self._check_finetune()
+
+    def _check_finetune(self) -> None:
+        rate = self.backbone_learning_rate
+        if not self.finetune:
+            require(
+                rate == 0, "backbone_learning_rate", rate, "0, because the backbone is frozen; or set finetune=true"
+            )
+            return
+        require(rate > 0, "backbone_learning_rate", rate, "above 0, because finetune is true")
+        require(
+            self.mode == "augmented", "mode", self.mode, "augmented, because features of a finetuned network change"
+        )
+        one = "one, because finetune is true: heads of several would train one backbone together. One run a rate"
+        require(len(self.learning_rates) == 1, "learning_rates", self.learning_rates, one)
+
+    @property
+    def subset_name(self) -> str | None:
+        """The list's file name without its suffix, as 1percent."""
+        return None if self.subset is None else Path(self.subset).stem
+
+    @property
+    def protocol(self) -> str:
+        how = "finetuned" if self.finetune else PROTOCOLS[self.mode]
+        return how if self.subset is None else f"{how} {self.subset_name}"
 
 
 def identity(config: LinearConfig, parent_hash: str) -> Identity:
-    """The run that evaluates the pretraining run of that hash."""
-    slug = f"{config.data.name}-{config.mode}-of-{parent_hash[:6]}-seed{config.seed}"
-    return Identity(STAGE, slug, FORMAT, split_machine(config)[0], parent_hash)
+    """The run that evaluates the pretraining run of that hash.
+
+    Reads the list of a subset: what it names counts, not where it lies. UserError where it cannot be read.
+    """
+    how = "finetuned" if config.finetune else config.mode
+    values: dict[str, Any] = split_machine(config)[0]
+    if config.subset is not None:
+        from eval.subset import digest
+
+        how += f"-{config.subset_name}"
+        values["subset"] = {"name": config.subset_name, "sha256": digest(config.subset)}
+    slug = f"{config.data.name}-{how}-of-{parent_hash[:6]}-seed{config.seed}"
+    return Identity(STAGE, slug, FORMAT, values, parent_hash)

@@ -60,6 +60,7 @@ STAGES = {
     for stage in (
         Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length),
         Stage("linear", "eval.linear_config", "LinearConfig", ("-m", "eval.linear")),
+        Stage("knn", "eval.knn_config", "KnnConfig", ("-m", "eval.knn")),
         Stage("segmentation", "eval.segmentation_config", "SegmentationConfig", ("-m", "eval.segmentation")),
     )
 }

@@ -18,6 +18,7 @@ from torch import nn
 from eval import linear
 from eval.features import FrozenFeatures
 from eval.linear_config import LinearConfig
+from eval.linear_splits import refuse_unusable
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.errors import UserError
@@ -283,14 +284,14 @@ def test_unlabelled_dataset(parent):
     from data.images import ImageList
 
     with pytest.raises(UserError, match="no class labels"):
-        linear.refuse_unusable("voc", ImageList([Path("a")], None), ImageList([Path("b")], None))
+        refuse_unusable("voc", ImageList([Path("a")], None), ImageList([Path("b")], None))
 
 
 def test_image_in_both_splits():
     from data.images import ImageList
 
     with pytest.raises(UserError, match="both in train and val"):
-        linear.refuse_unusable("x", ImageList([Path("a"), Path("b")], [0, 1]), ImageList([Path("b")], [1]))
+        refuse_unusable("x", ImageList([Path("a"), Path("b")], [0, 1]), ImageList([Path("b")], [1]))
 
 
 def test_command_line_errors_have_no_traceback(command, folder, parent, tmp_path):

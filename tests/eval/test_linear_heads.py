@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from eval.features import shuffled, stratified_split
-from eval.linear import set_rates
 from eval.linear_heads import LinearHeads
+from eval.linear_training import set_rates
 from runtime.errors import UserError
 
 

@@ -1,0 +1,69 @@
+"""The config of a kNN evaluation, and the name that it gives the run. Light: planning imports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data.catalog import DataConfig
+from runtime.config import MachineConfig, require, split_machine
+from runtime.rundir import Identity
+
+STAGE = "knn"
+FORMAT = 1  # raise it when the same config comes to measure something else
+PROTOCOL = "knn"
+
+
+@dataclass
+class KnnMachineConfig(MachineConfig):
+    chunk_megabytes: int = 256  # of the product of validation with training features, at a time
+
+    def check(self) -> None:
+        super().check()
+        require(self.chunk_megabytes >= 1, "machine.chunk_megabytes", self.chunk_megabytes, "1 or more")
+
+
+@dataclass
+class KnnConfig:
+    """Nothing is trained: the nearest training images vote. All of `neighbours` are scored; one of them is the result.
+
+    Which one: `k` where it is set, else the best on a held-out slice of train, whose images join the others for the
+    score on val.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    resize: int = 256  # pixels of the shorter side before the central crop
+    image_size: int = 224  # pixels
+    neighbours: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
+    k: int | None = None  # one of `neighbours`; null: chosen on the held-out slice
+    temperature: float = 0.07  # a neighbour votes with exp(cosine / temperature)
+    held_out: float = 0.02  # of each class of train; not used where k is set
+    batch_size: int = 256
+    seed: int = 0  # of the held-out slice
+    machine: KnnMachineConfig = field(default_factory=KnnMachineConfig)
+
+    def check(self) -> None:
+        require(self.image_size >= 1, "image_size", self.image_size, "1 pixel or more")
+        require(self.resize >= self.image_size, "resize", self.resize, f"image_size ({self.image_size}) or more")
+        ks = self.neighbours
+        require(len(ks) > 0 and min(ks) >= 1, "neighbours", ks, "one number or more, each 1 or more")
+        require(len(set(ks)) == len(ks), "neighbours", ks, "each only once")
+        require(self.k is None or self.k in ks, "k", self.k, f"one of neighbours {ks}, or null to choose among them")
+        require(self.temperature >= 0.005, "temperature", self.temperature, "0.005 or more")
+        require(0 <= self.held_out < 1, "held_out", self.held_out, "0 to below 1")
+        alone = self.held_out > 0 or self.fixed_k is not None
+        require(
+            alone, "held_out", self.held_out, "above 0, because one of several neighbours has to be chosen; or set k"
+        )
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+    @property
+    def fixed_k(self) -> int | None:
+        """The k of the result where there is nothing to choose."""
+        return self.neighbours[0] if len(self.neighbours) == 1 else self.k
+
+
+def identity(config: KnnConfig, parent_hash: str) -> Identity:
+    """The run that evaluates the pretraining run of that hash."""
+    slug = f"{config.data.name}-knn-of-{parent_hash[:6]}-seed{config.seed}"
+    return Identity(STAGE, slug, FORMAT, split_machine(config)[0], parent_hash)
