@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import convnext
+from timm.models import convnext, resnet
 from torch import Tensor, nn
 
 from runtime.errors import UserError
@@ -19,6 +20,18 @@ from runtime.errors import UserError
 # Where training scripts put the state dict in their checkpoints.
 CONTAINERS = ("model", "state_dict", "backbone")
 LISTED_KEYS = 12
+# timm's ConvNeXt names in the published ones; the inverse of timm's checkpoint_filter_fn.
+PUBLISHED_CONVNEXT = (
+    (r"^stem\.", "downsample_layers.0."),
+    (r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1."),
+    (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
+    (r"\.conv_dw\.", ".dwconv."),
+    (r"\.mlp\.fc(\d)\.", r".pwconv\1."),
+    (r"^head\.norm\.", "norm."),
+)
+PUBLISHED_CONVNEXT_KEY = re.compile(
+    r"(downsample_layers\.\d\.\d|stages\.\d\.\d+\.(dwconv|norm|pwconv1|pwconv2)|norm)\.(weight|bias)|stages\.\d\.\d+\.gamma"
+)
 
 
 @dataclass
@@ -60,6 +73,39 @@ def load_weights(backbone: Any, path: str | Path) -> LoadReport:
     trunk.load_state_dict(state, strict=True)
     values = sum(tensor.numel() for tensor in wanted.values())
     return LoadReport(path, len(wanted), values, prefix, published_convnext, ignored)
+
+
+def published_state(backbone: Any) -> dict[str, Tensor]:
+    """The backbone's tensors (copies on the CPU) under the published VICRegL checkpoints' names.
+
+    A ResNet's are torchvision's, which timm shares. Raises UserError for a network that has no published names.
+    """
+    trunk: nn.Module = backbone.trunk
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in trunk.state_dict().items()}
+    if isinstance(trunk, resnet.ResNet):
+        return state
+    if not isinstance(trunk, convnext.ConvNeXt):
+        raise UserError(
+            f"backbone {backbone.name!r} has no published names: VICRegL was published for ResNets and ConvNeXts. "
+            "Take timm's names (--format timm)"
+        )
+    # In a published block the two linear layers are matrices; some of timm's have them as 1x1 convolutions.
+    published = {
+        _published_convnext(key): value.flatten(1) if ".mlp." in key and value.ndim == 4 else value
+        for key, value in state.items()
+    }
+    if strange := [key for key in published if not PUBLISHED_CONVNEXT_KEY.fullmatch(key)]:
+        raise UserError(
+            f"backbone {backbone.name!r} with these args is no ConvNeXt that has published names, for {strange[0]}: "
+            "take timm's (--format timm)"
+        )
+    return published
+
+
+def _published_convnext(key: str) -> str:
+    for pattern, name in PUBLISHED_CONVNEXT:
+        key = re.sub(pattern, name, key)
+    return key
 
 
 class _Inert:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from published_weights import ARGS, BACKBONES, as_full_checkpoint, golden_images, published_state
 
+from vicregl import weights
 from vicregl.backbones import BackboneConfig, create_backbone, load_weights
 
 
@@ -53,6 +54,14 @@ def test_outputs_equal_the_published_networks(arch, backbone, state, layout, tmp
         assert report.prefix == ""
         assert report.ignored == []
     assert f"all {report.tensors} tensors" in str(report)
+
+
+def test_exported_names_are_the_published_ones(backbone, state, tmp_path) -> None:
+    torch.save(state, tmp_path / "weights.pth")
+    load_weights(backbone, tmp_path / "weights.pth")
+    exported = weights.published_state(backbone)
+    assert {key: value.shape for key, value in exported.items()} == {key: value.shape for key, value in state.items()}
+    assert all(torch.equal(exported[key], state[key].to(exported[key].dtype)) for key in state)
 
 
 @torch.no_grad()

@@ -1,0 +1,77 @@
+"""A trained backbone as a file for other programs: python -m pretrain.export runs/pretrain/<run> --out resnet50.pth
+
+The file is a plain state dict of float32 tensors, which `torch.load(file, weights_only=True)` reads. Its keys are the
+published VICRegL checkpoints' (for a ResNet torchvision's; for a ConvNeXt those of its authors), or, with
+`--format timm`, timm's, as in the run's backbone.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime import files
+from runtime.config import identity_hash
+from runtime.errors import UserError, run_command
+from runtime.rundir import Run
+
+FORMATS = ("published", "timm")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pretrain.export", description="Export a trained backbone.")
+    parser.add_argument("run", help="directory of a finished pretraining run, as runs/pretrain/<run>")
+    parser.add_argument("--format", choices=FORMATS, default="published", help="whose names the tensors get")
+    parser.add_argument("--out", help="the file to write; default: backbone_<format>.pth in the run's directory")
+    arguments = parser.parse_args(argv)
+    run = Run(Path(arguments.run))
+    out = Path(arguments.out) if arguments.out else run.path / f"backbone_{arguments.format}.pth"
+    print(export(run, arguments.format, out))
+
+
+def export(run: Run, names: str, out: Path) -> str:
+    """Write the backbone of a finished run to `out` and return a line that says what was written.
+
+    UserError, with nothing written, where the run is no pretraining, is not done, was changed by hand, has lost its
+    weights, or has a network without names of that format.
+    """
+    from safetensors.torch import load_file
+    from torch import save
+
+    from vicregl.backbones import BackboneConfig, create_backbone, load_weights
+    from vicregl.weights import published_state
+
+    document = finished(run)
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent} is not a folder; make it, or choose another --out")
+    weights = run.path / "backbone.safetensors"
+    described = document["config"]["model"]["backbone"]
+    backbone = create_backbone(BackboneConfig(described["name"], described.get("args", {})))
+    load_weights(backbone, weights)  # strict: what is exported is whole, and of this network
+    state = published_state(backbone) if names == "published" else load_file(weights)
+    files.write_atomic(out, lambda temporary: save(state, temporary))
+    return f"{out}: {len(state)} tensors of {described['name']}, {names} names, from {run.name}"
+
+
+def finished(run: Run) -> dict[str, Any]:
+    """run.yaml of a pretraining that is done."""
+    if not run.path.is_dir():
+        raise UserError(f"{run.path} is not a folder; expected a pretraining run's directory, as runs/pretrain/<run>")
+    document = run.document()
+    if document["stage"] != "pretrain":
+        raise UserError(f"{run.path} is a run of the stage {document['stage']!r}; expected one of 'pretrain'")
+    if run.state() != "done":
+        raise UserError(
+            f"{run.path} is {run.state()}, and only a pretraining that is done can be exported; "
+            "repeat its `python -m pretrain` command until it is"
+        )
+    parts = ("pretrain", document.get("format"), document["config"], document.get("parent"))
+    if document["hash"] != identity_hash(*parts):
+        raise UserError(f"{run.path / 'run.yaml'} was changed: its config no longer has the hash that names the run")
+    return document
+
+
+if __name__ == "__main__":
+    run_command(main)
