@@ -23,16 +23,16 @@ def _one_thread():
 
 @pytest.fixture
 def make_parent(tmp_path) -> Callable[..., Path]:
-    """make_parent(name=, seed=) -> the directory of a finished pretraining run; its BN statistics are not trivial."""
+    """make_parent(name=, seed=, args=) -> the folder of a finished pretraining run; BN statistics not trivial."""
 
-    def make(name: str = "scenes_resnet", seed: int = 0) -> Path:
+    def make(name: str = "scenes_resnet", seed: int = 0, args: dict | None = None) -> Path:
         torch.manual_seed(seed)
-        backbone = create_backbone(BackboneConfig(name))
+        backbone = create_backbone(BackboneConfig(name, args or {}))
         for module in backbone.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
                 torch.nn.init.uniform_(module.running_var, 0.05, 0.2)
-        config = {"model": {"backbone": {"name": name, "args": {}}}, "seed": seed}
+        config = {"model": {"backbone": {"name": name, "args": args or {}}}, "seed": seed}
         with open_run(tmp_path / "runs", Identity("pretrain", name, 1, config), {}) as run:
             tensors = {key: value.contiguous() for key, value in backbone.trunk.state_dict().items()}
             save_file(tensors, run.path / "backbone.safetensors")
