@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,18 +47,24 @@ def plan_batch(plans: Sequence[ViewPlan]) -> BatchPlan:
         [row for row, plan in enumerate(plans) if plan.blur_sigma > 0],
         [row for row, plan in enumerate(plans) if plan.solarized],
     ]
-    factors = torch.ones(len(plans), 4)
+    # Filled in numpy: making a small tensor for each row takes a tenth of the time that small views take.
+    factors = np.ones((len(plans), 4), np.float32)
     for row, j in jitters:
-        factors[row] = torch.tensor([j.brightness, j.contrast, j.saturation, int(j.hue * 255)])
+        factors[row] = (j.brightness, j.contrast, j.saturation, int(j.hue * 255))
     rows = torch.tensor([row for group in groups for row in group], dtype=torch.int64)
-    return BatchPlan(rows, [len(group) for group in groups], factors, _kernels([plans[row] for row in groups[-2]]))
+    kernels = _kernels([plans[row] for row in groups[-2]])
+    return BatchPlan(rows, [len(group) for group in groups], torch.from_numpy(factors), kernels)
 
 
 def _kernels(blurred: Sequence[ViewPlan]) -> Tensor:
     """(n, K): each plan's box filter, in the middle of as many taps as the longest needs."""
-    boxes = [torch.from_numpy(colour.box_kernel(round(plan.blur_sigma, 3)))[0] for plan in blurred]
+    boxes = [colour.box_kernel(round(plan.blur_sigma, 3))[0] for plan in blurred]
     longest = max((len(box) for box in boxes), default=1)
-    return torch.stack([F.pad(box, [(longest - len(box)) // 2] * 2) for box in boxes]) if boxes else torch.empty(0, 1)
+    kernels = np.zeros((len(boxes), longest), np.float32)
+    for kernel, box in zip(kernels, boxes, strict=True):
+        beside = (longest - len(box)) // 2
+        kernel[beside : beside + len(box)] = box
+    return torch.from_numpy(kernels)
 
 
 def mirror_and_colour(levels: Tensor, plan: BatchPlan, solarize_threshold: int) -> Tensor:

@@ -79,14 +79,20 @@ def resize(image: Pixels, height: int, width: int, mode: str = "bicubic", out: P
             return image
         out[:] = image
         return out
-    # channels_last in (the batch axis by torch, for numpy's has stride 0), channels_last out: half of the time
-    channels_last = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0).permute(0, 3, 1, 2)
+    # channels_last in and out: half of the time
     if out is not None:
-        place = torch.from_numpy(out).unsqueeze(0).permute(0, 3, 1, 2)
-        _RESIZE[mode].out(channels_last, (height, width), False, out=place)
+        _RESIZE[mode].out(_channels_last(np.ascontiguousarray(image)), (height, width), False, out=_channels_last(out))
         return out
-    resized = _RESIZE[mode](channels_last, (height, width), False)
+    resized = _RESIZE[mode](_channels_last(np.ascontiguousarray(image)), (height, width), False)
     return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy()[0])
+
+
+def _channels_last(image: Pixels) -> torch.Tensor:
+    """(1, 3, H, W), the same memory; torch must see a batch axis with a stride, which numpy's new axes have not."""
+    height, width, channels = image.shape
+    return torch.from_numpy(image).as_strided(
+        (1, channels, height, width), (height * width * channels, 1, width * channels, channels)
+    )
 
 
 # What torch.nn.functional.interpolate(antialias=True) calls: for a small view its checks take as long as the work.
