@@ -27,7 +27,7 @@ def draw_matches(network: Network, images: Images, count: int | None = None) -> 
     `count` matches in place of as many as the run's criterion keeps (all of them where that is 0).
     """
     maker = network.view_maker()
-    figure = plt.figure(figsize=(PAGE, 0.35 + 1.42 * len(images.pixels)), layout="constrained")
+    figure = plt.figure(figsize=(PAGE, 0.4 + 1.42 * len(images.pixels)), layout="constrained")
     rows = figure.subfigures(len(images.pixels), 1, squeeze=False)[:, 0]
     figure.suptitle(_title(network), fontsize=7, x=0.01, ha="left")
     for row, (number, image) in zip(rows, images.pixels.items(), strict=True):
@@ -37,7 +37,7 @@ def draw_matches(network: Network, images: Images, count: int | None = None) -> 
 
 def _title(network: Network) -> str:
     space = "projected map" if network.projector is not None else "backbone's map (this run has no projector)"
-    return f"{network.name}: matches by location, and by feature in the {space}; a colour is a place in the first view"
+    return f"{network.name}\nMatches by location, and by feature in the {space}. A colour is a place in the first view."
 
 
 def _draw_row(
@@ -49,11 +49,12 @@ def _draw_row(
     features = network.compared(views)
     axes = row.subplots(1, 5, width_ratios=[1.0, 1, 1, 1, 1])
     draw_image(axes[0], image, plans, locations)
-    for first, (kind, spaces) in zip((1, 3), (("location", locations), ("feature", features)), strict=True):
+    spaces: dict[str, Sequence[Tensor]] = {"location": locations, "feature": list(features)}
+    for first, (kind, space) in zip((1, 3), spaces.items(), strict=True):
         pair = axes[first], axes[first + 1]
         for view, ax in enumerate(pair):
             draw_view(ax, views[view], plans[view], maker.grids[view], COLOURS[view])
-        pairs = matched_cells(spaces[0], spaces[1], kept(network, kind, maker, count))
+        pairs = matched_cells(space[0], space[1], kept(network, kind, maker, count))
         join(row, *pair, maker, pairs, place_colours(pairs, maker.grids[0]))
         _describe(pair, kind, pairs, apart(pairs, locations))
 
@@ -82,6 +83,7 @@ def place_colours(pairs: Pairs, grid: tuple[int, int]) -> list[tuple[float, ...]
 
 def _describe(pair: tuple[Axes, Axes], kind: str, pairs: Pairs, distances: np.ndarray) -> None:
     for ax in pair:
-        ax.set_title("")
+        ax.set_title("")  # what was done with the view, in the sheet of data.show
+        ax.spines[:].set_visible(True)
     pair[0].set_xlabel(f"by {kind}: {len(pairs)} matches", fontsize=6)
     pair[1].set_xlabel(f"median {np.median(distances):.1f} px apart", fontsize=6)

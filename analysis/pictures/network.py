@@ -15,8 +15,8 @@ from data.catalog import DataConfig, open_dataset
 from data.images import Pixels, normalise, read_image
 from data.transforms import eval_transform
 from data.views import ViewMaker, sample_generator
+from eval.checkpoint import UNREADABLE
 from eval.parent import load_parent_backbone, open_parent
-from pretrain.checkpoint import load_model
 from pretrain.config import PretrainConfig
 from runtime import config as configs
 from runtime.config import require
@@ -70,7 +70,10 @@ def _projector(config: PretrainConfig, run: Path) -> nn.Module | None:
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint} is missing: it alone holds the projector, which matching by feature needs")
     model = VICRegLModel(config.model, config.loss.global_weight)
-    load_model(model, checkpoint)
+    try:
+        model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint} cannot be read, or is of another network: {error}") from error
     projector = model.eval().requires_grad_(False).projector
     if not isinstance(projector, nn.ModuleList):
         return projector

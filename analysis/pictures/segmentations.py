@@ -1,0 +1,181 @@
+"""What a segmentation evaluation predicts for images of val, beside the truth, from its checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from omegaconf import OmegaConf
+
+from analysis.figures.base import PAGE
+from analysis.pictures.components import show
+from data.catalog import open_dataset
+from data.images import Pixels, read_image
+from eval.segmentation import CHECKPOINT, MMSEG_CONFIG
+from eval.segmentation_config import STAGE, SegmentationConfig
+from runtime import compat
+from runtime import config as configs
+from runtime.config import require
+from runtime.errors import UserError
+from runtime.rundir import Run
+
+IGNORED = (224, 224, 192)  # pixels that count for nothing; as VOC draws them
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """An image of val; truth and prediction are classes, (H, W), at its own size."""
+
+    name: str
+    image: Pixels
+    truth: np.ndarray
+    prediction: np.ndarray
+
+    def miou(self, classes: int) -> float:
+        """Mean IoU in percent over the classes that are in the truth or the prediction, of this image alone."""
+        counted = self.truth < classes
+        truth, found = self.truth[counted], self.prediction[counted]
+        present = np.union1d(truth, found)
+        shares = [((truth == k) & (found == k)).sum() / ((truth == k) | (found == k)).sum() for k in present]
+        return 100 * float(np.mean(shares)) if shares else float("nan")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A run of the stage segmentation that is done, and what it predicts."""
+
+    name: str
+    classes: list[str]
+    palette: list[list[int]]
+    images: list[Segmented]
+    miou: float  # of its result, over all of val
+
+    def colours(self, labels: np.ndarray) -> np.ndarray:
+        """(H, W) classes -> (H, W, 3) uint8; whatever is no class is pale."""
+        table = np.full((256, 3), IGNORED, np.uint8)
+        table[: len(self.palette)] = self.palette
+        return table[labels]
+
+
+def load_segmentation(path: str | Path, count: int, root: str | None = None) -> Segmentation:
+    """Predict `count` images of val, evenly spaced; the data lie at `root`, or where the run's config says.
+
+    UserError where the run is of another stage, is not done, or misses its checkpoint, its pretraining or its data.
+    """
+    require(count >= 1, "--images", count, "1 or more")
+    run = Run(Path(path))
+    document = run.document()
+    if document["stage"] != STAGE:
+        raise UserError(f"{run.path} is a run of the stage {document['stage']!r}; expected one of {STAGE!r}")
+    result = run.result()
+    if result is None:
+        raise UserError(f"{run.path} is {run.state()}; only a run that is done has predictions to show")
+    where, given = str(run.path / "run.yaml"), OmegaConf.create({} if root is None else {"data": {"root": root}})
+    layers = [(where, OmegaConf.create(document["config"])), ("--data", given)]
+    config = configs.from_layers(SegmentationConfig, layers)
+    cfg = _mmseg_config(run)
+    cfg.model.backbone.run = str(_parent_of(run, document["parent"]))
+    cfg.val_dataloader.dataset.data_root = str(open_dataset(config.data).segmentation().root.resolve())
+    cfg.val_dataloader.dataset.serialize_data = False  # mmengine collects garbage for it, which takes seconds
+    images = _predict(cfg, _load_model(cfg, run, config.finetune), count)
+    meta = cfg.val_dataloader.dataset.metainfo
+    return Segmentation(run.name, list(meta.classes), [list(c) for c in meta.palette], images, float(result["miou"]))
+
+
+def _mmseg_config(run: Run) -> Any:
+    """The config that ran, which the run keeps; its parts are registered."""
+    file = run.path / MMSEG_CONFIG
+    for needed in (file, run.path / CHECKPOINT):
+        if not needed.is_file():
+            raise UserError(f"{needed} is missing, and nothing can be predicted without it")
+    compat.prepare_mmcv()
+    warnings.filterwarnings("ignore", module=r"mm(engine|cv|seg)\.")
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    cfg = Config.fromfile(file)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def _parent_of(run: Run, parent: str) -> Path:
+    """The run that was evaluated, beside this one, wherever both were moved to."""
+    found = sorted(run.path.resolve().parent.parent.glob(f"*/*-{parent}"))
+    if not found:
+        raise UserError(
+            f"{run.path}: the run that it evaluates, of hash {parent}, is not in {run.path.resolve().parent.parent}; "
+            "put both into one folder of runs"
+        )
+    return found[0]
+
+
+def _load_model(cfg: Any, run: Run, finetuned: bool) -> Any:
+    """Head and backbone; a frozen backbone is the pretraining's own, and only the head is in the checkpoint."""
+    from mmseg.registry import MODELS
+
+    model = MODELS.build(cfg.model)
+    contents = torch.load(run.path / CHECKPOINT, map_location="cpu", weights_only=True)
+    wrong = model.load_state_dict(contents["state_dict"], strict=False)
+    missing = [key for key in wrong.missing_keys if finetuned or not key.startswith("backbone.")]
+    if missing or wrong.unexpected_keys:
+        raise UserError(f"{run.path / CHECKPOINT}: missing {missing[:3]}, unexpected {wrong.unexpected_keys[:3]}")
+    return model.eval()
+
+
+@torch.no_grad()
+def _predict(cfg: Any, model: Any, count: int) -> list[Segmented]:
+    from mmengine.dataset import pseudo_collate
+    from mmseg.registry import DATASETS
+
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+    found = []
+    for number in dict.fromkeys(chosen):
+        sample = dataset[number]
+        truth = sample["data_samples"].gt_sem_seg.data[0].numpy().astype(np.uint8)
+        file = Path(sample["data_samples"].img_path)
+        prediction = model.test_step(pseudo_collate([sample]))[0].pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+        found.append(Segmented(file.stem, read_image(file), truth, prediction))
+    return found
+
+
+def draw_segmentations(found: Segmentation) -> Figure:
+    """A column an image: the image, the truth, the prediction; the classes that occur, in their colours, below."""
+    columns = len(found.images)
+    cell = min(1.1, PAGE / columns)
+    figure, grid = plt.subplots(3, columns, figsize=(max(3.4, cell * columns + 0.3), cell * 3 + 0.85), squeeze=False)
+    for column, one in enumerate(found.images):
+        shown = (one.image, found.colours(one.truth), found.colours(one.prediction))
+        for axes, picture in zip(grid[:, column], shown, strict=True):
+            show(axes, picture)
+        grid[2, column].set_xlabel(f"{one.miou(len(found.classes)):.0f} %", fontsize=6)
+    for axes, name in zip(grid[:, 0], ("image", "truth", "prediction"), strict=True):
+        axes.set_ylabel(name, fontsize=6.5)
+    title = f"{found.name}\nmIoU {found.miou:.1f} % over all of val; below each image its own, over its classes."
+    figure.suptitle(title, fontsize=6, x=0.01, ha="left", wrap=True)
+    add_legend(figure, found, [found])
+    return figure
+
+
+def add_legend(figure: Figure, found: Segmentation, all_of: Sequence[Segmentation]) -> None:
+    """The colours of the classes that occur in a truth or a prediction; pale where pixels are ignored."""
+    labels = [array for one in all_of for image in one.images for array in (image.truth, image.prediction)]
+    present = sorted(set().union(*(np.unique(array).tolist() for array in labels)))
+    names = {k: found.classes[k] for k in present if k < len(found.classes)}
+    handles = [Patch(color=_hex(found.palette[k]), label=name) for k, name in names.items()]
+    if len(names) < len(present):
+        handles.append(Patch(color=_hex(IGNORED), label="ignored"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(12, len(handles)), fontsize=5.5)
+
+
+def _hex(colour: Sequence[int]) -> str:
+    """(red, green, blue) of 255 as #rrggbb."""
+    return f"#{bytes(colour).hex()}"

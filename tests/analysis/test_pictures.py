@@ -1,0 +1,175 @@
+"""What the pictures show, against the numbers computed plainly; and the command on small real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from analysis.pictures.__main__ import main
+from analysis.pictures.components import Basis, brightness, overlay
+from analysis.pictures.matches import apart, place_colours
+from analysis.pictures.segmentations import IGNORED, Segmentation, Segmented, load_segmentation
+from analysis.pictures.study import panels
+from data.show import matched_cells
+from eval import segmentation
+from pretrain import __main__ as pretrain
+from runtime.errors import UserError
+from sweeps.graph import Graph, build
+from sweeps.study import load_study
+from tests.analysis.conftest import make_study
+
+
+def test_colours_are_principal_components_with_the_signs_of_the_light() -> None:
+    random = np.random.default_rng(0)
+    maps = random.normal(size=(5, 4, 4, 12)) * np.linspace(3, 0.2, 12)
+    light = random.normal(size=(5, 4, 4)) + maps[..., 1]
+    basis = Basis.fit(torch.tensor(maps), torch.tensor(light))
+    rows = maps.reshape(-1, 12)
+    expected = PCA(3).fit(rows)
+    scores = expected.transform(rows)
+    signs = np.sign([np.corrcoef(scores[:, k], light.ravel())[0, 1] for k in range(3)])
+    low, high = np.quantile(scores * signs, [0.02, 0.98], axis=0)
+    found = basis.colours(torch.tensor(maps)).reshape(-1, 3)
+    assert found == pytest.approx(np.clip((scores * signs - low) / (high - low), 0, 1), abs=1e-9)
+    assert basis.shares.numpy() == pytest.approx(expected.explained_variance_ratio_)
+
+
+def test_a_collapsed_map_is_grey_and_no_error() -> None:
+    maps = torch.ones(2, 3, 3, 8)
+    assert (Basis.fit(maps, torch.rand(2, 3, 3)).colours(maps) == 0.5).all()
+
+
+def test_light_and_overlay() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4] = 200
+    assert brightness([image], (2, 2))[0].numpy() == pytest.approx(np.array([[200, 200], [0, 0]]), abs=40)
+    over = overlay(image, np.ones((2, 2, 3)))
+    assert over[0, 0] == pytest.approx(0.5 + 100 / 255)
+    assert over[-1, -1] == pytest.approx(0.5)
+
+
+def test_matches_by_feature_are_the_nearest_and_their_distance_is_told() -> None:
+    random = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(4, 4, 7, generator=random) for _ in range(2))
+    pairs = matched_cells(first, second, 5)
+    a, b = first.reshape(16, 7).numpy(), second.reshape(16, 7).numpy()
+    distances = np.array([[np.linalg.norm(x - y) for y in b] for x in a])
+    wanted = sorted(np.argsort(distances.min(1))[:5].tolist())
+    assert pairs == [(i, int(distances[i].argmin())) for i in wanted]
+    places = [torch.rand(4, 4, 2, generator=random) * 32 for _ in range(2)]
+    flat = [grid.reshape(16, 2).numpy() for grid in places]
+    assert apart(pairs, places) == pytest.approx([np.hypot(*(flat[0][i] - flat[1][j])) for i, j in pairs])
+    corners = place_colours([(0, 0), (3, 0), (12, 0), (15, 0)], (4, 4))
+    assert len(set(corners)) == 4
+
+
+def test_the_score_below_a_segmented_image() -> None:
+    truth = np.array([[0, 0, 1], [1, 255, 255]], np.uint8)
+    prediction = np.array([[0, 1, 1], [1, 0, 2]], np.uint8)
+    one = Segmented("x", np.zeros((2, 3, 3), np.uint8), truth, prediction)
+    assert one.miou(3) == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)  # pixels of 255 count for nothing
+    colours = Segmentation("s", ["a", "b"], [[1, 2, 3], [4, 5, 6]], [one], 0.0).colours(truth)
+    assert colours[0, 2].tolist() == [4, 5, 6]
+    assert tuple(colours[1, 1]) == IGNORED
+
+
+def test_wrong_paths_and_stages_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        main([str(tmp_path / "none")])
+    with pytest.raises(UserError, match="no run was given"):
+        main([])
+    (tmp_path / "run.yaml").write_text("{stage: linear, hash: a, config: {}}")
+    with pytest.raises(UserError, match="pictures are of pretrain and segmentation"):
+        main([str(tmp_path)])
+    with pytest.raises(UserError, match="--images = 0"):
+        main([str(tmp_path), "--images", "0"])
+
+
+STUDY = """
+name: tiny
+question: "?"
+pretrain:
+  config: pretrain/configs/quickstart.yaml
+  set: {data.scenes.train: 40, data.scenes.val: 12, train.duration: 2 steps, optimizer.warmup: 1 steps,
+        train.batch_size: 8, diagnostics_images: 8}
+  grid: {loss.alpha: [0.5, 1.0], seed: [0, 1]}
+evals:
+  seg: {stage: segmentation, config: eval/configs/seg_scenes.yaml,
+        set: {data.scenes.train: 40, data.scenes.val: 12, iterations: 4, batch_size: 4}}
+report: {vary: loss.alpha, baseline: 1.0, x: pretrain.rank_pooled, y: seg.miou}
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    """A study of two alphas and two seeds: of seed 0 alpha 0.5 is segmented, alpha 1 only pretrained; of 1 nothing."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "study.yaml").write_text(STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VICREGL_DATA", str(folder / "data"))
+        graph = build(load_study(folder / "study.yaml"), [f"machine.runs={folder / 'runs'}"])
+        half, one = (next(p for p in graph.points if p.varied == {"loss.alpha": a, "seed": 0}) for a in (0.5, 1.0))
+        for point in (half, one):
+            pretrain.main(point.pretrain.argv(["machine.device=cpu"])[3:])
+        segmentation.main(half.evals["seg"].argv(["machine.device=cpu"])[3:])
+        yield graph
+
+
+def test_a_panel_is_one_curve_at_its_first_seed() -> None:
+    study = make_study({"loss.alpha": [0.5, 1.0], "loss.local": ["both", "location"], "seed": [3, 4]})
+    study.pretrain.config, study.evals = "pretrain/configs/quickstart.yaml", {}
+    study.pretrain.controls = {"no pretraining": {"train.duration": "0 steps", "optimizer.warmup": "0 steps"}}
+    both, location = panels(build(study))
+    assert (both.name, location.name) == ("local = both", "local = location")
+    assert [(p.control, p.varied["loss.alpha"], p.varied["seed"]) for p in both.points] == [
+        (None, 0.5, 3),
+        (None, 1.0, 3),
+        ("no pretraining", None, 3),
+    ]
+
+
+@pytest.mark.slow
+def test_pictures_of_real_runs(made: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half, one = made.points[0], made.points[2]
+    runs = [half.pretrain.run.path, one.pretrain.run.path, half.evals["seg"].run.path]
+    main([*map(str, runs), "--out", str(tmp_path), "--images", "3"])
+    files = [Path(line) for line in capsys.readouterr().out.split()]
+    assert [file.name for file in files] == ["matches.png", "maps.png"] * 2 + ["segmentations.png"]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        with Image.open(file) as image:
+            assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+            assert np.asarray(image.convert("L")).std() > 10
+    main([str(runs[0]), "--out", str(tmp_path), "--images", "3"])
+    assert [file.read_bytes() for file in files] == before
+    study = made.study.file
+    main(["--study", study, f"machine.runs={runs[0].parents[1]}", "--out", str(tmp_path / "study"), "--images", "2"])
+    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["maps.png", "seg.png"]
+    with pytest.raises(UserError, match="is not a folder"):
+        main([str(made.points[1].pretrain.run.path)])
+
+
+@pytest.mark.slow
+def test_predictions_over_all_of_val_give_the_runs_own_miou(made: Graph) -> None:
+    run = made.points[0].evals["seg"].run
+    found = load_segmentation(run.path, 1000)
+    assert len(found.images) == 12
+    areas = np.zeros((2, 11))
+    for one in found.images:
+        counted = one.truth != 255
+        for k in range(11):
+            truth, predicted = one.truth[counted] == k, one.prediction[counted] == k
+            areas[:, k] += (truth & predicted).sum(), (truth | predicted).sum()
+    shares = areas[0][areas[1] > 0] / areas[1][areas[1] > 0]
+    assert 100 * shares.mean() == pytest.approx(found.miou)
+    hidden = run.path.parents[1] / "pretrain"
+    elsewhere = hidden.rename(run.path.parents[2] / "elsewhere")
+    with pytest.raises(UserError, match="put both into one folder of runs"):
+        load_segmentation(run.path, 1)
+    elsewhere.rename(hidden)
