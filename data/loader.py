@@ -54,10 +54,15 @@ class RawBatch:
 class _Steps:
     """The batch of each step, as a function of the step alone."""
 
-    def __init__(self, store: ImageStore, maker: ViewMaker, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, store: ImageStore, maker: ViewMaker, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)
+    ) -> None:
         self.store = store
         self.maker = maker
         self.batch_size = batch_size
+        rank, processes = share
+        size = batch_size // processes
+        self.own = slice(rank * size, (rank + 1) * size)  # of each batch
         self.seed = seed
         self.steps_per_epoch = len(store) // batch_size
         self._order = lru_cache(maxsize=2)(self._shuffle)
@@ -82,11 +87,11 @@ class _Steps:
 
     def _make(self, step: int) -> RawBatch:
         epoch, position = divmod(step, self.steps_per_epoch)
-        chosen = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+        chosen = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size][self.own]
         maker = self.maker
         on_device = maker.config.execution == "device"
         render = maker.crop if on_device else maker.render
-        views = [self._recycler.take((self.batch_size, side, side, 3), np.uint8) for side in maker.sides]
+        views = [self._recycler.take((len(chosen), side, side, 3), np.uint8) for side in maker.sides]
         streams = SampleStreams(self.seed, epoch, _VIEWS)
         plans, numbers = [], []
         for row, index in enumerate(chosen):
@@ -114,6 +119,9 @@ class PretrainLoader:
     gives the same batches, and so does a run that begins at a later step. The last, incomplete batch of an epoch is
     left out.
 
+    `share` is (rank, processes): this process makes that part of each batch of `batch_size`, in order of rank, so
+    that all of them together make what one process would.
+
     Batches come on `device`; on CUDA they are brought there ahead of time, on a stream of their own. `wait_seconds`
     counts how long the caller waited for them.
 
@@ -134,8 +142,11 @@ class PretrainLoader:
         memory_bytes: int = 1 << 30,
         device: torch.device | str = "cpu",
         worker_kind: str = "processes",
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         require(batch_size >= 2, "batch size", batch_size, "2 or more")
+        equal = batch_size % share[1] == 0
+        require(equal, "batch size", batch_size, f"a multiple of the number of processes, {share[1]}")
         dataset = open_dataset(data)
         images = dataset.images("train")
         source = open_source(dataset, images, views.short_side)
@@ -145,7 +156,7 @@ class PretrainLoader:
                 f"dataset {data.name} at {dataset.root} has {len(self._store)} training images, "
                 f"fewer than one batch of {batch_size}; choose a batch size of at most {len(self._store)}"
             )
-        self._steps = _Steps(self._store, ViewMaker(views, grid_size), batch_size, seed)
+        self._steps = _Steps(self._store, ViewMaker(views, grid_size), batch_size, seed, share)
         self._views = views
         self._workers = workers
         self._worker_kind = worker_kind

@@ -1,19 +1,27 @@
 """Pretrain one network: python -m pretrain --config pretrain/configs/quickstart.yaml loss.alpha=0.9 seed=1
 
-Makes (or goes on with) runs/pretrain/<name>/; a run that is done ends at once.
+Makes (or goes on with) runs/pretrain/<name>/; a run that is done ends at once. Several processes, with one GPU each:
+
+    torchrun --nproc-per-node=8 -m pretrain --config ...          on one machine
+    srun --ntasks-per-node=8 ... python -m pretrain --config ...  in a SLURM job
+
+train.batch_size is that of all processes together: their number is not part of the run's name.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from pretrain.config import PretrainConfig, identity
 from runtime import config as configs
-from runtime.config import split_machine
-from runtime.errors import UserError, run_command
-from runtime.rundir import Run, open_run
+from runtime.distributed import World, world_from_environment
+from runtime.errors import run_command
+from runtime.rundir import Run
+from runtime.stage import carry_out
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,30 +30,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, as loss.alpha=0.9")
     arguments = parser.parse_args(argv)
     config = configs.load(PretrainConfig, arguments.config, arguments.overrides)
-    refuse_several_processes()
-    name = identity(config)
-    run = Run.at(config.machine.runs, name)
-    if run.result() is not None:
-        print(f"{run.path} is done")
-        return
+    world = world_from_environment()
+    config.train.share(world.size)
 
-    from pretrain.train import Training, train  # here, so that a wrong config is told at once
-    from runtime.device import prepare
+    def work(run: Run, device: torch.device, world: World) -> dict[str, Any]:
+        from pretrain.train import Training, train  # here, so that a wrong config is told at once
 
-    device = prepare(config.machine)
-    with open_run(config.machine.runs, name, split_machine(config)[1]) as run:
-        print(f"{run.path} on {device}", flush=True)
-        run.write_result(train(Training.build(config, run, device)))
-        print(f"{run.path} is done")
+        return train(Training.build(config, run, device, world))
 
-
-def refuse_several_processes() -> None:
-    """Started by torchrun or srun, every process would train the same run by itself."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise UserError(
-            f"pretraining runs in one process as yet, and WORLD_SIZE is {processes}; start it by `python -m pretrain`"
-        )
+    carry_out(config, identity(config), work, world)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from pretrain.parallel import RandomState, gather_random_states, set_random_state
 from pretrain.probe import OnlineProbe
 from runtime import files
+from runtime.distributed import World
 from runtime.errors import UserError
 from vicregl.model import VICRegLModel
 
-FORMAT = 1
+FORMAT = 2  # 1 had the random numbers of one process, under "rng", and no scaler
+READABLE = (1, FORMAT)
 
 
 @dataclass
@@ -25,10 +30,17 @@ class TrainingState:
     model: VICRegLModel
     optimizer: torch.optim.Optimizer
     probe: OnlineProbe | None
+    scaler: torch.amp.GradScaler  # of float16's gradients; does nothing for other precisions
+    device: torch.device
+    world: World
     step: int = 0  # steps done
     seconds: float = 0.0  # of training, over all attempts
 
     def save(self, path: Path) -> None:
+        """Every process calls this, for its random numbers; process 0 writes."""
+        random = gather_random_states(self.device, self.world)
+        if not self.world.is_main:
+            return
         contents = {
             "format": FORMAT,
             "step": self.step,
@@ -37,13 +49,16 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "probe": None if self.probe is None else self.probe.state_dict(),
             "probe_optimizer": None if self.probe is None else self.probe.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "scaler": self.scaler.state_dict(),
+            "random": random,  # one for each process
         }
         files.write_atomic(path, lambda temporary: torch.save(contents, temporary))
 
-    def load(self, path: Path) -> None:
-        """Go on from the file. UserError if it is cut off, not a checkpoint, or of another network."""
+    def load(self, path: Path) -> bool:
+        """Go on from the file; whether it has this process's random numbers too (saved by equally many processes).
+
+        UserError if it is cut off, not a checkpoint, or of another network.
+        """
         contents = _read(path)
         try:
             self.model.load_state_dict(contents["model"])
@@ -51,12 +66,16 @@ class TrainingState:
             if self.probe is not None:
                 self.probe.load_state_dict(contents["probe"])
                 self.probe.optimizer.load_state_dict(contents["probe_optimizer"])
+            if contents.get("scaler"):
+                self.scaler.load_state_dict(contents["scaler"])
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{path} is a checkpoint of another network or optimiser: {error}") from error
         self.step, self.seconds = contents["step"], contents["seconds"]
-        torch.set_rng_state(contents["rng"])
-        if contents["rng_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(contents["rng_cuda"])
+        random = _random_states(contents)
+        if len(random) != self.world.size:
+            return False
+        set_random_state(random[self.world.rank], self.device)
+        return True
 
 
 def load_model(model: VICRegLModel, path: Path) -> None:
@@ -67,6 +86,13 @@ def load_model(model: VICRegLModel, path: Path) -> None:
         raise UserError(f"{path} is a checkpoint of another network: {error}") from error
 
 
+def _random_states(contents: dict[str, Any]) -> list[RandomState]:
+    if contents["format"] > 1:
+        return contents["random"]
+    cuda = contents["rng_cuda"]  # of every GPU of that machine
+    return [{"cpu": contents["rng"], "cuda": cuda[0] if cuda else None}]
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -75,10 +101,28 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} cannot be read: it is cut off or not a checkpoint ({type(error).__name__}). "
             "Delete it to start this run over, or put a good copy in its place"
         ) from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+    if not isinstance(contents, dict) or contents.get("format") not in READABLE:
         found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
-        raise UserError(f"{path} is not a checkpoint of this version: format {found!r}, expected {FORMAT}")
+        raise UserError(f"{path} is not a checkpoint of this version: format {found!r}, expected {READABLE}")
     return contents
+
+
+def keep(checkpoint: Path, name: str) -> None:
+    """Another name, checkpoints/<name>.pt, for what checkpoint.pt is now; no second copy on the disk."""
+    folder = checkpoint.parent / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    kept = folder / f"{name}.pt"
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(checkpoint, kept)  # the next save puts a new file in checkpoint.pt's place, and this one stays
+    except OSError:  # a file system without hard links
+        files.write_atomic(kept, lambda temporary: shutil.copyfile(checkpoint, temporary))
+
+
+def drop_all_but_last(checkpoint: Path, count: int) -> None:
+    """Of those that are named by their step."""
+    for old in sorted((checkpoint.parent / "checkpoints").glob("step-*.pt"))[:-count]:
+        old.unlink()
 
 
 def save_backbone(model: VICRegLModel, path: Path) -> None:

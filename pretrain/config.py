@@ -8,12 +8,13 @@ from typing import Any
 from data.catalog import DataConfig
 from data.views import ViewsConfig
 from data.workers import KINDS as WORKER_KINDS
-from runtime.config import Duration, MachineConfig, require, split_machine
+from runtime.config import Duration, MachineConfig, added_later, require, split_machine
 from runtime.rundir import Identity
 from vicregl.criterion import CriterionConfig
 from vicregl.model import ModelConfig
 
 STAGE = "pretrain"
+PRECISIONS = ("float32", "bfloat16", "float16")
 FORMAT = 1  # raise it when the same config comes to train something else
 
 
@@ -43,17 +44,31 @@ class OptimizerConfig:
 
 @dataclass
 class TrainConfig:
-    batch_size: int = 512  # images a step
+    batch_size: int = 512  # images a step, of all processes together
     duration: str = "100 epochs"  # "0 steps" saves the random initialisation: the control of a study
-    precision: str = "float32"  # float32 | bfloat16 (autocast; the criterion stays in float32)
+    precision: str = "float32"  # float32 | bfloat16 | float16 (autocast; the criterion stays in float32)
     channels_last: bool = True
     clip_norm: float = 0.0  # of all gradients; 0: no clipping
+    # BatchNorm over the batch of all processes. Without it, what it learns depends on the number of processes.
+    sync_batch_norm: bool = added_later(True)
+    # Parts that a process's share of the batch goes through the network in; the criterion still sees it whole.
+    accumulate: int = added_later(1)
 
     def check(self) -> None:
         require(self.batch_size >= 2, "train.batch_size", self.batch_size, "2 or more: statistics need two samples")
-        require(self.precision in ("float32", "bfloat16"), "train.precision", self.precision, "float32 or bfloat16")
+        require(self.precision in PRECISIONS, "train.precision", self.precision, ", ".join(PRECISIONS))
+        parts = self.accumulate
+        whole = parts >= 1 and self.batch_size % parts == 0
+        require(whole, "train.accumulate", parts, f"a divisor of train.batch_size = {self.batch_size}")
         require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 (off) or more")
         Duration.parse(self.duration, "train.duration")
+
+    def share(self, processes: int) -> int:
+        """Images of each process; UserError where they cannot be divided equally."""
+        parts = processes * self.accumulate
+        allowed = f"a multiple of {parts}: {processes} processes with train.accumulate = {self.accumulate}"
+        require(self.batch_size % parts == 0, "train.batch_size", self.batch_size, allowed)
+        return self.batch_size // processes
 
 
 @dataclass
@@ -73,12 +88,19 @@ class ProbeConfig:
 class PretrainMachineConfig(MachineConfig):
     log_steps: int = 50  # between two rows of metrics.jsonl
     save_minutes: float = 2.0  # between two checkpoints
+    keep_last: int = 0  # checkpoints kept beside checkpoint.pt, as checkpoints/step-00001200.pt
+    keep_every_epochs: int = 0  # keep checkpoints/epoch-0010.pt and so on; 0: none
+    max_minutes: float = 0.0  # then save and end with exit code 75: repeat the command; 0: no limit
+    compile: bool = False  # torch.compile: minutes at the start, quicker steps on a GPU
     worker_kind: str = "processes"  # processes | threads: what `workers` are; data/workers.py tells them apart
 
     def check(self) -> None:
         super().check()
         require(self.log_steps >= 1, "machine.log_steps", self.log_steps, "1 or more")
         require(self.save_minutes >= 0, "machine.save_minutes", self.save_minutes, "0 (every step) or more")
+        require(self.max_minutes >= 0, "machine.max_minutes", self.max_minutes, "0 (no limit) or more")
+        for key in ("keep_last", "keep_every_epochs"):
+            require(getattr(self, key) >= 0, f"machine.{key}", getattr(self, key), "0 (none) or more")
         require(self.worker_kind in WORKER_KINDS, "machine.worker_kind", self.worker_kind, ", ".join(WORKER_KINDS))
 
 
@@ -98,6 +120,9 @@ class PretrainConfig:
     def check(self) -> None:
         require(self.diagnostics_images >= 2, "diagnostics_images", self.diagnostics_images, "2 or more")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+        weights, stages = self.loss.local_stage_weights, len(self.model.local_stages)
+        fits = len(weights) in (0, stages)
+        require(fits, "loss.local_stage_weights", weights, f"one for each of the {stages} model.local_stages, or none")
 
 
 def identity(config: PretrainConfig) -> Identity:

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from runtime.distributed import World
 
-@torch.no_grad()
-def feature_diagnostics(features: Tensor, name: str) -> dict[str, float]:
+
+@dataclass
+class Moments:
+    """What the diagnostics need of an (n, d) feature matrix, in float64: sums, which add up over processes."""
+
+    count: int  # n
+    total: Tensor  # (d,): the sum of the rows
+    gram: Tensor  # (d, d): X^T X
+    squares: Tensor  # (): the sum of all squares
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, features: Tensor) -> Moments:
+        features = features.double()
+        return cls(features.shape[0], features.sum(dim=0), features.T @ features, features.square().sum())
+
+    def over_processes(self, world: World) -> Moments:
+        """Of the rows of all processes, which have equally many."""
+        if world.size > 1:
+            self.count *= world.size
+            for part in (self.total, self.gram, self.squares):
+                dist.all_reduce(part)
+        return self
+
+
+def feature_diagnostics(features: Tensor | Moments, name: str) -> dict[str, float]:
     """`std_<name>`, `correlation_<name>` and `rank_<name>` of (n, d) features, n >= 2.
 
     std: mean over dimensions of the standard deviation, relative to the root mean square of all entries, so that
@@ -16,17 +44,16 @@ def feature_diagnostics(features: Tensor, name: str) -> dict[str, float]:
     rank: effective rank, exp of the entropy of the singular values' shares (RankMe, arXiv 2210.02885), at most
         min(n, d).
     """
-    features = features.double()
-    n = features.shape[0]
-    gram = features.T @ features
-    mean = features.mean(dim=0)
-    covariance = (gram - n * torch.outer(mean, mean)) / (n - 1)
+    moments = features if isinstance(features, Moments) else Moments.of(features)
+    n = moments.count
+    mean = moments.total / n
+    covariance = (moments.gram - n * torch.outer(mean, mean)) / (n - 1)
     std = covariance.diagonal().clamp_min(0).sqrt()
-    scale = features.square().mean().sqrt()
+    scale = (moments.squares / (n * len(mean))).sqrt()
     return {
         f"std_{name}": _ratio(std.mean(), scale),
         f"correlation_{name}": _rms_correlation(covariance, std),
-        f"rank_{name}": _effective_rank(gram),
+        f"rank_{name}": _effective_rank(moments.gram),
     }
 
 

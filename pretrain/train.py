@@ -7,22 +7,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch import nn
 
 from data.catalog import open_dataset
-from data.loader import PretrainLoader, ViewBatch
-from pretrain.checkpoint import TrainingState, save_backbone
+from data.loader import PretrainLoader
+from pretrain.checkpoint import TrainingState, drop_all_but_last, keep, save_backbone
 from pretrain.config import PretrainConfig
-from pretrain.diagnostics import feature_diagnostics
-from pretrain.optimizers import learning_rate, make_optimizer, set_learning_rate
+from pretrain.logger import Logger
+from pretrain.optimizers import learning_rate, make_optimizer
+from pretrain.parallel import prepare_model, seed_apart, wrapped
 from pretrain.probe import OnlineProbe
+from pretrain.scores import final_scores
+from pretrain.step import refuse_batch_statistics, training_step
 from runtime.config import Duration
-from runtime.errors import NotFiniteError, UserError
+from runtime.distributed import World, largest
+from runtime.errors import Unfinished, UserError
 from runtime.rundir import Run
 from runtime.stopping import StopRequest, stop_request
 from vicregl.criterion import VICRegLCriterion
-from vicregl.model import ModelOutput, VICRegLModel
+from vicregl.model import VICRegLModel
+
+# What a process wishes for after a step, beside the numbers of signals (2 and more): the largest wish of all counts.
+NOTHING, SAVE, TIME_IS_UP = 0, 1, 1000
 
 
 @dataclass
@@ -30,57 +36,93 @@ class Training:
     """What the loop needs: built once from the config, before anything of the run is trained."""
 
     config: PretrainConfig
-    run: Run
+    run: Run  # process 0 alone writes in it
     device: torch.device
+    world: World
     loader: PretrainLoader
     criterion: VICRegLCriterion
     state: TrainingState
+    network: nn.Module  # what the loop calls: state.model, or DDP around it
     total_steps: int
     warmup_steps: int
+    began: float  # when this process began to build it
     started: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
     first_step: int = 0  # where this attempt began
 
     @classmethod
-    def build(cls, config: PretrainConfig, run: Run, device: torch.device) -> Training:
+    def build(cls, config: PretrainConfig, run: Run, device: torch.device, world: World) -> Training:
+        began = time.monotonic()
         torch.manual_seed(config.seed)
         model = VICRegLModel(config.model, config.loss.global_weight)
-        grid_size = model.backbone.grid_size
-        loader = PretrainLoader(
-            config.data,
-            config.views,
-            grid_size,
-            config.train.batch_size,
-            config.seed,
-            config.machine.workers,
-            device=device,
-            worker_kind=config.machine.worker_kind,
-        )
-        total = Duration.parse(config.train.duration).steps(loader.steps_per_epoch)
-        warmup = Duration.parse(config.optimizer.warmup).steps(loader.steps_per_epoch)
-        if total and warmup >= total:
-            raise UserError(
-                f"config: optimizer.warmup = {config.optimizer.warmup!r} is {warmup} steps, and the whole training "
-                f"(train.duration = {config.train.duration!r}) has {total}; make the warm-up shorter"
-            )
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
+        if config.train.accumulate > 1:
+            refuse_batch_statistics(model)
+        loader = make_loader(config, model, device, world)
+        total, warmup = durations(config, loader.steps_per_epoch)
+        network = wrapped(model := prepare_model(model, config, device, world), config, device, world)
         probe = make_probe(config, model, device)
-        state = TrainingState(model, make_optimizer(model, config.optimizer), probe)
+        scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
+        state = TrainingState(model, make_optimizer(model, config.optimizer), probe, scaler, device, world)
         criterion = VICRegLCriterion.from_config(config.loss)
-        training = cls(config, run, device, loader, criterion, state, total, warmup)
+        training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, began)
         training.resume()
         return training
 
     def resume(self) -> None:
         checkpoint = self.run.path / "checkpoint.pt"
+        known = self.world.size == 1
         if checkpoint.exists():
-            self.state.load(checkpoint)
+            known = self.state.load(checkpoint)
             self.first_step = self.state.step
-            print(f"going on at step {self.state.step} of {self.total_steps}", flush=True)
-        self.run.drop_metrics_after(self.state.step)
+        if not known:
+            seed_apart(self.config.seed, self.state.step, self.world)
+        if self.world.is_main:
+            if checkpoint.exists():
+                print(f"going on at step {self.state.step} of {self.total_steps}", flush=True)
+            self.run.drop_metrics_after(self.state.step)
 
     def save(self) -> None:
-        self.state.save(self.run.path / "checkpoint.pt")
+        """Every process calls this at the same step."""
+        checkpoint = self.run.path / "checkpoint.pt"
+        self.state.save(checkpoint)
+        self.saved = time.monotonic()
+        if not self.world.is_main:
+            return
+        if self.config.machine.keep_last:
+            keep(checkpoint, f"step-{self.state.step:08}")
+            drop_all_but_last(checkpoint, self.config.machine.keep_last)
+        if self.ends_kept_epoch():
+            keep(checkpoint, f"epoch-{self.state.step // self.loader.steps_per_epoch:04}")
+
+    def ends_kept_epoch(self) -> bool:
+        steps = self.config.machine.keep_every_epochs * self.loader.steps_per_epoch
+        return steps > 0 and self.state.step % steps == 0
+
+
+def make_loader(config: PretrainConfig, model: VICRegLModel, device: torch.device, world: World) -> PretrainLoader:
+    return PretrainLoader(
+        config.data,
+        config.views,
+        model.backbone.grid_size,
+        config.train.batch_size,
+        config.seed,
+        config.machine.workers,
+        device=device,
+        worker_kind=config.machine.worker_kind,
+        share=(world.rank, world.size),
+    )
+
+
+def durations(config: PretrainConfig, steps_per_epoch: int) -> tuple[int, int]:
+    """(steps in all, steps of the warm-up); UserError where the warm-up is not shorter."""
+    total = Duration.parse(config.train.duration).steps(steps_per_epoch)
+    warmup = Duration.parse(config.optimizer.warmup).steps(steps_per_epoch)
+    if total and warmup >= total:
+        raise UserError(
+            f"config: optimizer.warmup = {config.optimizer.warmup!r} is {warmup} steps, and the whole training "
+            f"(train.duration = {config.train.duration!r}) has {total}; make the warm-up shorter"
+        )
+    return total, warmup
 
 
 def make_probe(config: PretrainConfig, model: VICRegLModel, device: torch.device) -> OnlineProbe | None:
@@ -105,134 +147,33 @@ def train(training: Training) -> dict[str, Any]:
             stop_or_save(training, stop, log)
     log.close()
     training.save()
-    save_backbone(state.model, training.run.path / "backbone.safetensors")
+    if training.world.is_main:
+        save_backbone(state.model, training.run.path / "backbone.safetensors")
     return final_scores(training)
 
 
-def training_step(training: Training, batch: ViewBatch, lr: float) -> tuple[dict[str, Tensor], ModelOutput]:
-    """One optimiser step; a loss that is not finite stops the run before it reaches the weights."""
-    config, state = training.config, training.state
-    output = forward(training, batch)
-    locations = [locations.to(training.device, non_blocking=True) for locations in batch.locations]
-    losses = training.criterion(output.embeddings, output.maps, locations)
-    stop_if_not_finite(losses, state.step)
-    set_learning_rate(state.optimizer, lr)
-    state.optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    if config.train.clip_norm:
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
-    state.optimizer.step()
-    if state.probe is not None and batch.labels is not None:
-        state.probe.update(output.pooled[0], batch.labels.to(training.device))
-    return losses, output
-
-
-def forward(training: Training, batch: ViewBatch) -> ModelOutput:
-    layout = torch.channels_last if training.config.train.channels_last else torch.contiguous_format
-    views = [view.to(training.device, memory_format=layout, non_blocking=True) for view in batch.images]
-    with torch.autocast(training.device.type, torch.bfloat16, enabled=training.config.train.precision == "bfloat16"):
-        return training.state.model(views)
-
-
-def stop_if_not_finite(losses: dict[str, Tensor], step: int) -> None:
-    if torch.isfinite(losses["loss"]):
-        return
-    broken = {name: float(value.detach()) for name, value in losses.items() if not torch.isfinite(value)}
-    terms = ", ".join(f"{name} = {value}" for name, value in broken.items() if name != "loss" or len(broken) == 1)
-    raise NotFiniteError(
-        f"the loss is not finite at step {step}: {terms}. The last checkpoint is kept. Usual reasons: "
-        "optimizer.base_lr too high, optimizer.warmup too short (train.clip_norm may help)"
-    )
-
-
 def stop_or_save(training: Training, stop: StopRequest, log: Logger) -> None:
-    """Save when it is time to, and on a stop request before ending."""
-    if stop:
-        training.save()
-        log.close()
-        stop.leave()
-    if time.monotonic() - log.saved > 60 * training.config.machine.save_minutes:
-        training.save()
-        log.saved = time.monotonic()
+    """Save when it is time to, and on any process's stop request before all of them end."""
+    wish = largest(wish_of(training, stop))
+    if wish == NOTHING:
+        return
+    training.save()
+    if wish == SAVE:
+        return
+    log.close()
+    if wish == TIME_IS_UP:
+        raise Unfinished(f"machine.max_minutes = {training.config.machine.max_minutes:g} are used up")
+    stop.signal = wish
+    stop.leave()
 
 
-class Logger:
-    """metrics.jsonl, TensorBoard, the heartbeat's progress and the printed line."""
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-        self.saved = self.printed = time.monotonic()
-        self.before = training.state.seconds
-        self.row = (time.monotonic(), 0.0)  # when the last row was written, and the seconds waited for data by then
-        self.board = SummaryWriter(str(training.run.path / "tensorboard"), purge_step=training.state.step + 1)
-        training.run.progress(training.state.step, training.total_steps, "steps")
-
-    def after_step(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
-        training = self.training
-        step, total = training.state.step, training.total_steps
-        training.state.seconds = self.before + time.monotonic() - training.started
-        training.run.progress(step, total, "steps")
-        if step % training.config.machine.log_steps == 0 or step == total:
-            self.write_row(batch, lr, losses, output)
-        if time.monotonic() - self.printed > training.config.machine.log_seconds or step == total:
-            self.print_line(float(losses["loss"].detach()))
-
-    def write_row(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
-        state = self.training.state
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        values |= {"learning_rate": lr, "seconds": state.seconds, "data_wait_percent": self.data_wait_percent()}
-        values |= batch_diagnostics(output)
-        if state.probe is not None:
-            values["probe_top1"] = state.probe.accuracy()
-        if self.training.loader.skipped:
-            values["images_skipped"] = self.training.loader.skipped
-        self.training.run.append_metrics({"step": state.step, "epoch": batch.epoch, "time": time.time(), **values})
-        for name, value in values.items():
-            self.board.add_scalar(name, value, state.step)
-
-    def data_wait_percent(self) -> float:
-        """Share of the time since the last row in which the loop waited for batches."""
-        (since, waited), self.row = self.row, (time.monotonic(), self.training.loader.wait_seconds)
-        return 100 * (self.row[1] - waited) / (self.row[0] - since)
-
-    def print_line(self, loss: float) -> None:
-        training = self.training
-        step, total = training.state.step, training.total_steps
-        a_step = (time.monotonic() - training.started) / (step - training.first_step)
-        probe = "" if training.state.probe is None else f", probe top-1 {training.state.probe.accuracy():.1f} %"
-        left = time.strftime("%H:%M:%S", time.gmtime(a_step * (total - step)))
-        images = training.config.train.batch_size / a_step
-        print(f"step {step}/{total}, loss {loss:.3f}{probe}, {images:.0f} images/s, {left} left", flush=True)
-        self.printed = time.monotonic()
-
-    def close(self) -> None:
-        self.board.close()
-
-
-def batch_diagnostics(output: ModelOutput) -> dict[str, float]:
-    """Diagnostics of the first view's features in this batch: pooled (B, F), local (B * P, F)."""
-    pooled = feature_diagnostics(output.pooled[0].detach(), "pooled")
-    return pooled | feature_diagnostics(output.features[0].flatten(0, 1), "local")
-
-
-@torch.no_grad()
-def final_scores(training: Training) -> dict[str, Any]:
-    """Diagnostics of the frozen backbone over the first images of the training set's views, and the last figures."""
-    state, config = training.state, training.config
-    state.model.eval()
-    steps = -(-config.diagnostics_images // config.train.batch_size)
-    scores: dict[str, Any] = {"steps": state.step, "seconds": state.seconds, **backbone_diagnostics(training, steps)}
-    last = next((row for row in reversed(training.run.metrics()) if "loss" in row), None)
-    if last is not None:
-        scores |= {"loss": last["loss"]} | {k: last[k] for k in ("probe_top1", "images_skipped") if k in last}
-    return scores
-
-
-def backbone_diagnostics(training: Training, steps: int) -> dict[str, float]:
-    """Diagnostics of the backbone's features of the first view over the batches of the first `steps` steps."""
-    pooled, local = [], []
-    for batch in training.loader.batches(0, steps):
-        feature_map, vector = training.state.model.backbone(batch.images[0].to(training.device))
-        pooled.append(vector.float())
-        local.append(feature_map.float().flatten(2).transpose(1, 2).flatten(0, 1))
-    return feature_diagnostics(torch.cat(pooled), "pooled") | feature_diagnostics(torch.cat(local), "local")
+def wish_of(training: Training, stop: StopRequest) -> int:
+    """What this process wishes for after the step."""
+    machine, now = training.config.machine, time.monotonic()
+    if stop.signal is not None:
+        return stop.signal
+    if machine.max_minutes and now - training.began > 60 * machine.max_minutes:
+        return TIME_IS_UP
+    if now - training.saved > 60 * machine.save_minutes or training.ends_kept_epoch():
+        return SAVE
+    return NOTHING

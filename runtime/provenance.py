@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
+# In the folder of code that was copied for a submission (sweeps/slurm/snapshot.py): where the copy came from.
+SNAPSHOT = "snapshot.json"
 VERSIONS_OF = ("torch", "torchvision", "timm", "mmengine", "mmsegmentation", "mmcv-lite", "mmcv", "numpy")
 
 
@@ -20,15 +23,19 @@ def collect() -> dict[str, Any]:
     """Commit, dirty or not, versions, host, processor, command and time of this process."""
     import torch
 
+    from runtime import distributed
+
     return {
         "commit": commit(),
         "dirty": bool(dirty_diff()),
+        **({"snapshot": str(PROJECT)} if _snapshot() is not None else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": socket.gethostname(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": distributed.world_from_environment().size,
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "versions": _versions(),
@@ -37,7 +44,8 @@ def collect() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the code, or None outside a git checkout."""
-    return _git("rev-parse", "HEAD")
+    copied = _snapshot()
+    return _git("rev-parse", "HEAD") if copied is None else copied["commit"]
 
 
 def dirty_diff() -> str:
@@ -45,7 +53,17 @@ def dirty_diff() -> str:
 
     reports/ is left out: it is made by the code, so remaking it changes no result.
     """
-    return _git("diff", "HEAD", "--", ".", ":!reports") or ""
+    copied = _snapshot()
+    return (_git("diff", "HEAD", "--", ".", ":!reports") if copied is None else copied["diff"]) or ""
+
+
+def _snapshot() -> dict[str, Any] | None:
+    """What is told of this copy of the code, None where it is no copy. It may lie within another checkout."""
+    try:
+        told: dict[str, Any] = json.loads((PROJECT / SNAPSHOT).read_text())
+    except FileNotFoundError:
+        return None
+    return told
 
 
 def _git(*arguments: str) -> str | None:

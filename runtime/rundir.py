@@ -164,11 +164,15 @@ def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> I
         except Unfinished:
             raise
         except Exception as error:
-            message = str(error) or repr(error)
-            record = {"class": type(error).__name__, "message": message, "time": time.time()}
-            with suppress(OSError, UserError):  # on a full disk: the error itself is what the user needs
-                files.write_json(run.path / "failure.json", record)
+            record_failure(run, error)
             raise
+
+
+def record_failure(run: Run, error: Exception) -> None:
+    """failure.json. Only for the holder of the run."""
+    record = {"class": type(error).__name__, "message": str(error) or repr(error), "time": time.time()}
+    with suppress(OSError, UserError):  # on a full disk: the error itself is what the user needs
+        files.write_json(run.path / "failure.json", record)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def weights(runs) -> dict[str, torch.Tensor]:
     return load_file(only_run(runs).path / "backbone.safetensors")
 
 
-CLOCKS = ("time", "seconds", "data_wait_percent")
+CLOCKS = ("time", "seconds", "data_wait_percent", "images_per_second")
 
 
 def rows(runs):
@@ -126,8 +126,18 @@ def test_what_a_run_leaves_behind(tmp_path, arguments, command):
     assert {"run.yaml", "metrics.jsonl", "checkpoint.pt", "backbone.safetensors", "result.json", "tensorboard"} <= names
     result = run.result()
     assert result["steps"] == STEPS
-    for key in ("loss", "probe_top1", "std_pooled", "correlation_local", "rank_pooled", "rank_local", "seconds"):
+    for key in (
+        "loss",
+        "probe_top1",
+        "std_pooled",
+        "correlation_local",
+        "rank_pooled",
+        "rank_local",
+        "seconds",
+        "peak_memory_gb",
+    ):
         assert key in result
+    assert result["seconds_per_step"] == pytest.approx(result["seconds"] / STEPS)
     row = run.metrics()[-1]
     local = sum(row[f"local_{term}"] for term in ("invariance", "variance", "covariance"))
     pooled = sum(row[f"global_{term}"] for term in ("invariance", "variance", "covariance"))
@@ -157,6 +167,11 @@ def test_zero_steps_save_the_random_initialisation(tmp_path, arguments, command)
         (["loss.num_matches=[0,4]"], 2, ["num_matches", "0"]),
         (["train.batch_size=1"], 2, ["train.batch_size", "1"]),
         (["train.batch_size=49"], 2, ["49", "48"]),
+        (["train.accumulate=3"], 2, ["train.accumulate", "3", "16"]),
+        (["train.accumulate=2"], 2, ["train.accumulate", "BatchNorm", "backbone.trunk.stem", "projector_norm=layer"]),
+        (["train.precision=half"], 2, ["half", "float16"]),
+        (["loss.local_stage_weights=[1,2]"], 2, ["loss.local_stage_weights", "[1.0, 2.0]", "1 model.local_stages"]),
+        (["model.backbone.name=vit_tiny_patch16_224"], 2, ["vit_tiny_patch16_224", "no map", "convolutional"]),
         (["train.duration=10"], 2, ["train.duration", "steps"]),
         (["optimizer.warmup=14 steps"], 2, ["optimizer.warmup", "14"]),
         (["model.backbone.name=resnet51"], 2, ["resnet51", "resnet50"]),
@@ -270,11 +285,3 @@ def test_a_full_disk_keeps_the_former_checkpoint(small_disk, arguments, command)
     run = only_run(small_disk.path)
     assert torch.load(run.path / "checkpoint.pt", weights_only=True)["step"] == 1
     assert not list(run.path.glob(".*.tmp"))
-
-
-def test_several_processes_are_refused_before_anything_is_made(tmp_path, arguments, command, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    done = command(*arguments(tmp_path))
-    assert done.returncode == 2
-    assert "WORLD_SIZE is 4" in done.stderr
-    assert not list(tmp_path.iterdir())

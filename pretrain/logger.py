@@ -1,0 +1,100 @@
+"""metrics.jsonl, TensorBoard, the heartbeat's progress and the printed line."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from data.loader import ViewBatch
+from pretrain.scores import GB, batch_diagnostics, peak_memory
+from runtime.text import describe_seconds
+from vicregl.model import ModelOutput
+
+if TYPE_CHECKING:
+    from pretrain.train import Training
+
+
+class Clock:
+    """Images a second and the share of time spent waiting for data, since it was last asked."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.last = self._now()
+
+    def _now(self) -> tuple[float, int, float]:
+        return time.monotonic(), self.training.state.step, self.training.loader.wait_seconds
+
+    def read(self) -> tuple[float, float]:
+        """(images a second of all processes together, percent of this process's time that it waited for data)"""
+        (since, step, waited), self.last = self.last, self._now()
+        seconds = self.last[0] - since
+        images = (self.last[1] - step) * self.training.config.train.batch_size
+        return images / seconds, 100 * (self.last[2] - waited) / seconds
+
+
+class Logger:
+    """Every process has one, because rows are over all of them; process 0 writes and prints."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.printed = time.monotonic()
+        self.before = training.state.seconds
+        self.row_clock, self.line_clock = Clock(training), Clock(training)
+        self.board: SummaryWriter | None = None
+        if training.world.is_main:
+            self.board = SummaryWriter(str(training.run.path / "tensorboard"), purge_step=training.state.step + 1)
+            training.run.progress(training.state.step, training.total_steps, "steps")
+
+    def after_step(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
+        training = self.training
+        step, total = training.state.step, training.total_steps
+        training.state.seconds = self.before + time.monotonic() - training.started
+        training.run.progress(step, total, "steps")
+        if step % training.config.machine.log_steps == 0 or step == total:
+            self.write_row(batch, lr, losses, output)
+        if time.monotonic() - self.printed > training.config.machine.log_seconds or step == total:
+            self.print_line(float(losses["loss"].detach()))
+
+    def write_row(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
+        training, state = self.training, self.training.state
+        diagnostics = batch_diagnostics(output, training.world)  # of all processes: each takes part
+        if self.board is None:
+            return
+        images_per_second, waited = self.row_clock.read()
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        values |= {"learning_rate": lr, "seconds": state.seconds, "data_wait_percent": waited}
+        values |= {"images_per_second": images_per_second} | diagnostics
+        if training.device.type == "cuda":
+            values["peak_gpu_gb"] = peak_memory(training.device) / GB
+        if state.probe is not None:
+            values["probe_top1"] = state.probe.accuracy()
+        if training.loader.skipped:
+            values["images_skipped"] = training.loader.skipped
+        training.run.append_metrics({"step": state.step, "epoch": batch.epoch, "time": time.time(), **values})
+        for name, value in values.items():
+            self.board.add_scalar(name, value, state.step)
+
+    def print_line(self, loss: float) -> None:
+        training = self.training
+        self.printed = time.monotonic()
+        if not training.world.is_main:
+            return
+        step, total = training.state.step, training.total_steps
+        images_per_second, waited = self.line_clock.read()
+        left = (self.printed - training.started) / (step - training.first_step) * (total - step)
+        parts = [f"step {step}/{total}", f"loss {loss:.3f}"]
+        if training.state.probe is not None:
+            parts.append(f"probe top-1 {training.state.probe.accuracy():.1f} %")
+        parts += [f"{images_per_second:.0f} images/s", f"{waited:.0f} % waiting for data"]
+        if training.device.type == "cuda":
+            total_memory = torch.cuda.get_device_properties(training.device).total_memory
+            parts.append(f"{peak_memory(training.device) / GB:.1f} of {total_memory / GB:.0f} GB GPU memory")
+        print(", ".join([*parts, f"{describe_seconds(left)} left"]), flush=True)
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()

@@ -1,0 +1,141 @@
+"""One optimiser step: the network's outputs, the criterion, the gradients, the update."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.loader import ViewBatch
+from pretrain.optimizers import set_learning_rate
+from pretrain.parallel import gather_rows, outputs, random_state, set_random_state
+from runtime.errors import NotFiniteError, UserError
+from vicregl.model import ModelOutput, VICRegLModel
+
+if TYPE_CHECKING:
+    from pretrain.train import Training
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def training_step(training: Training, batch: ViewBatch, lr: float) -> tuple[dict[str, Tensor], ModelOutput]:
+    """One optimiser step; a loss that is not finite stops the run before it reaches the weights."""
+    config, state = training.config, training.state
+    locations = [locations.to(training.device, non_blocking=True) for locations in batch.locations]
+    compute = gradients if config.train.accumulate == 1 else gradients_in_parts
+    losses, output = compute(training, batch.images, locations)
+    set_learning_rate(state.optimizer, lr)
+    if config.train.clip_norm:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.probe is not None and batch.labels is not None:
+        # The same update everywhere, on the samples of all processes: as one process makes it.
+        labels = gather_rows(batch.labels.to(training.device), training.world)
+        state.probe.update(gather_rows(output.pooled[0].detach(), training.world), labels)
+    return losses, output
+
+
+def gradients(
+    training: Training, views: list[Tensor], locations: list[Tensor]
+) -> tuple[dict[str, Tensor], ModelOutput]:
+    """Losses and outputs of the batch, and every parameter's gradient in its place."""
+    state = training.state
+    output = forward(training, training.network, views)
+    losses = training.criterion(output.embeddings, output.maps, locations)
+    stop_if_not_finite(losses, state.step)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(losses["loss"]).backward()
+    return losses, output
+
+
+def gradients_in_parts(
+    training: Training, views: list[Tensor], locations: list[Tensor]
+) -> tuple[dict[str, Tensor], ModelOutput]:
+    """The same, with the activations of one part of the batch at a time in memory.
+
+    The criterion needs every sample's outputs: they are computed first, without gradient; then its gradients with
+    respect to them are handed to the network a part at a time, computed again with the same random numbers. Exact for a
+    network whose outputs for a sample depend on that sample alone (`refuse_batch_statistics`), at the price of one more
+    forward pass.
+    """
+    state, network = training.state, training.network
+    count = training.config.train.accumulate
+    parts = list(zip(*(view.chunk(count) for view in views), strict=True))
+    states, found = [], []
+    with torch.no_grad():
+        for part in parts:
+            states.append(random_state(training.device))
+            found.append(forward(training, state.model, part))
+    output = joined(found)
+    leaves = [tensor.requires_grad_() for tensor in outputs(output)]
+    losses = training.criterion(output.embeddings, output.maps, locations)
+    stop_if_not_finite(losses, state.step)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(losses["loss"]).backward()
+    wanted = zip(*(leaf.grad.chunk(count) for leaf in leaves if leaf.grad is not None), strict=True)
+    for number, (part, state_before, part_grads) in enumerate(zip(parts, states, wanted, strict=True)):
+        set_random_state(state_before, training.device)
+        # Gradients are added up here, and averaged over the processes with the last part.
+        alone = isinstance(network, DistributedDataParallel) and number < count - 1
+        with network.no_sync() if alone else nullcontext():  # type: ignore[operator]  # DDP's
+            again = outputs(forward(training, network, part))
+            reached = [tensor for tensor, leaf in zip(again, leaves, strict=True) if leaf.grad is not None]
+            torch.autograd.backward(reached, part_grads)
+    return losses, output
+
+
+def joined(found: list[ModelOutput]) -> ModelOutput:
+    """The outputs of the parts of a batch as those of the batch."""
+    first = found[0]
+
+    def rows(lists: list[list[Tensor]]) -> list[Tensor]:
+        return [torch.cat(same) for same in zip(*lists, strict=True)]
+
+    if first.maps and isinstance(first.maps[0], list):
+        stages = range(len(first.maps))
+        maps: list[Tensor] | list[list[Tensor]] = [rows([part.maps[k] for part in found]) for k in stages]  # type: ignore[misc]
+    else:
+        maps = rows([part.maps for part in found])  # type: ignore[misc]
+    return ModelOutput(
+        rows([part.embeddings for part in found]),
+        maps,
+        rows([part.pooled for part in found]),
+        rows([part.features for part in found]),
+    )
+
+
+def refuse_batch_statistics(model: VICRegLModel) -> None:
+    """UserError where a sample's output depends on the others in training, which parts of a batch would change."""
+    for name, module in model.named_modules():
+        own = dict(module.named_buffers(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or {"running_mean", "running_var"} & set(own):
+            raise UserError(
+                f"config: train.accumulate needs a network without batch statistics, and {name} is a "
+                f"{type(module).__name__}; choose LayerNorm (a ConvNeXt with model.projector_norm=layer), more "
+                "processes (train.sync_batch_norm), or train.accumulate=1"
+            )
+
+
+def forward(training: Training, network: nn.Module, images: list[Tensor] | tuple[Tensor, ...]) -> ModelOutput:
+    train = training.config.train
+    layout = torch.channels_last if train.channels_last else torch.contiguous_format
+    views = [view.to(training.device, memory_format=layout, non_blocking=True) for view in images]
+    dtype = AUTOCAST.get(train.precision)
+    with torch.autocast(training.device.type, dtype, enabled=dtype is not None):
+        return network(views)
+
+
+def stop_if_not_finite(losses: dict[str, Tensor], step: int) -> None:
+    if torch.isfinite(losses["loss"]):
+        return
+    broken = {name: float(value.detach()) for name, value in losses.items() if not torch.isfinite(value)}
+    terms = ", ".join(f"{name} = {value}" for name, value in broken.items() if name != "loss" or len(broken) == 1)
+    raise NotFiniteError(
+        f"the loss is not finite at step {step}: {terms}. The last checkpoint is kept. Usual reasons: "
+        "optimizer.base_lr too high, optimizer.warmup too short (train.clip_norm may help)"
+    )
