@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweeps.cancelled import forgive
+from sweeps.failures import oom_kills
 from sweeps.graph import Node
 
 LOG = "log.txt"
@@ -32,12 +34,15 @@ class Child:
     started: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
     first_done: int | None = None  # where it began: 0, or what a resumed run said first
+    gpu: str | None = None  # the one that it sees, as CUDA_VISIBLE_DEVICES names it; None: what this process sees
+    oom_kills: int = field(default_factory=oom_kills)  # of the kernel, here, before it began
 
     @classmethod
-    def start(cls, node: Node, threads: int, machine: Iterable[str] = ()) -> Child:
+    def start(cls, node: Node, threads: int, machine: Iterable[str] = (), gpu: str | None = None) -> Child:
         argv = node.argv([*machine, f"machine.threads={threads}"])
         first_done = 0 if node.run.state() == "new" else None
         log = node.run.path / LOG
+        forgive(node.run)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
             log_start = output.tell()
@@ -48,12 +53,12 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(threads),
+                env=_environment(threads) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
                 # A group of its own: Ctrl-C in the terminal reaches the sweep alone, which then stops each run once.
                 start_new_session=True,
                 preexec_fn=_dies_with_parent(),
             )
-        return cls(node, process, log, log_start, first_done=first_done)
+        return cls(node, process, log, log_start, first_done=first_done, gpu=gpu)
 
     @property
     def seconds(self) -> float:

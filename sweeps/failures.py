@@ -25,6 +25,7 @@ from typing import Any
 from runtime import files
 from runtime.errors import Unfinished, UserError
 from runtime.rundir import Run
+from sweeps.cancelled import is_cancelled
 from sweeps.slurm.queue import JobInfo
 
 KINDS = (
@@ -88,6 +89,8 @@ def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -
 
     Never raises.
     """
+    if is_cancelled(run):
+        return Failure("cancelled", "it was cancelled; `retry` takes it up again")
     record = _record(run, info)
     by_state = _OF_STATE.get(info.state) if info is not None else None
     if record is not None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
 from runtime.device import available_cores
-from runtime.errors import BusyError
+from runtime.errors import BusyError, Unfinished
+from sweeps.cancelled import is_cancelled
 from sweeps.children import Child, stop_all
 from sweeps.display import Display, Snapshot
 from sweeps.estimate import Estimator, time_left
+from sweeps.failures import record_death
 from sweeps.graph import Graph, Node
 
 POLL_SECONDS = 0.2
@@ -34,6 +37,7 @@ class LocalSweep:
     workers: int
     display: Display
     machine: tuple[str, ...] = ()  # `machine.*=value` overrides for every run
+    gpus: tuple[str, ...] = ()  # shared out among the runs at work; none: every run sees what this process sees
     waiting: list[Node] = field(default_factory=list)
     running: list[Child] = field(default_factory=list)
     elsewhere: list[Node] = field(default_factory=list)  # another process works on them
@@ -52,6 +56,7 @@ class LocalSweep:
         self.estimator = Estimator.from_finished(self.done)
         self.waiting.sort(key=self.estimator.priority, reverse=True)
         self._looked_elsewhere = time.monotonic()
+        self.began = time.time()
 
     def run(self) -> int:
         """Run what is not done; 0 if everything is done at the end, 1 if anything failed, 128 + n on signal n.
@@ -92,6 +97,7 @@ class LocalSweep:
             elif code == BusyError.exit_code:  # another sweep began it in the same moment
                 self.elsewhere.append(child.node)
             else:
+                record_death(child.node.run, code, child.started_at, child.oom_kills)
                 self._fail(child, code)
 
     def _finish(self, node: Node, seconds: float | None) -> None:
@@ -101,11 +107,16 @@ class LocalSweep:
         self.display.finished(node, seconds)
 
     def _fail(self, child: Child, code: int) -> None:
-        self.failed.append(child.node)
-        behind = [node for node in child.node.children if node in self.waiting]
-        self.waiting = [node for node in self.waiting if node not in behind]
-        self.blocked.extend(behind)
+        behind = self._give_up(child.node)
         self.display.failed(child, _ending(child, code), behind)
+
+    def _give_up(self, node: Node) -> list[Node]:
+        """What waits for the run is blocked."""
+        self.failed.append(node)
+        behind = [child for child in node.children if child in self.waiting]
+        self.waiting = [waiting for waiting in self.waiting if waiting not in behind]
+        self.blocked.extend(behind)
+        return behind
 
     def _look_elsewhere(self) -> None:
         if time.monotonic() - self._looked_elsewhere < ELSEWHERE_SECONDS:
@@ -126,14 +137,22 @@ class LocalSweep:
             if len(self.running) >= self.workers:
                 return
             self.waiting.remove(node)
+            if is_cancelled(node.run, self.began):
+                self._give_up(node)
+                continue
             state = node.run.state()  # another sweep may have been at it since this one began
             if state == "done":
                 self._finish(node, None)
             elif state == "running":
                 self.elsewhere.append(node)
             else:
-                self.running.append(Child.start(node, threads, self.machine))
+                self.running.append(Child.start(node, threads, self.machine, self._free_gpu()))
                 self.display.started(self.running[-1])
+
+    def _free_gpu(self) -> str | None:
+        """The one that the fewest runs are on."""
+        used = Counter(child.gpu for child in self.running)
+        return min(self.gpus, key=lambda gpu: used[gpu], default=None)
 
     def snapshot(self) -> Snapshot:
         left: dict[Node, float | None] = {node: self.estimator.seconds(node) for node in self.elsewhere}
@@ -162,8 +181,8 @@ def _ending(child: Child, code: int) -> str:
     failure = child.node.run.failure()
     if isinstance(failure, dict) and failure.get("time", 0) >= child.started_at:  # else of a former attempt
         return f"{failure.get('class', 'error')}: {failure.get('message')}"
-    if code == -signal.SIGKILL:
-        return "killed (signal 9); usual reason: out of memory; fewer --workers need less"
+    if code == Unfinished.exit_code:
+        return "it was asked to stop, and has saved where it is"
     if code < 0:
         return f"ended by signal {-code}"
     if code == 0:
@@ -192,6 +211,6 @@ def _stop_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def run(graph: Graph, workers: int, display: Display, machine: Sequence[str] = ()) -> int:
+def run(graph: Graph, workers: int, display: Display, machine: Sequence[str] = (), gpus: Sequence[str] = ()) -> int:
     """Run a graph here; the exit code says how it went."""
-    return LocalSweep(graph, workers, display, tuple(machine)).run()
+    return LocalSweep(graph, workers, display, tuple(machine), tuple(gpus)).run()

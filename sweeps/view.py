@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sweeps.cancelled import is_cancelled
 from sweeps.children import LOG
 from sweeps.estimate import Estimator
 from sweeps.failures import Failure, classify
@@ -89,7 +89,6 @@ class View:
 def look(graph: Graph) -> dict[Node, View]:
     """The view of every run, now: one sacct call, and one squeue call where that leaves something open."""
     jobs = jobs_of(graph)
-    begun = time.time()
     states = {node: node.run.state() for node in graph.nodes}
     infos = _ask(jobs, [node for node, state in states.items() if state != "done"])
     for node, info in infos.items():
@@ -97,7 +96,7 @@ def look(graph: Graph) -> dict[Node, View]:
             states[node] = node.run.state()
     views: dict[Node, View] = {}
     for node in graph.nodes:
-        views[node] = _view(node, states[node], jobs.get(node), infos.get(node), views.get(_parent(node)), begun)
+        views[node] = _view(node, states[node], jobs.get(node), infos.get(node), views.get(_parent(node)))
     return views
 
 
@@ -125,7 +124,7 @@ def _ask(jobs: Mapping[Node, Job], nodes: Iterable[Node]) -> dict[Node, JobInfo]
     return {node: answers[job.job] for node, job in wanted.items()}
 
 
-def _view(node: Node, state: str, job: Job | None, info: JobInfo | None, parent: View | None, now: float) -> View:
+def _view(node: Node, state: str, job: Job | None, info: JobInfo | None, parent: View | None) -> View:
     if state in ("done", "running"):
         return View(node, state, job, info)
     if parent is not None and parent.state in ("failed", "blocked"):
@@ -135,8 +134,7 @@ def _view(node: Node, state: str, job: Job | None, info: JobInfo | None, parent:
     if info is not None and info.working:
         return View(node, "running", job, info)
     over = info is not None and (info.ended or info.gone)
-    if state == "failed" or over:
-        # A record that is older than the newest job is of a former one, even where nobody tells when that began.
+    if state == "failed" or over or is_cancelled(node.run):
         return View(node, "failed", job, info, classify(node.run, info, logs_of(node, job)))
     return View(node, state, job, info)
 

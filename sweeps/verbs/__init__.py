@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from sweeps.verbs import plan, run, status
+from sweeps.verbs import cancel, clean, logs, plan, run, status
 from sweeps.verbs.request import Request
 
-VERBS: dict[str, ModuleType] = {"plan": plan, "run": run, "status": status}
+VERBS: dict[str, ModuleType] = {
+    "plan": plan,
+    "run": run,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "clean": clean,
+}
 
 __all__ = ["VERBS", "Request"]

@@ -24,7 +24,7 @@ MOST_ROWS = 60  # of a table for readers; --json has all
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_workers(parser, local.default_workers())
+    add_workers(parser)
     add_cluster(parser)
     parser.add_argument("--json", action="store_true", help="for scripts")
 
@@ -32,11 +32,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(request: Request) -> int:
     views, arguments = look(request.graph), request.arguments
     estimator = estimator_of(views)
-    left = expected(views, arguments.workers, estimator)
+    workers = arguments.workers or local.default_workers()
+    left = expected(views, workers, estimator)
     if arguments.json:
         print(json.dumps(document(request.graph, views, left, estimator), indent=2))
     else:
-        show(request.graph, views, left, estimator, arguments.workers)
+        show(request.graph, views, left, estimator, workers)
     return 0
 
 

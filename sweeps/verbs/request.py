@@ -43,13 +43,13 @@ def default_cluster() -> str:
     return "slurm" if configured and shutil.which("sbatch") else "local"
 
 
-def add_workers(parser: argparse.ArgumentParser, default: int) -> None:
+def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=_count,
-        default=default,
-        help="runs at a time on this machine; each gets its share of the cores (default: %(default)s)",
+        help="runs at a time on this machine, which share its cores (default: one a GPU; one a core, 8 at most)",
     )
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use of this machine (default: all; 0: none)")
 
 
 def _count(text: str) -> int:
