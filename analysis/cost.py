@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from analysis.labels import project_path
-from analysis.table import Table
+from analysis.labels import number, project_path, symbol, value_text
+from analysis.material import Material
+from analysis.table import NONE, Table
 from runtime.text import describe_seconds
 from sweeps.study import Study
 
@@ -45,6 +47,53 @@ def table_of(frame: pd.DataFrame) -> Table:
         times = (describe_seconds(seconds.sum()), describe_seconds(seconds.mean()), spread)
         lines.append([str(part), f"{len(seconds)} of {len(runs)}", *times])
     return Table(["stage", "runs with a time", "together", "a run", "shortest to longest"], [lines])
+
+
+TIME, MEMORY = "milliseconds", "gigabytes"  # columns of cost_of_a_step
+
+
+def cost_of_a_step(material: Material) -> pd.DataFrame:
+    """Columns varied, group, milliseconds, gigabytes; a row each finished pretraining of the grid that trained at all.
+
+    The run's own seconds over its steps: data, diagnostics and saving included. Gigabytes: the most that a process
+    took; NaN for a run that did not measure it.
+    """
+    keys = [f"grid.{key}" for key in material.study.row_keys]
+    frame, wanted = material.frame, ["pretrain.result.seconds", "pretrain.result.steps"]
+    if not set(wanted) <= set(frame.columns):
+        return pd.DataFrame({name: [] for name in ("varied", "group", TIME, MEMORY)})
+    runs = frame[frame["control"].isna()].drop_duplicates("pretrain.run").dropna(subset=wanted)
+    runs = runs[runs["pretrain.result.steps"] > 0]
+    names = [", ".join(f"{symbol(k)} = {value_text(r[k])}" for k in keys[1:]) for r in runs.to_dict("records")]
+    milliseconds = 1000 * runs["pretrain.result.seconds"] / runs["pretrain.result.steps"]
+    memory = runs.get("pretrain.result.peak_memory_gb", pd.Series(math.nan, runs.index))
+    columns = {"varied": runs[keys[0]], "group": names, TIME: milliseconds}
+    return pd.DataFrame(columns | {MEMORY: pd.to_numeric(memory, errors="coerce")})
+
+
+def step_table(material: Material) -> Table | None:
+    """A step at each setting: medians over the runs, and their range; None where no run has a time."""
+    costs = cost_of_a_step(material)
+    if costs.empty:
+        return None
+    several = costs["group"].nunique() > 1
+    header = [material.study.report.vary, *(["curve"] if several else []), "runs", "ms a step", "peak memory (GB)"]
+    lines = []
+    for (varied, group), rows in costs.groupby(["varied", "group"], sort=False):
+        name = [value_text(varied), *([str(group)] if several else [])]
+        lines.append([*name, str(len(rows)), _spread(rows[TIME]), _spread(rows[MEMORY])])
+    return Table(header, [lines])
+
+
+def _spread(values: pd.Series) -> str:
+    """ "310 (305 to 322)"; how many of the runs have no value, where some have not."""
+    known = values.dropna()
+    if known.empty:
+        return NONE
+    text = number(known.median(), False)
+    if len(known) > 1:
+        text += f" ({number(known.min(), False)} to {number(known.max(), False)})"
+    return text if len(known) == len(values) else f"{text}, {len(values) - len(known)} not measured"
 
 
 def provenance(frame: pd.DataFrame, study: Study, file: str) -> list[str]:

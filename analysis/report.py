@@ -77,12 +77,17 @@ def blocks(material: Material, pictures: dict[str, Picture]) -> list[Block]:
     page += [Heading("What was published"), published.published_table(rows), Paragraph(published.notes(frame, rows))]
     page += _shown(pictures, "published")
     page += _training(material, pictures) + _trouble(material)
-    page += [Heading("Cost"), cost.table_of(frame), *_shown(pictures, "cost")]
-    return page + _origin(material)
+    return page + _cost(material, pictures) + _origin(material)
 
 
 def _shown(pictures: dict[str, Picture], *names: str) -> list[Block]:
     return [pictures[name] for name in names if name in pictures]
+
+
+def _cost(material: Material, pictures: dict[str, Picture]) -> list[Block]:
+    page: list[Block] = [Heading("Cost"), cost.table_of(material.frame), *_shown(pictures, "cost")]
+    steps = cost.step_table(material)
+    return page if steps is None else [*page, Paragraph("A training step, median (range over runs):"), steps]
 
 
 def _training(material: Material, pictures: dict[str, Picture]) -> list[Block]:

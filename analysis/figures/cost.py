@@ -1,64 +1,64 @@
-"""What a training step costs at each setting: milliseconds, each run a dot, medians joined."""
+"""What a training step costs at each setting, in time and in memory: each run a dot, medians joined."""
 
 from __future__ import annotations
 
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.base import MANY_POINTS, MARKERS, Plot
+from analysis.cost import MEMORY, TIME, cost_of_a_step
+from analysis.figures.base import COLUMN, MANY_POINTS, MARKERS, PAGE, Plot
 from analysis.figures.scores import positions_of
 from analysis.labels import symbol, value_text
 from analysis.material import Material
 
+_LABELS = {TIME: "ms a step", MEMORY: "peak memory (GB)"}
+
 
 def draw(material: Material) -> Figure | None:
-    times = milliseconds_a_step(material)
-    if times["varied"].nunique() < 2:
+    """A panel for each of time and memory that runs of two settings or more have measured."""
+    costs = cost_of_a_step(material)
+    known = [name for name in _LABELS if costs.dropna(subset=[name])["varied"].nunique() > 1]
+    if not known:
         return None
     positions = positions_of(list(dict.fromkeys(r.varied for _, rows in material.summary.groups() for r in rows)))
-    figure, axes = plt.subplots(figsize=(3.4, 2.2))
-    for index, (group, rows) in enumerate(times.groupby("group", sort=False)):
-        color, marker = f"C{index % 7}", MARKERS[index % 7]
-        x = rows["varied"].map(positions)
-        axes.plot(
-            x, rows["milliseconds"], ".", color=color, markersize=3, alpha=0.6, rasterized=len(times) > MANY_POINTS
-        )
-        medians = rows.assign(x=x).groupby("x")["milliseconds"].median()
-        axes.plot(medians.index, medians, marker=marker, color=color, label=str(group))
-    axes.set(xlabel=symbol(material.study.report.vary), ylabel="ms a step")
-    axes.set_xticks(list(positions.values()), [value_text(value) for value in positions])
-    axes.set_ylim(bottom=0)
-    if times["group"].nunique() > 1:
-        axes.legend(loc="best", fontsize=6)
+    size = (COLUMN if len(known) == 1 else PAGE, 2.2)
+    figure, panels = plt.subplots(1, len(known), figsize=size, squeeze=False)
+    for axes, name in zip(panels[0], known, strict=True):
+        _draw_panel(axes, costs.dropna(subset=[name]), name, positions)
+        axes.set(xlabel=symbol(material.study.report.vary), ylabel=_LABELS[name])
+        axes.set_xticks(list(positions.values()), [value_text(value) for value in positions])
+        axes.set_ylim(bottom=0)
+    if costs["group"].nunique() > 1:
+        panels[0][0].legend(loc="best", fontsize=6)
     return figure
 
 
-def milliseconds_a_step(material: Material) -> pd.DataFrame:
-    """Columns varied, group, milliseconds; a row each finished pretraining of the grid that trained at all.
-
-    The run's own seconds over its steps: data, diagnostics and saving included.
-    """
-    keys = [f"grid.{key}" for key in material.study.row_keys]
-    frame, wanted = material.frame, ["pretrain.result.seconds", "pretrain.result.steps"]
-    if not set(wanted) <= set(frame.columns):
-        return pd.DataFrame({"varied": [], "group": [], "milliseconds": []})
-    runs = frame[frame["control"].isna()].drop_duplicates("pretrain.run").dropna(subset=wanted)
-    runs = runs[runs["pretrain.result.steps"] > 0]
-    names = [", ".join(f"{symbol(k)} = {value_text(r[k])}" for k in keys[1:]) for r in runs.to_dict("records")]
-    cost = 1000 * runs["pretrain.result.seconds"] / runs["pretrain.result.steps"]
-    return pd.DataFrame({"varied": runs[keys[0]], "group": names, "milliseconds": cost})
+def _draw_panel(axes: Axes, costs: pd.DataFrame, name: str, positions: dict[object, float]) -> None:
+    for index, (group, rows) in enumerate(costs.groupby("group", sort=False)):
+        color, marker = f"C{index % 7}", MARKERS[index % 7]
+        x = rows["varied"].map(positions)
+        axes.plot(x, rows[name], ".", color=color, markersize=3, alpha=0.6, rasterized=len(costs) > MANY_POINTS)
+        medians = rows.assign(x=x).groupby("x")[name].median()
+        axes.plot(medians.index, medians, marker=marker, color=color, label=str(group))
 
 
 def caption(material: Material) -> str:
-    return (
-        f"Milliseconds a training step against {material.study.report.vary}: each run's time over its steps (dots) and "
-        "their medians. Runs that shared a machine with other work are slower than they need be."
+    vary, costs = material.study.report.vary, cost_of_a_step(material)
+    text = (
+        f"Milliseconds a training step against {vary}: each run's time over its steps (dots) and their medians. Runs "
+        "that shared a machine with other work are slower than they need be."
     )
+    missing = int(costs[MEMORY].isna().sum())
+    if missing == len(costs):
+        return f"{text} Memory: no run has measured it."
+    text += " Right: the most memory that a process took, of the GPU where it used one."
+    return f"{text} {missing} of {len(costs)} runs have not measured it." if missing else text
 
 
 def alt(material: Material) -> str:
-    return f"Time of a training step against {material.study.report.vary}"
+    return f"Time and memory of a training step against {material.study.report.vary}"
 
 
 PLOT = Plot("cost", draw, caption, alt)

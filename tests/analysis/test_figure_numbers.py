@@ -11,6 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.cost import cost_of_a_step, step_table
 from analysis.figures import cost, diagnostics, published, scores, tradeoff, training, write
 from analysis.figures.base import STYLE
 from analysis.material import Material
@@ -106,9 +107,32 @@ def test_diagnostics_pair_each_run_with_its_own_score(material_of: MaterialOf) -
 
 
 def test_cost_is_time_over_steps_without_controls(material_of: MaterialOf) -> None:
-    times = cost.milliseconds_a_step(a_material(material_of))
-    assert len(times) == 9
-    assert times.groupby("varied")["milliseconds"].mean().to_dict() == {0.0: 250.0, 0.5: 375.0, 1.0: 500.0}
+    costs = cost_of_a_step(a_material(material_of))
+    assert len(costs) == 9
+    assert costs.groupby("varied")["milliseconds"].mean().to_dict() == {0.0: 250.0, 0.5: 375.0, 1.0: 500.0}
+    assert costs["gigabytes"].isna().all()
+    assert len(drawn(cost.draw, a_material(material_of)).axes) == 1
+
+
+def test_memory_that_was_not_measured_is_a_gap_and_no_zero(material_of: MaterialOf) -> None:
+    material = a_material(material_of)
+    frame = material.frame
+    alpha, seed = frame["grid.loss.alpha"].astype(float), frame["grid.seed"]
+    measured = (2.0 - alpha + seed / 10).where((alpha > 0) & ~((alpha == 0.5) & (seed == 2)))
+    some = Material(material.study, frame.assign(**{"pretrain.result.peak_memory_gb": measured}), material.history)
+    time, memory = drawn(cost.draw, some).axes
+    assert time.get_ylabel() == "ms a step"
+    medians = memory.lines[1]
+    assert list(medians.get_xdata()) == [0.5, 1.0]  # nothing at 0
+    assert list(medians.get_ydata()) == pytest.approx([1.55, 1.1])
+    assert "4 of 9 runs have not measured it" in cost.caption(some)
+    table = step_table(some)
+    assert table is not None
+    assert table.blocks[0] == [
+        ["0", "3", "250 (250 to 250)", "–"],
+        ["0.5", "3", "375 (375 to 375)", "1.55 (1.50 to 1.60), 1 not measured"],
+        ["1", "3", "500 (500 to 500)", "1.10 (1.00 to 1.20)"],
+    ]
 
 
 def test_published_points_lie_on_the_figure_only_where_they_compare(material_of: MaterialOf) -> None:
