@@ -56,6 +56,10 @@ class Dataset:
             raise UserError(f"dataset {self.name} has no split {split!r}; allowed: train, val")
         return self._images(split)
 
+    @property
+    def has_masks(self) -> bool:
+        return self._segmentation is not None
+
     def segmentation(self) -> SegmentationLayout:
         """Raises UserError for a dataset without masks."""
         if self._segmentation is None:

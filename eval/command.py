@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from eval.parent import Parent, open_parent
+from eval.preflight import preflight
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from runtime import config as configs
@@ -47,6 +48,8 @@ def evaluate(
     if run.result() is not None:
         print(f"{run.path} is done")
         return
+    if world.is_main:
+        preflight(config.data, masks=stage == "segmentation")
     device = device_of(prepare(config.machine), world)
     machine = split_machine(config)[1] | asked.described(parent)
     with join(world, device), _open_together(world, config.machine.runs, name, machine) as run:

@@ -1,0 +1,72 @@
+"""Look at a dataset before hours are spent on it.
+
+    python -m eval.check imagenet data.root=/path/to/imagenet           # some hundred files, a picture
+    python -m eval.check voc data.root=/path/to/VOCdevkit --all         # every file
+
+Tells what is there, draws a sheet of samples with their labels or masks, and ends with 2 where something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.catalog import DataConfig, Dataset, open_dataset
+from data.layout import SegmentationLayout
+from eval.check_picture import draw
+from eval.findings import Findings, check_images
+from eval.mask_check import check_masks, check_strays
+from eval.preflight import refuse
+from runtime import config as configs
+from runtime.config import require
+from runtime.errors import UserError, run_command
+from runtime.provenance import PROJECT
+
+SAMPLES = 200  # files of each split
+
+
+@dataclass
+class CheckConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m eval.check", description="Look at a dataset.")
+    parser.add_argument("dataset", help="its name, as scenes, imagenet, imagefolder, voc")
+    parser.add_argument("--all", action="store_true", help=f"read every file, not {SAMPLES} of each split")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="files of each split that are read")
+    parser.add_argument("--out", type=Path, help="the picture; without it reports/check/<dataset>.png")
+    parser.add_argument("overrides", nargs="*", help="key=value, as data.root=/path")
+    arguments = parser.parse_intermixed_args(argv)
+    require(arguments.samples >= 1, "--samples", arguments.samples, "1 or more")
+    config = configs.load(CheckConfig, None, [f"data.name={arguments.dataset}", *arguments.overrides])
+    dataset = open_dataset(config.data)
+    layout = dataset.segmentation() if dataset.has_masks else None
+    print(f"{dataset.name} at {dataset.root}", flush=True)
+    found = look(dataset, layout, None if arguments.all else arguments.samples)
+    print("\n".join(found.lines))
+    out = arguments.out or PROJECT / "reports" / "check" / f"{dataset.name}.png"
+    draw(dataset, layout, out)
+    print(f"wrote {out}", flush=True)
+    refuse(dataset.name, dataset.root, found.problems)
+    print("no problem found" + ("" if arguments.all else " in what was read; --all reads every file"))
+
+
+def look(dataset: Dataset, layout: SegmentationLayout | None, samples: int | None) -> Findings:
+    """All that can be told; a split that cannot be opened is a problem, not the end."""
+    found = Findings()
+    if dataset.classes:
+        try:
+            found.join(check_images(dataset, samples))
+        except UserError as error:
+            found.problems.append(str(error))
+    if layout is not None:
+        found.join(check_masks(layout, samples))
+        found.join(check_strays(layout))
+    return found
+
+
+if __name__ == "__main__":
+    run_command(main)
