@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from data.catalog import Dataset
 from data.images import FileSource, ImageList, Pixels
-from data.scenes import data_root
+from data.place import data_root
 from runtime import config as configs
 from runtime import files
 from runtime.errors import UserError

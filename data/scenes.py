@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from data.compose import CLASSES, PALETTE, Composer, Scene, split_sources
+from data.place import data_root
 from runtime import config as configs
 from runtime import files
 from runtime.config import require
@@ -75,11 +76,6 @@ class ScenesConfig:
         require(ok, "data.scenes.ink", self.ink, f"up to {self.background[1] + 100} or more, for this background")
         ok = len(self.contrast) == 2 and 0 <= self.contrast[0] <= self.contrast[1] <= 1
         require(ok, "data.scenes.contrast", self.contrast, "[low, high], 0 to 1")
-
-
-def data_root() -> Path:
-    """Where datasets lie that were given by name alone: $VICREGL_DATA, or data/cache beside this file."""
-    return Path(os.environ.get("VICREGL_DATA") or Path(__file__).parent / "cache")
 
 
 def prepare(config: ScenesConfig, parent: Path | None = None) -> Path:

@@ -1,13 +1,31 @@
-"""Which jobs were submitted for which runs: `<runs>/jobs/<submission>/jobs.jsonl`, one line a run.
+"""What was submitted: `<runs>/jobs/<submission>/`. Results are never read here: run directories are their truth.
 
-They say where to look and whom to ask; whether a run is done, its own directory says.
+submission.yaml     who submitted what, from where; written first
+arrays/<name>.json  the runs of one job (or array), in order, and their commands; written before sbatch is called, so
+                    that a submitter which is killed in between leaves the name by which squeue knows the job
+jobs.jsonl          one line a run: its job; appended once sbatch has returned
+configs/            the resolved config of every run
+logs/               what the jobs print, and submitit's files
+code/               the code of this submission
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import fcntl
+import getpass
+import json
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from runtime import files
 
@@ -16,29 +34,119 @@ JOBS = "jobs"
 
 @dataclass(frozen=True)
 class Job:
-    """One run's place in one submission."""
+    """The job of one run."""
 
-    run: str  # "pretrain/<name>"
-    job: str  # "1234_5" or "1234"
+    run: str  # <stage>/<name>
+    job: str  # 1234, or 1234_5 in an array
     submission: str
-    name: str = ""  # of the job
+    name: str = ""  # of the job; every task of an array has the same
     resources: dict[str, Any] = field(default_factory=dict)
-    time: float = 0.0  # seconds since 1970
+    time: float = 0.0  # when it was recorded, in seconds since 1970
 
 
-def read_jobs(runs: Path) -> dict[str, Job]:
-    """The newest job of each run under the folder `runs`; a line that a kill cut off is left out."""
+@dataclass(frozen=True)
+class Submission:
+    """One submission's folder."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def array_file(self, name: str) -> Path:
+        return self.path / "arrays" / f"{name}.json"
+
+    @classmethod
+    def begin(cls, runs: Path, study: dict[str, str]) -> Submission:
+        """Make the folder, with who asked for it. Nothing is queued by that."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        submission = cls(runs / JOBS / f"{stamp}-{secrets.token_hex(2)}")
+        for folder in ("arrays", "configs", "logs"):
+            (submission.path / folder).mkdir(parents=True)
+        who = {"argv": shlex.join(sys.argv), "user": getpass.getuser(), "cwd": os.getcwd()}
+        submission.describe(id=submission.id, time=time.time(), study=study, **who)
+        return submission
+
+    def describe(self, **values: Any) -> None:
+        """Add to submission.yaml."""
+        file = self.path / "submission.yaml"
+        known = yaml.safe_load(file.read_text()) if file.exists() else {}
+        files.write_yaml(file, {**known, **values})
+
+    def intend(self, name: str, array: dict[str, Any]) -> Path:
+        """Write down what job `name` will be; from here on it is found if it comes to be."""
+        files.write_json(self.array_file(name), array)
+        return self.array_file(name)
+
+    def record(self, name: str, job: str) -> list[Job]:
+        """SLURM's number of the job `name`, for each of its runs."""
+        array = files.read_json(self.array_file(name)) or {"tasks": [], "resources": {}}
+        tasks, now = array["tasks"], time.time()
+        numbers = [f"{job}_{index}" for index in range(len(tasks))] if len(tasks) > 1 else [job]
+        jobs = [
+            Job(task["run"], number, self.id, name, array["resources"], now)
+            for task, number in zip(tasks, numbers, strict=True)
+        ]
+        self._append([{**asdict(one), "part": array["part"]} for one in jobs])
+        return jobs
+
+    def abandon(self, name: str) -> None:
+        """No job of that name came to be."""
+        self._append([{"name": name, "abandoned": True, "time": time.time()}])
+
+    def unrecorded(self) -> list[str]:
+        """Names of the jobs that were meant, and of which it is not known whether they came to be."""
+        meant = {file.stem for file in (self.path / "arrays").glob("*.json")}
+        return sorted(meant - {row["name"] for row in self._rows()})
+
+    def jobs(self) -> Iterator[Job]:
+        for row in self._rows():
+            if "job" in row:
+                told = (row.get("name", ""), row.get("resources") or {}, float(row.get("time") or 0.0))
+                yield Job(row["run"], str(row["job"]), self.id, *told)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        return files.read_json_lines(self.path / "jobs.jsonl")
+
+    def _append(self, rows: Sequence[dict[str, Any]]) -> None:
+        with open(self.path / "jobs.jsonl", "a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # half a line of a submitter that was killed
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def submissions(runs: str | Path) -> list[Submission]:
+    """Oldest first."""
+    return [Submission(folder) for folder in sorted(Path(runs).glob(f"{JOBS}/*/")) if folder.is_dir()]
+
+
+def read_jobs(runs: str | Path) -> dict[str, Job]:
+    """The newest job of each run that was ever submitted, by the run's <stage>/<name>."""
     newest: dict[str, Job] = {}
-    for file in sorted((runs / JOBS).glob("*/jobs.jsonl")):
-        for row in files.read_json_lines(file):
-            job = Job(
-                row["run"],
-                str(row["job"]),
-                file.parent.name,
-                row.get("name", ""),
-                row.get("resources") or {},
-                float(row.get("time") or 0.0),
-            )
+    for submission in submissions(runs):
+        for job in submission.jobs():
             if job.run not in newest or newest[job.run].time <= job.time:
                 newest[job.run] = job
     return newest
+
+
+@contextmanager
+def lock(runs: str | Path) -> Iterator[None]:
+    """Held while submitting: who comes second sees what the first one queued."""
+    folder = Path(runs) / JOBS
+    folder.mkdir(parents=True, exist_ok=True)
+    # A POSIX lock, as run directories have: the kernel drops it when the process dies.
+    with open(folder / "lock", "a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

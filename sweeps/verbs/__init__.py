@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from sweeps.verbs import cancel, clean, logs, plan, run, status
+from sweeps.verbs import cancel, clean, logs, plan, run, status, submit
 from sweeps.verbs.request import Request
 
 VERBS: dict[str, ModuleType] = {
     "plan": plan,
     "run": run,
+    "submit": submit,
     "status": status,
     "logs": logs,
     "cancel": cancel,

@@ -78,7 +78,7 @@ SETTINGS = {
     "BatchStartTimeout": "20",
     "CompleteWait": "0",
     "MaxArraySize": "1001",
-    "PreemptParameters": "",
+    "SlurmctldParameters": "",  # preempt_send_user_signal: --signal also at preemption
     "AccountingStorageEnforce": "",
 }
 
@@ -218,8 +218,8 @@ class Cluster:
     def logs(self) -> str:
         """The last lines of every daemon's log."""
         parts = []
-        for log in sorted(self.folder.glob("*.log")):
-            lines = log.read_text(errors="replace").splitlines()[-30:]
+        for log in sorted(set(self.folder.glob("*.log")) - set(self.folder.glob("slurm*.out.log"))):
+            lines = log.read_text(errors="replace").splitlines()[-15:]
             parts.append("\n".join([f"--- {log.name}", *lines]))
         return "\n".join(parts)
 

@@ -1,0 +1,52 @@
+"""Where a job begins: `python start.py LOGS`, by path, in every task of the job.
+
+Signals first. One that SLURM sends while Python imports would end the task, with nothing saved; blocked, it waits
+until somebody can act on it.
+"""
+
+import signal
+import sys
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+# Python has put this file's folder here, whose queue.py would hide the library's.
+CODE = __file__.rpartition("/sweeps/slurm/")[0]
+sys.path[0] = CODE
+
+import os  # noqa: E402
+from pathlib import Path  # noqa: E402
+from types import ModuleType  # noqa: E402
+
+
+def main(logs: Path) -> None:
+    bare_packages("runtime", "sweeps", "sweeps.slurm")
+    from submitit.core.submission import process_job
+    from submitit.core.utils import DelayedSubmission
+
+    from sweeps.slurm.job import Task, job_id
+
+    job = job_id()
+    rank = os.environ.get("SLURM_PROCID", "0")
+    for leftover in logs.glob(f"{job}_{rank}_*.save_tmp"):
+        leftover.unlink(missing_ok=True)  # of an attempt that was killed: submitit refuses to write beside it
+    pickle = logs / f"{job}_submitted.pkl"
+    if not pickle.exists():
+        # The submitter was killed, or is slow: what it meant is told by the name of the job.
+        array = logs.parent / "arrays" / f"{os.environ['SLURM_JOB_NAME']}.json"
+        index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+        temporary = pickle.with_name(f".{pickle.name}.{rank}.{os.getpid()}")
+        DelayedSubmission(Task(str(array), index)).dump(temporary)
+        temporary.replace(pickle)
+    process_job(logs)
+
+
+def bare_packages(*names: str) -> None:
+    """Packages without their __init__.py, which loads torch: this process only waits for the one that needs it."""
+    for name in names:
+        package = ModuleType(name)
+        package.__path__ = [str(Path(CODE, *name.split(".")))]
+        sys.modules[name] = package
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

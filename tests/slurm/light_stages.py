@@ -1,0 +1,151 @@
+"""A pretraining and an evaluation that need no torch: what a scheduler's whims are tried on.
+
+As a script it is the stage: python light_stages.py pretrain --config F key=value. Its state is a chain of hashes, one
+link a step, so that a step left out, done twice or done from a wrong state shows in the result. It takes `runtime`
+from where Python finds it: in a job, from the submission's copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+
+def without_torch() -> None:
+    """`runtime` prepares torchvision and tells the GPU's name: with this, of a torch that has none."""
+    torch = ModuleType("torch")
+    torch.__dict__.update(cuda=SimpleNamespace(is_available=lambda: False, device_count=lambda: 0), device=str)
+    distributed = ModuleType("torch.distributed")
+    torch.__dict__.update(distributed=distributed)
+    compat = ModuleType("runtime.compat")
+    compat.__dict__.update(prepare_torchvision=lambda: False)
+    sys.modules |= {"torch": torch, "torch.distributed": distributed, "runtime.compat": compat}
+
+
+if __name__ == "__main__":
+    without_torch()
+
+import runtime  # noqa: E402
+from runtime import config as configs  # noqa: E402
+from runtime.config import MachineConfig  # noqa: E402
+from runtime.errors import UserError, run_command  # noqa: E402
+from runtime.rundir import Identity, Run, open_run  # noqa: E402
+from runtime.stopping import stop_request  # noqa: E402
+
+
+@dataclass
+class LossConfig:
+    alpha: float = 0.75
+
+
+@dataclass
+class TrainConfig:
+    duration: str = "4 steps"
+
+
+@dataclass
+class LightMachineConfig(MachineConfig):
+    step_seconds: float = 0.1
+    save_steps: int = 1  # 0: only when it is asked to stop
+    hold: str = ""  # while a file of that name is there, no step ends
+
+
+@dataclass
+class LightPretrainConfig:
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    machine: LightMachineConfig = field(default_factory=LightMachineConfig)
+
+
+@dataclass
+class LightEvalConfig:
+    rounds: int = 1
+    machine: LightMachineConfig = field(default_factory=LightMachineConfig)
+
+
+def pretrain_identity(config: LightPretrainConfig) -> Identity:
+    slug = f"light-alpha{config.loss.alpha:g}-seed{config.seed}"
+    return Identity("pretrain", slug, 1, configs.split_machine(config)[0])
+
+
+def work_of(config: LightPretrainConfig) -> float:
+    return float(config.train.duration.split()[0])
+
+
+def eval_identity(config: LightEvalConfig, parent_hash: str) -> Identity:
+    return Identity("linear", f"light-of-{parent_hash[:6]}", 1, configs.split_machine(config)[0], parent_hash)
+
+
+def link(chain: str, step: int) -> str:
+    return hashlib.sha256(f"{chain} {step}".encode()).hexdigest()
+
+
+def train(run: Run, config: LightPretrainConfig) -> dict[str, Any]:
+    """Goes on where its checkpoint says; steps.log has every step that was ever done."""
+    checkpoint, steps = run.path / "checkpoint", int(config.train.duration.split()[0])
+    chain, first = f"alpha {config.loss.alpha} seed {config.seed}", 0
+    if checkpoint.exists():
+        text, chain = checkpoint.read_text().split()
+        first = int(text)
+    machine = config.machine
+    with stop_request() as stop:
+        for step in range(first, steps):
+            time.sleep(machine.step_seconds)
+            while machine.hold and Path(machine.hold).exists() and not stop:
+                time.sleep(0.05)
+            chain = link(chain, step)
+            with open(run.path / "steps.log", "a") as log:
+                log.write(f"{os.environ.get('SLURM_JOB_ID')} {os.getpid()} {step}\n")
+            run.progress(step + 1, steps, "steps")
+            if stop or (machine.save_steps and (step + 1) % machine.save_steps == 0):
+                temporary = checkpoint.with_suffix(".new")
+                temporary.write_text(f"{step + 1} {chain}")
+                temporary.replace(checkpoint)
+            if stop:
+                print(f"saved at step {step + 1}", flush=True)
+                stop.leave()
+    return {"steps": steps, "chain": chain, "rank_pooled": int(chain[:4], 16) / 100, "seconds": 1.0}
+
+
+def evaluate(parent: Run, config: LightEvalConfig) -> dict[str, Any]:
+    trained = parent.result()
+    if trained is None:
+        raise UserError(f"{parent.path} is {parent.state()}, and only a pretraining that is done can be evaluated")
+    chain = trained["chain"]
+    for number in range(config.rounds):
+        chain = link(chain, number)
+    return {"top1": int(chain[:4], 16) / 1000, "top5": 90.0, "seconds": 0.1, "protocol": "light"}
+
+
+def main(argv: list[str]) -> None:
+    stage, *rest = argv
+    parser = argparse.ArgumentParser()
+    if stage == "linear":
+        parser.add_argument("parent")
+    parser.add_argument("--config")
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_intermixed_args(rest)
+    print(f"{stage} with the code of {Path(runtime.__file__).parent.parent}", flush=True)
+    if stage == "pretrain":
+        config = configs.load(LightPretrainConfig, arguments.config, arguments.overrides)
+        name = pretrain_identity(config)
+        if Run.at(config.machine.runs, name).result() is None:
+            with open_run(config.machine.runs, name, {}) as run:
+                run.write_result(train(run, config))
+        return
+    evaluation = configs.load(LightEvalConfig, arguments.config, arguments.overrides)
+    parent = Run(Path(arguments.parent))
+    with open_run(evaluation.machine.runs, eval_identity(evaluation, parent.document()["hash"]), {}) as run:
+        run.write_result(evaluate(parent, evaluation))
+
+
+if __name__ == "__main__":
+    run_command(main)
