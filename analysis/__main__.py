@@ -1,6 +1,7 @@
 """Report on a study from whatever runs there are: python -m analysis sweeps/studies/quickstart.yaml
 
-    python -m analysis STUDY [--reports FOLDER]       write reports/<study name>/
+    python -m analysis STUDY ... [--reports FOLDER]   write reports/<study name>/
+    python -m analysis STUDY STUDY ... --together NAME    one table of several studies: reports/NAME/
     python -m analysis compare STUDY A B              does A beat B? paired over seeds; A as 0.9, or KEY=VALUE,KEY=VALUE
     python -m analysis best STUDY --by miou --min-top1 70    the settings by a score, of those that reach another
 
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from analysis.material import load_material
 from analysis.questions import best, compare
 from analysis.report import write_report
+from analysis.together import write_together
 from runtime.errors import UserError, run_command
 
 LEAST = "--min-"
@@ -30,11 +32,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    return argparse.ArgumentParser(
         prog=f"python -m analysis{command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help="a YAML file, as sweeps/studies/quickstart.yaml")
-    return parser
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -43,14 +47,24 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _report(argv: Sequence[str]) -> None:
     parser = _parser("")
-    _add_machine(parser)
+    parser.add_argument("words", nargs="+", metavar="STUDY machine.runs=FOLDER", help="YAML files; where the runs are")
+    parser.add_argument("--together", metavar="NAME", help="one table of all the studies, in its own report")
     parser.add_argument("--reports", default="reports", help="where to write (default: %(default)s)")
     arguments = parser.parse_intermixed_args(argv)
-    print(write_report(arguments.study, arguments.reports, arguments.machine) / "README.md")
+    studies = [word for word in arguments.words if "=" not in word]
+    machine = [word for word in arguments.words if "=" in word]
+    if not studies:
+        parser.error("no study was given; expected a YAML file, as sweeps/studies/quickstart.yaml")
+    if arguments.together:
+        print(write_together(studies, arguments.together, arguments.reports, machine) / "README.md")
+        return
+    for study in studies:
+        print(write_report(study, arguments.reports, machine) / "README.md", flush=True)
 
 
 def _compare(argv: Sequence[str]) -> None:
     parser = _parser(" compare")
+    _add_study(parser)
     parser.add_argument("a", help="a row of the study: 0.9, loss.alpha=0.9,loss.local=both, or a control's name")
     parser.add_argument("b", help="another row")
     _add_machine(parser)
@@ -60,6 +74,7 @@ def _compare(argv: Sequence[str]) -> None:
 
 def _best(argv: Sequence[str]) -> None:
     parser = _parser(" best")
+    _add_study(parser)
     parser.add_argument("--by", required=True, help="the score that decides, as miou or segmentation.miou")
     _add_machine(parser)
     least, rest = _limits(argv)

@@ -110,8 +110,13 @@ def provenance(frame: pd.DataFrame, study: Study, file: str) -> list[str]:
     return [f"{name}: {text}" for name, text in lines]
 
 
+def commits(frame: pd.DataFrame) -> list[str]:
+    """The commits of each run of the frame that was begun, as results.py writes them."""
+    return [str(found) for found in runs_of(frame)["provenance.commits"].dropna()]
+
+
 def _commits(runs: pd.DataFrame) -> str:
-    counted = Counter(str(commits) for commits in runs["provenance.commits"].dropna())
+    counted = Counter(str(found) for found in runs["provenance.commits"].dropna())
     if not counted:
         return "no run yet"
     texts = []

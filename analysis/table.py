@@ -30,7 +30,7 @@ class Table:
     def is_text(self) -> list[bool]:
         """For each column, whether it reads from the left: the first one, and words alone."""
         columns = zip(*(line for block in self.blocks for line in block), strict=True)
-        words = [any(cells) and all(cell[:1].isalpha() for cell in cells if cell) for cells in columns]
+        words = [any(cells) and all(cell.lstrip("*")[:1].isalpha() for cell in cells if cell) for cells in columns]
         return [True, *words[1:]] if words else [True] * len(self.header)
 
 
@@ -48,15 +48,24 @@ def results_table(summary: Summary) -> Table:
 
 
 def _settings_line(summary: Summary, row: Row, scores: Sequence[str]) -> list[str]:
-    base = summary.baseline(row)
-    cells = [*map(value_text, row.values), _count(row, scores)]
+    return [*map(value_text, row.values), count_cell(row, scores), *_flat(summary, row, scores)]
+
+
+def _flat(summary: Summary, row: Row, scores: Sequence[str]) -> list[str]:
+    width = 1 if summary.study.report.baseline is None else 2
+    return [cell for cells in cells_of(summary, row, scores) for cell in cells[:width]]
+
+
+def cells_of(summary: Summary, row: Row, scores: Sequence[str]) -> list[list[str]]:
+    """For each score the row's mean, bold where it is the best, and its difference to the baseline ("" without one)."""
+    base = summary.baseline(row) if row.control is None else control_baseline(summary, row)
+    found = []
     for score in scores:
         cell = score_cell(row.scores[score], is_percent(score))
-        cells.append(f"**{cell}**" if is_best(summary, row, score) else cell)
-        if summary.study.report.baseline is not None:
-            found = "baseline" if row is base else difference_text(summary.difference(row, base, score), score)
-            cells.append(found)
-    return cells
+        best = row.control is None and is_best(summary, row, score)
+        text = "baseline" if row is base else difference_text(summary.difference(row, base, score), score)
+        found.append([f"**{cell}**" if best else cell, "" if summary.study.report.baseline is None else text])
+    return found
 
 
 def is_best(summary: Summary, row: Row, score: str) -> bool:
@@ -67,13 +76,7 @@ def is_best(summary: Summary, row: Row, score: str) -> bool:
 
 def _control_line(summary: Summary, row: Row, scores: Sequence[str]) -> list[str]:
     values = ["" if value is None else value_text(value) for value in row.values[1:]]
-    cells = [f"*{row.control} (control)*", *values, _count(row, scores)]
-    for score in scores:
-        cells.append(score_cell(row.scores[score], is_percent(score)))
-        if summary.study.report.baseline is not None:
-            base = control_baseline(summary, row)
-            cells.append(difference_text(summary.difference(row, base, score), score))
-    return cells
+    return [f"*{row.control} (control)*", *values, count_cell(row, scores), *_flat(summary, row, scores)]
 
 
 def control_baseline(summary: Summary, row: Row) -> Row | None:
@@ -84,7 +87,7 @@ def control_baseline(summary: Summary, row: Row) -> Row | None:
     return summary.baseline(rows[0]) if row in summary.controls_of(rows[0].group) else None
 
 
-def _count(row: Row, scores: Sequence[str]) -> str:
+def count_cell(row: Row, scores: Sequence[str]) -> str:
     """Seeds that have every score, "2 of 3" where some have not."""
     found = min(len(row.scores[score].by_seed) for score in scores)
     expected = max(row.scores[score].expected for score in scores)

@@ -80,8 +80,8 @@ class Study:
     file: str = ""
 
     def check(self) -> None:
-        named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None
-        require(named, "name", self.name, "letters, digits, '.', '_' and '-' (it names the folder of the report)")
+        allowed = "letters, digits, '.', '_' and '-' (it names the folder of the report)"
+        require(is_name(self.name), "name", self.name, allowed)
         require(PRETRAIN not in self.evals, "evals", PRETRAIN, "any other name for an evaluation")
         for name, part in self.evals.items():
             require(bool(part.stage), f"evals.{name}.stage", part.stage, "linear, segmentation, ...")
@@ -111,6 +111,11 @@ class Study:
         """What tells one row of the table from another: every grid key but the seeds, the varied one first."""
         others = [key for key in self.pretrain.grid if not is_seed(key) and key != self.report.vary]
         return [self.report.vary, *others]
+
+
+def is_name(text: str) -> bool:
+    """Whether it can name the folder of a report."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
 
 
 def is_seed(key: str) -> bool:
