@@ -19,17 +19,25 @@ def plain_config(
     channels: list[int],
     work_dir: Path,
     device: torch.device,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The config for mmengine's Runner; `channels` of the maps that the head sees."""
+    own = ["eval.mmseg_parts", "eval.mmseg_data", "eval.mmseg_loop"]
+    sync = sync_batch_norm(device, processes)
     return {
-        "custom_imports": {"imports": ["eval.mmseg_parts"], "allow_failed_imports": False},
+        "custom_imports": {"imports": own, "allow_failed_imports": False},
         "default_scope": "mmseg",
-        "model": model(config, parent, channels, len(layout.classes)),
-        "train_dataloader": train_loader(config, layout),
+        "model": model(config, parent, channels, len(layout.classes), sync),
+        "train_dataloader": train_loader(config, layout, processes),
         "val_dataloader": val_loader(config, layout),
         "train_cfg": {"type": "ResumableTrainLoop", "max_iters": config.iterations},
         "val_cfg": {"type": "ValLoop"},
-        "val_evaluator": {"type": "ClassIoUMetric", "iou_metrics": ["mIoU"], "ignore_index": layout.ignore_index},
+        "val_evaluator": {
+            "type": "ClassIoUMetric",
+            "iou_metrics": ["mIoU"],
+            "ignore_index": layout.ignore_index,
+            "collect_device": "gpu",  # through the processes' own connection (any kind), not a shared folder
+        },
         "optim_wrapper": optimizer(config),
         "param_scheduler": schedule(config.optimizer, config.iterations),
         # Checkpoints are this project's own business (eval/segmentation.py): mmengine's are not atomic.
@@ -42,12 +50,16 @@ def plain_config(
         "env_cfg": {"cudnn_benchmark": False},
         "randomness": {"seed": config.seed},
         "device": str(device),
+        "launcher": "pytorch" if processes > 1 else "none",
+        "find_unused_parameters": config.finetune,  # some networks have parts that their map does not need
         "work_dir": str(work_dir),
     }
 
 
-def model(config: SegmentationConfig, parent: Path, channels: list[int], classes: int) -> dict[str, Any]:
-    window = {"crop_size": [config.crop_size] * 2, "stride": [config.slide_stride] * 2}
+def model(
+    config: SegmentationConfig, parent: Path, channels: list[int], classes: int, sync: str | None
+) -> dict[str, Any]:
+    window = {"crop_size": list(config.crop), "stride": [config.slide_stride] * 2}
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": {
@@ -57,7 +69,7 @@ def model(config: SegmentationConfig, parent: Path, channels: list[int], classes
             "bgr_to_rgb": True,  # mmcv decodes to BGR
             "pad_val": 0,
             "seg_pad_val": 255,
-            "size": [config.crop_size] * 2,
+            "size": list(config.crop),
         },
         "backbone": {
             "type": "PretrainedBackbone",
@@ -65,41 +77,54 @@ def model(config: SegmentationConfig, parent: Path, channels: list[int], classes
             "taps": config.taps,
             "finetune": config.finetune,
             "output_stride": config.output_stride,
+            "sync": sync if config.finetune else None,
         },
-        "decode_head": {
-            "type": "LinearHead",
-            "in_channels": channels,
-            "num_classes": classes,
-            "norm_cfg": {"type": batch_norm(), "requires_grad": True},
-            "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
-        },
+        "decode_head": {**head(config, channels), "num_classes": classes, "norm_cfg": {"type": sync or "BN"}},
         "train_cfg": {},
         "test_cfg": {"mode": "slide", **window} if config.inference == "slide" else {"mode": "whole"},
     }
 
 
-def batch_norm() -> str:
-    """SyncBN among several processes, plain BN in one."""
-    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-    return "SyncBN" if several else "BN"
+def head(config: SegmentationConfig, channels: list[int]) -> dict[str, Any]:
+    loss = {"loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0}}
+    if config.head == "linear":
+        return {"type": "LinearHead", "in_channels": channels, **loss}
+    # As mmsegmentation's fcn_r50-d8 configs, without their auxiliary head.
+    maps = {"in_channels": channels, "in_index": list(range(len(channels))), "input_transform": "resize_concat"}
+    return {
+        "type": "FCNHead",
+        **maps,
+        "channels": 512,
+        "num_convs": 2,
+        "concat_input": True,
+        "dropout_ratio": 0.1,
+        "align_corners": False,
+        **loss,
+    }
 
 
-def train_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[str, Any]:
+def sync_batch_norm(device: torch.device, processes: int) -> str | None:
+    """The BatchNorm whose statistics are of all processes; torch's own is for GPUs alone. None for one process."""
+    if processes == 1:
+        return None
+    return "SyncBN" if device.type == "cuda" else "GlooSyncBN"
+
+
+def train_loader(config: SegmentationConfig, layout: SegmentationLayout, processes: int) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, *load_mask(layout)]
     if config.image_scale is not None:
         scale = {"scale": tuple(config.image_scale), "ratio_range": tuple(config.scale_range), "keep_ratio": True}
         steps.append({"type": "RandomResize", **scale})
-    crop = {"crop_size": (config.crop_size,) * 2, "cat_max_ratio": config.cat_max_ratio}
-    steps.append({"type": "RandomCrop", **crop})
+    steps.append({"type": "RandomCrop", "crop_size": config.crop, "cat_max_ratio": config.cat_max_ratio})
     if config.flip:
         steps.append({"type": "RandomFlip", "prob": 0.5})
     if config.photometric_distortion:
         steps.append({"type": "PhotoMetricDistortion"})
     images = dataset(layout, layout.train, steps)
     return {
-        "batch_size": config.batch_size,
+        "batch_size": config.batch_size // processes,
         "num_workers": config.machine.workers,
-        "sampler": {"type": "ResumableSampler", "seed": config.seed},
+        "sampler": {"type": "ResumableSampler", "seed": config.seed, "batch_size": config.batch_size},
         "dataset": {**images, "type": "SeededSegDataset", "seed": config.seed},
     }
 
@@ -147,6 +172,8 @@ def optimizer(config: SegmentationConfig) -> dict[str, Any]:
         "type": "OptimWrapper",
         "optimizer": {**kind, "lr": settings.lr, "weight_decay": settings.weight_decay},
     }
+    if config.precision != "float32":
+        wrapper |= {"type": "AutocastOptimWrapper", "dtype": config.precision}
     if config.finetune:
         wrapper["paramwise_cfg"] = {"custom_keys": {"backbone": {"lr_mult": config.backbone_lr_multiplier}}}
     return wrapper

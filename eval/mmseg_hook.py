@@ -1,4 +1,7 @@
-"""The hook that makes an mmengine training one of this project's runs: progress, metrics, checkpoints, stops."""
+"""The hooks that make an mmengine training one of this project's runs: progress, checkpoints, stops, a picture.
+
+Of several processes the first alone writes; what the others must know is agreed on.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, all_reduce, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from data.layout import SegmentationLayout
+from data.views import sample_generator
+from eval.predictions import draw_predictions, spread
 from eval.progress import Progress
 from eval.segmentation_config import SegmentationConfig
 from runtime import files
+from runtime.distributed import agree
 from runtime.errors import NotFiniteError, UserError
 from runtime.rundir import Run
 from runtime.stopping import StopRequest
 
 FROZEN_PREFIX = "backbone."
+_FORWARD = 20  # purpose of a random stream
 
 
 class TrainingWatch(Hook):
@@ -31,14 +42,21 @@ class TrainingWatch(Hook):
         self.started = self.saved = time.monotonic()
 
     def before_train(self, runner: Runner) -> None:
+        if not is_main_process():
+            return
         if runner.iter:
             print(f"going on at iteration {runner.iter} of {runner.max_iters}", flush=True)
         self.run.drop_metrics_after(runner.iter)
         every = self.config.machine.log_seconds
         self.progress = Progress(self.run, "segmentation", runner.max_iters, "iterations", every, runner.iter)
 
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Dropout and drop path are functions of (seed, iteration, process): a resumed run repeats them."""
+        stream = sample_generator(self.config.seed, runner.iter, get_rank(), _FORWARD)
+        torch.manual_seed(int(stream.integers(2**63)))
+
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        done = runner.iter + 1
+        done, last = runner.iter + 1, runner.iter + 1 == runner.max_iters
         self.loss = outputs["loss"].item()
         self.seconds = self.seconds_before + time.monotonic() - self.started
         if not math.isfinite(self.loss):
@@ -46,19 +64,25 @@ class TrainingWatch(Hook):
                 f"the loss is {self.loss} at iteration {done}; the last checkpoint is kept. Lower optimizer.lr, "
                 "or lengthen optimizer.warmup_iterations"
             )
-        if done % self.config.machine.log_steps == 0 or done == runner.max_iters:
+        if done % self.config.machine.log_steps == 0 or last:
             self.write_row(runner, done, outputs)
-        due = time.monotonic() - self.saved >= self.config.machine.save_seconds
-        if self.stop or due or done == runner.max_iters:
-            self.save(runner)
-        if self.stop:
+        stop = agree(bool(self.stop))
+        if is_main_process():
+            if stop or last or time.monotonic() - self.saved >= self.config.machine.save_seconds:
+                self.save(runner)
+            self.progress.update(done, f"loss {self.loss:.3f}")
+        if stop:
             self.stop.leave()
-        self.progress.update(done, f"loss {self.loss:.3f}")
 
     def write_row(self, runner: Runner, done: int, outputs: dict[str, Any]) -> None:
+        """Loss and accuracy are means over the processes."""
+        means = torch.stack([outputs["loss"].detach().float(), outputs["decode.acc_seg"].detach().float().mean()])
+        all_reduce(means, "mean")
+        self.loss, accuracy = means.tolist()
+        if not is_main_process():
+            return
         epoch = done * self.config.batch_size / len(runner.train_dataloader.dataset)
         row = {"step": done, "epoch": epoch, "time": time.time(), "seconds": self.seconds, "loss": self.loss}
-        accuracy = float(outputs["decode.acc_seg"])
         self.run.append_metrics(
             row | {"pixel_accuracy": accuracy, "learning_rate": runner.optim_wrapper.get_lr()["lr"][0]}
         )
@@ -91,9 +115,31 @@ class TrainingWatch(Hook):
         self.seconds_before = self.seconds = checkpoint["meta"]["seconds"]
 
     def trained_keys(self, runner: Runner) -> list[str]:
-        keys = runner.model.state_dict()
+        keys = getattr(runner.model, "module", runner.model).state_dict()
         return [key for key in keys if self.config.finetune or not key.startswith(FROZEN_PREFIX)]
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self.metrics = dict(metrics or {})
         self.seconds = self.seconds_before + time.monotonic() - self.started
+
+
+class PredictionPicture(Hook):
+    """Keeps what was predicted for a few validation images, spread over the list, and draws them at the end."""
+
+    def __init__(self, layout: SegmentationLayout, count: int, path: Path) -> None:
+        self.layout, self.path = layout, path
+        names = layout.names("val")
+        self.names = {str(layout.image("val", names[k]).resolve()): names[k] for k in spread(len(names), count)}
+        self.kept: dict[str, np.ndarray] = {}
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        for sample in outputs:
+            name = self.names.get(str(Path(sample.img_path).resolve()))
+            if name is not None:
+                self.kept[name] = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        parts = all_gather_object(self.kept)
+        if is_main_process():
+            found = {name: prediction for part in parts for name, prediction in part.items()}
+            draw_predictions(self.layout, {name: found[name] for name in self.names.values()}, self.path)

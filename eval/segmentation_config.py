@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from data.catalog import DataConfig
 from eval.machine import EvalMachineConfig
-from runtime.config import require, split_machine
+from runtime.config import added_later, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "segmentation"
@@ -17,11 +17,13 @@ FORMAT = 1  # raise it when the same config comes to measure something else
 class SegmentationMachineConfig(EvalMachineConfig):
     log_steps: int = 50  # iterations between two rows of metrics.jsonl
     val_batch_size: int = 1  # images; more than one only where all have the same size
+    predictions: int = 4  # validation images drawn in predictions.png, spread over the list; 0: none
 
     def check(self) -> None:
         super().check()
         require(self.log_steps >= 1, "machine.log_steps", self.log_steps, "1 or more")
         require(self.val_batch_size >= 1, "machine.val_batch_size", self.val_batch_size, "1 or more")
+        require(0 <= self.predictions <= 32, "machine.predictions", self.predictions, "0 (no picture) to 32")
 
 
 @dataclass
@@ -50,7 +52,10 @@ class OptimizerConfig:
 
 @dataclass
 class SegmentationConfig:
-    """BatchNorm and a 1x1 convolution on the backbone's map (`taps: last`) or on all its stages (`taps: all`)."""
+    """BatchNorm and a 1x1 convolution on the backbone's map (`taps: last`) or on all its stages (`taps: all`).
+
+    With torchrun or srun the batch is shared out: `batch_size` is of all processes together.
+    """
 
     data: DataConfig = field(default_factory=lambda: DataConfig(name="voc"))
     taps: str = "last"  # last | all: every stage resized to the largest one and concatenated
@@ -59,12 +64,15 @@ class SegmentationConfig:
     output_stride: int = 0  # dilate the backbone to this stride (8: dilations 1, 1, 2, 4 for a ResNet); 0: its own
     image_scale: list[int] | None = field(default_factory=lambda: [2048, 512])  # longest, shortest side; null: as it is
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])  # random factor on image_scale, training
-    crop_size: int = 512  # pixels, training; and the window of slide inference
+    crop_size: int = 512  # pixels, training; and the window of slide inference; its height where crop_width is given
+    crop_width: int = added_later(0)  # pixels; 0: square
     cat_max_ratio: float = 0.75  # a crop of which one class covers more is drawn again (at most ten times); 1: never
     flip: bool = True
     photometric_distortion: bool = True
     inference: str = "whole"  # whole | slide
-    slide_stride: int = 341  # pixels
+    slide_stride: int = 341  # pixels, down and across
+    head: str = added_later("linear")  # linear | fcn: mmsegmentation's FCNHead, two 3x3 convolutions before the last
+    precision: str = added_later("float32")  # of training, by autocast: float32 | bfloat16 | float16 (CUDA)
     iterations: int = 40000
     batch_size: int = 16
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -84,7 +92,14 @@ class SegmentationConfig:
         require(len(span) == 2 and 0 < span[0] <= span[1], "scale_range", span, "[low, high], above 0")
         require(self.crop_size >= 1, "crop_size", self.crop_size, "1 pixel or more")
         require(0 < self.cat_max_ratio <= 1, "cat_max_ratio", self.cat_max_ratio, "above 0, to 1")
-        require(self.slide_stride >= 1, "slide_stride", self.slide_stride, "1 pixel or more")
+        require(self.crop_width >= 0, "crop_width", self.crop_width, "0 (square) or more pixels")
+        if self.inference == "slide":
+            side = min(self.crop)
+            allowed = f"1 to {side} pixels: a wider one leaves gaps between windows"
+            require(1 <= self.slide_stride <= side, "slide_stride", self.slide_stride, allowed)
+        require(self.head in ("linear", "fcn"), "head", self.head, "linear or fcn")
+        kinds = ("float32", "bfloat16", "float16")
+        require(self.precision in kinds, "precision", self.precision, ", ".join(kinds))
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more: BatchNorm needs them")
         require(self.iterations >= 2, "iterations", self.iterations, "2 or more")
         warmup, most = self.optimizer.warmup_iterations, self.iterations - 2
@@ -92,12 +107,18 @@ class SegmentationConfig:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
 
     @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.crop_size, self.crop_width or self.crop_size
+
+    @property
     def protocol(self) -> str:
-        return "finetuned linear" if self.finetune else "frozen linear"
+        return f"{'finetuned' if self.finetune else 'frozen'} {self.head}"
 
 
 def identity(config: SegmentationConfig, parent_hash: str) -> Identity:
     """The run that evaluates the pretraining run of that hash."""
     how = "finetuned" if config.finetune else "frozen"
-    slug = f"{config.data.name}-{how}-{config.taps}-of-{parent_hash[:6]}-seed{config.seed}"
+    head = "" if config.head == "linear" else f"-{config.head}"
+    slug = f"{config.data.name}-{how}{head}-{config.taps}-of-{parent_hash[:6]}-seed{config.seed}"
     return Identity(STAGE, slug, FORMAT, split_machine(config)[0], parent_hash)

@@ -12,6 +12,8 @@ from runtime.errors import run_command
 from runtime.rundir import Identity, Run, open_run
 from vicregl.backbones import BackboneConfig, create_backbone
 
+sys.path.insert(0, str(Path(__file__).parent))  # segmentation_tools
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():

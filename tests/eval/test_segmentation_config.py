@@ -1,0 +1,161 @@
+"""The config of a segmentation: what is refused, what names a run, schedules, and the plain file that runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segmentation_tools import CONFIG, SMALL, head_of
+
+from eval import segmentation
+from eval.mmseg_config import schedule
+from eval.parent import open_parent
+from eval.segmentation_config import OptimizerConfig, SegmentationConfig
+from runtime import config as configs
+from runtime.rundir import Identity, open_run
+
+CONFIGS = sorted(path.name for path in Path("eval/configs").glob("seg_*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tap=all", "did you mean taps"),
+        ("taps=first", "last or all"),
+        ("optimizer.name=lars", "sgd or adamw"),
+        ("optimizer.warmup_iterations=500", "fewer than iterations"),
+        ("optimizer.end_lr=1.0", "optimizer.end_lr"),
+        ("batch_size=1", "BatchNorm"),
+        ("output_stride=5", "8, 16 or 32"),
+        ("image_scale=[32]", "longest, shortest"),
+        ("inference=tiles", "whole or slide"),
+        ("inference=slide slide_stride=33", "1 to 32 pixels"),
+        ("crop_width=-1", "0 (square)"),
+        ("head=unet", "linear or fcn"),
+        ("precision=fp16", "float32, bfloat16, float16"),
+        ("machine.predictions=99", "0 (no picture) to 32"),
+        ("data.name=ade20k data.segmentation_train=train_aug", "allowed: train for data.name=ade20k"),
+        ("iterations=many", "wrong value"),
+    ],
+)
+def test_wrong_config_stops_before_anything_is_made(override, words, parent, evaluate, tmp_path):
+    code, message, _ = evaluate(segmentation.main, parent, CONFIG, *override.split())
+    assert code == 2
+    assert words in message
+    assert not (tmp_path / "runs" / "segmentation").exists()
+
+
+def test_dataset_without_masks(image_folder, parent, evaluate):
+    data = ["data.name=imagefolder", f"data.root={image_folder}"]
+    code, message, _ = evaluate(segmentation.main, parent, CONFIG, *data)
+    assert (code, "no segmentation masks" in message) == (2, True)
+
+
+def test_truncated_backbone(parent, evaluate):
+    file = parent / "backbone.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    code, message, _ = evaluate(segmentation.main, parent, CONFIG)
+    assert (code, message.count("\n")) == (2, 1)
+    assert "backbone.safetensors" in message
+
+
+def test_busy_run(parent, evaluate, tmp_path):
+    config = configs.load(SegmentationConfig, CONFIG)
+    with open_run(tmp_path / "runs", segmentation.identity(config, open_parent(parent).hash), {}):
+        code, message, _ = evaluate(segmentation.main, parent, CONFIG)
+    assert (code, "is in use by process" in message) == (4, True)
+
+
+def test_schedule_ends_at_its_last_rate():
+    """mmengine's schedulers, stepped to the end, against the formulas."""
+    from mmengine.optim import CosineAnnealingLR, LinearLR, PolyLR
+
+    kinds = {"PolyLR": PolyLR, "CosineAnnealingLR": CosineAnnealingLR, "LinearLR": LinearLR}
+    total, warmup = 50, 10
+    for name in ("poly", "cosine"):
+        settings = OptimizerConfig(lr=1.0, end_lr=0.01, schedule=name, warmup_iterations=warmup)
+        sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        parts = [kinds[part.pop("type")](sgd, **part) for part in schedule(settings, total)]
+        rates = []
+        for _ in range(total):
+            rates.append(sgd.param_groups[0]["lr"])
+            sgd.step()
+            for part in parts:
+                part.step()
+        assert rates[0] == pytest.approx(1e-6)
+        assert rates[warmup] == pytest.approx(1.0)
+        left = 1 - (30 - warmup) / (total - 1 - warmup)
+        share = left**0.9 if name == "poly" else 0.5 * (1 + np.cos(np.pi * (1 - left)))
+        assert rates[30] == pytest.approx(0.01 + 0.99 * share)
+        assert rates[-1] == pytest.approx(0.01)
+
+
+def test_identity_follows_the_config(parent):
+    config = configs.load(SegmentationConfig, CONFIG)
+    one = segmentation.identity(config, "0123456789")
+    assert isinstance(one, Identity)
+    config.machine.val_batch_size = 1
+    assert segmentation.identity(config, "0123456789").hash == one.hash
+    config.taps = "all"
+    assert segmentation.identity(config, "0123456789").hash != one.hash
+
+
+def test_fields_added_later_leave_the_names_of_former_runs():
+    config = configs.load(SegmentationConfig, "eval/configs/seg_voc.yaml")
+    values = segmentation.identity(config, "0123456789").config
+    assert not {"head", "precision", "crop_width"} & set(values)
+    config.head = "fcn"
+    assert segmentation.identity(config, "0123456789").config["head"] == "fcn"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_open_with_their_command_and_load(name):
+    configs.load(SegmentationConfig, f"eval/configs/{name}")
+    text = Path(f"eval/configs/{name}").read_text()
+    assert text.startswith("# python -m eval.segmentation runs/pretrain/<run> --config eval/configs/" + name)
+    assert "mIoU" in text
+
+
+@pytest.mark.parametrize(
+    ("data", "crop", "scale", "iterations"),
+    [
+        ("voc", (512, 512), [2048, 512], 40000),
+        ("cityscapes", (512, 1024), [2048, 1024], 40000),
+        ("ade20k", (512, 512), [2048, 512], 160000),
+    ],
+)
+def test_published_schedules(data, crop, scale, iterations):
+    """As the published protocol says: ResNets by SGD on the last map, ConvNeXts by AdamW on four stages."""
+    resnet, convnext, finetuned = (
+        configs.load(SegmentationConfig, f"eval/configs/seg_{data}{kind}.yaml")
+        for kind in ("", "_convnext", "_finetuned")
+    )
+    for config in (resnet, convnext, finetuned):
+        assert (config.data.name, config.crop, config.image_scale, config.iterations) == (data, crop, scale, iterations)
+        assert config.batch_size == 16
+    assert (resnet.taps, resnet.output_stride, resnet.inference, resnet.optimizer.name) == ("last", 8, "whole", "sgd")
+    assert (convnext.taps, convnext.output_stride) == ("all", 0)
+    assert (convnext.inference, convnext.slide_stride) == ("slide", 341)
+    expected = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05, "warmup_iterations": 1500}
+    assert vars(convnext.optimizer).items() >= expected.items()
+    assert (finetuned.finetune, finetuned.head, finetuned.protocol) == (True, "fcn", "finetuned fcn")
+    assert not resnet.finetune
+    assert not convnext.finetune
+
+
+def test_plain_config_is_saved_and_builds_the_same_model(scenes, parent, evaluate):
+    _, _, run = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL)
+    from mmengine.config import Config
+    from mmseg.registry import MODELS
+
+    cfg = Config.fromfile(run.path / "mmseg_config.py")
+    assert cfg.train_cfg.max_iters == 6
+    model = MODELS.build(cfg.model)
+    assert type(model).__name__ == "EncoderDecoder"
+    missing, unexpected = model.load_state_dict(head_of(run), strict=False)
+    assert not unexpected
+    assert all(key.startswith("backbone.") for key in missing)
+    assert list((run.path / "mmseg").glob("*/*.log"))
+    # One line now and then, and none of mmengine's.
+    assert len(evaluate.output) <= 6
+    assert not any("mmengine" in line for line in evaluate.output)
