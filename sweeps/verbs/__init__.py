@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from sweeps.verbs import cancel, clean, logs, plan, run, status, submit
+from sweeps.verbs import cancel, clean, logs, plan, reconcile, retry, run, status, submit
 from sweeps.verbs.request import Request
 
 VERBS: dict[str, ModuleType] = {
@@ -16,6 +16,8 @@ VERBS: dict[str, ModuleType] = {
     "submit": submit,
     "status": status,
     "logs": logs,
+    "retry": retry,
+    "reconcile": reconcile,
     "cancel": cancel,
     "clean": clean,
 }

@@ -17,6 +17,7 @@ from sweeps import local
 from sweeps.estimate import Estimator, TimeLeft, time_left
 from sweeps.graph import Graph, Node
 from sweeps.verbs.request import Request, add_cluster, add_workers
+from sweeps.verbs.submission import Submission, plan_submission
 from sweeps.view import STATES, View, look, run_name
 
 HELP = "show every run, its state and the time it takes"
@@ -24,8 +25,8 @@ MOST_ROWS = 60  # of a table for readers; --json has all
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_workers(parser)
     add_cluster(parser)
+    add_workers(parser)
     parser.add_argument("--json", action="store_true", help="for scripts")
 
 
@@ -34,10 +35,16 @@ def main(request: Request) -> int:
     estimator = estimator_of(views)
     workers = arguments.workers or local.default_workers()
     left = expected(views, workers, estimator)
+    jobs = plan_submission(views, arguments.cluster_config, estimator) if arguments.cluster == "slurm" else None
     if arguments.json:
-        print(json.dumps(document(request.graph, views, left, estimator), indent=2))
-    else:
-        show(request.graph, views, left, estimator, workers)
+        shown = document(request.graph, views, left, estimator)
+        print(json.dumps(shown | (jobs.document() if jobs else {}), indent=2))
+        return 0
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_table(request.graph, views, estimator))
+    if len(views) > MOST_ROWS:
+        console.print(f"... and {len(views) - MOST_ROWS} more; --json has all of them")
+    console.print(_would_submit(jobs) if jobs else would_run(views, left, workers))
     return 0
 
 
@@ -84,16 +91,25 @@ def counts(views: Mapping[Node, View]) -> dict[str, int]:
     return {state: found[state] for state in STATES if found[state]}
 
 
-def show(graph: Graph, views: Mapping[Node, View], left: TimeLeft | None, estimator: Estimator, workers: int) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    rows = [(views[node], _seconds(estimator.seconds(node))) for node in graph.nodes]
+def _table(graph: Graph, views: Mapping[Node, View], estimator: Estimator) -> Table:
     table = new_table(graph, views, ("part", "what", "hash", "state", "expected"))
-    for view, text in rows[:MOST_ROWS]:
-        table.add_row(view.node.part, view.node.label, view.node.identity.hash, view.state, text)
-    console.print(table)
-    if len(rows) > MOST_ROWS:
-        console.print(f"... and {len(rows) - MOST_ROWS} more; --json has all of them")
-    console.print(would_run(views, left, workers))
+    for node in graph.nodes[:MOST_ROWS]:
+        seconds = estimator.seconds(node)
+        time = "" if seconds is None else describe_seconds(seconds)
+        table.add_row(node.part, node.label, node.identity.hash, views[node].state, time)
+    return table
+
+
+def _would_submit(jobs: Submission) -> Table | str:
+    if not jobs.batches:
+        return "`submit` would queue nothing"
+    table = Table(title=f"`submit` would queue {jobs.summary()}", title_justify="left")
+    for column in ("runs", "part", "behind", "each", "GPU-hours"):
+        table.add_column(column, overflow="fold")
+    for row in jobs.rows():
+        table.add_row(*row)
+    table.caption = jobs.caption()
+    return table
 
 
 def would_run(views: Mapping[Node, View], left: TimeLeft | None, workers: int) -> str:
@@ -112,10 +128,6 @@ def new_table(graph: Graph, views: Mapping[Node, View], columns: tuple[str, ...]
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
-
-
-def _seconds(seconds: float | None) -> str:
-    return "" if seconds is None else describe_seconds(seconds)
 
 
 def describe_left(left: TimeLeft) -> str:

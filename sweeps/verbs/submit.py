@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from sweeps import detached
 from sweeps.slurm.config import load_cluster
 from sweeps.verbs.request import Request, add_cluster, add_workers
+from sweeps.verbs.retry import submit_here
 
 HELP = "queue what is not done"
 
@@ -21,20 +21,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(request: Request) -> int:
     if request.arguments.cluster == "local":
-        return _submit_here(request)
+        return submit_here(request)
     cluster = load_cluster(request.arguments.cluster_config)  # what is wrong in it is told before SLURM is asked
 
     from sweeps.slurm.submit import submit
 
     submit(request.graph, cluster, request.machine)
-    return 0
-
-
-def _submit_here(request: Request) -> int:
-    options = [
-        f"--{key}={value}" for key in ("workers", "gpus") if (value := getattr(request.arguments, key)) is not None
-    ]
-    who = detached.start(request.graph, [*options, *request.machine])
-    log = detached.log_of(request.graph)
-    print(f"at work already: {log}" if who is None else f"at work in the background, process {who['pid']}: {log}")
     return 0
