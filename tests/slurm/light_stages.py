@@ -35,7 +35,7 @@ if __name__ == "__main__":
 import runtime  # noqa: E402
 from runtime import config as configs  # noqa: E402
 from runtime.config import MachineConfig  # noqa: E402
-from runtime.errors import UserError, run_command  # noqa: E402
+from runtime.errors import NotFiniteError, UserError, run_command  # noqa: E402
 from runtime.rundir import Identity, Run, open_run  # noqa: E402
 from runtime.stopping import stop_request  # noqa: E402
 
@@ -55,6 +55,7 @@ class LightMachineConfig(MachineConfig):
     step_seconds: float = 0.1
     save_steps: int = 1  # 0: only when it is asked to stop
     hold: str = ""  # while a file of that name is there, no step ends
+    trouble: str = ""  # a folder: a file in it, named by an alpha, has the word of what that alpha's run does
 
 
 @dataclass
@@ -88,6 +89,23 @@ def link(chain: str, step: int) -> str:
     return hashlib.sha256(f"{chain} {step}".encode()).hexdigest()
 
 
+def misbehave(folder: str, alpha: float) -> None:
+    """As the word of that alpha says; nothing where there is none."""
+    file = Path(folder) / f"{alpha:g}"
+    word = file.read_text() if folder and file.exists() else ""
+    if word == "raise":
+        raise RuntimeError("told to raise\nand to say more")
+    if word == "nan":
+        raise NotFiniteError("the loss is not finite at step 1: loss = nan")
+    if word == "allocate":
+        bytearray(10**17)
+    if word == "grow":  # until the cluster ends it for its memory
+        held = []
+        while True:
+            held.append(b"x" * 50_000_000)
+            time.sleep(0.1)
+
+
 def train(run: Run, config: LightPretrainConfig) -> dict[str, Any]:
     """Goes on where its checkpoint says; steps.log has every step that was ever done."""
     checkpoint, steps = run.path / "checkpoint", int(config.train.duration.split()[0])
@@ -99,6 +117,8 @@ def train(run: Run, config: LightPretrainConfig) -> dict[str, Any]:
     with stop_request() as stop:
         for step in range(first, steps):
             time.sleep(machine.step_seconds)
+            if step == 1:
+                misbehave(machine.trouble, config.loss.alpha)
             while machine.hold and Path(machine.hold).exists() and not stop:
                 time.sleep(0.05)
             chain = link(chain, step)
