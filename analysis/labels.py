@@ -17,6 +17,7 @@ SCORES = {
     "macc": ("mean accuracy", "%"),
     "aacc": ("pixel accuracy", "%"),
 }
+SOURCES = {"knn": "kNN"}  # an evaluation's name, where a reader writes another
 SYMBOLS = {"loss.alpha": "α"}
 MINUS = "−"
 
@@ -24,7 +25,7 @@ MINUS = "−"
 def score_name(score: str) -> str:
     """linear.top1 -> "linear top-1"."""
     source, _, name = score.partition(".")
-    return f"{source} {SCORES.get(name, (name, ''))[0]}"
+    return f"{SOURCES.get(source, source.replace('_', ' '))} {SCORES.get(name, (name, ''))[0]}"
 
 
 def score_label(score: str) -> str:

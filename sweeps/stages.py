@@ -33,6 +33,7 @@ class Stage:
     config_class: str
     command: tuple[str, ...]  # after the Python interpreter
     work: Callable[[Any], float] = _no_work  # how long a run of this config is, compared with others of the stage
+    score: str = ""  # of its result.json, that a report shows where the study names none
 
     def schema(self) -> type[Any]:
         return getattr(importlib.import_module(self.module), self.config_class)
@@ -59,9 +60,11 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length),
-        Stage("linear", "eval.linear_config", "LinearConfig", ("-m", "eval.linear")),
-        Stage("knn", "eval.knn_config", "KnnConfig", ("-m", "eval.knn")),
-        Stage("segmentation", "eval.segmentation_config", "SegmentationConfig", ("-m", "eval.segmentation")),
+        Stage("linear", "eval.linear_config", "LinearConfig", ("-m", "eval.linear"), score="top1"),
+        Stage("knn", "eval.knn_config", "KnnConfig", ("-m", "eval.knn"), score="top1"),
+        Stage(
+            "segmentation", "eval.segmentation_config", "SegmentationConfig", ("-m", "eval.segmentation"), score="miou"
+        ),
     )
 }
 

@@ -26,6 +26,7 @@ from runtime import config as configs
 from runtime.config import require
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
+from sweeps import stages
 
 # As the source of a score in `report`: the pretraining's own result (its online probe, its loss, its diagnostics).
 PRETRAIN = "pretrain"
@@ -65,7 +66,7 @@ class ReportPart:
     baseline: Any = None  # the value of `vary` that the other rows are compared with
     x: str = ""
     y: str = ""
-    scores: list[str] = field(default_factory=list)  # columns of the table; empty: x and y
+    scores: list[str] = field(default_factory=list)  # columns of the table; empty: see Study.scores
 
 
 @dataclass
@@ -103,8 +104,15 @@ class Study:
 
     @property
     def scores(self) -> list[str]:
-        """The columns of the table, in order."""
-        return self.report.scores or list(dict.fromkeys([self.report.x, self.report.y]))
+        """The columns of the table: report.scores; or x, y and the score of every other evaluation, in their order."""
+        if self.report.scores:
+            return self.report.scores
+        shown = list(dict.fromkeys([self.report.x, self.report.y]))
+        sources = [score.partition(".")[0] for score in shown]
+        others = {name: stages.STAGES.get(part.stage) for name, part in self.evals.items() if name not in sources}
+        shown += [f"{name}.{stage.score}" for name, stage in others.items() if stage is not None and stage.score]
+        order = [*self.evals, PRETRAIN]
+        return sorted(shown, key=lambda score: order.index(score.partition(".")[0]))
 
     @property
     def row_keys(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
 from analysis.summary import Summary, summarize
 from analysis.table import notes, results_table
@@ -60,10 +61,41 @@ def test_commits_split_rows_and_differences() -> None:
     assert "several code versions" in notes(Summary(found.study, [], found.row_keys))
 
 
-def test_protocols_split_rows() -> None:
-    found = summary([row(0.5, 0, 60, A), row(0.5, 1, 80, A, "linear cached"), row(1.0, 0, 61, A), row(1.0, 1, 62, A)])
+@pytest.mark.parametrize("protocol", ["linear cached", "finetuned", "linear 1percent", "finetuned 10percent", "knn"])
+def test_protocols_split_rows(protocol: str) -> None:
+    found = summary([row(0.5, 0, 60, A), row(0.5, 1, 80, A, protocol), row(1.0, 0, 61, A), row(1.0, 1, 62, A)])
     assert means(found)[0.5, "aaaaaaa then linear"] == 60
-    assert means(found)[0.5, "aaaaaaa then linear cached"] == 80
+    assert means(found)[0.5, f"aaaaaaa then {protocol}"] == 80
+
+
+def test_evaluations_of_one_stage_are_columns_of_their_own() -> None:
+    evals = {
+        "linear": EvalPart("linear", "l.yaml"),
+        "knn": EvalPart("knn", "k.yaml"),
+        "segmentation": EvalPart("segmentation", "s.yaml"),
+        "finetuned": EvalPart("segmentation", "s.yaml", {"finetune": True}),
+    }
+    report = ReportPart("loss.alpha", 1.0, "linear.top1", "segmentation.miou")
+    study = Study("made", "?", PretrainPart("p.yaml", {}, {"loss.alpha": [0.5, 1.0], "seed": [0]}, {}), evals, report)
+    scores = {
+        "linear": ("top1", "linear"),
+        "knn": ("top1", "knn"),
+        "segmentation": ("miou", "frozen linear"),
+        "finetuned": ("miou", "finetuned linear"),
+    }
+    rows = []
+    for alpha in (0.5, 1.0):
+        for place, (name, (score, protocol)) in enumerate(scores.items()):
+            one = row(alpha, 0, 0.0, A, protocol) | {"eval.name": name, "score.top1": None, "score.miou": None}
+            rows.append(one | {f"score.{score}": 10 * place + alpha})
+    found = summarize(pd.DataFrame(rows), study, study.scores)
+    table = results_table(found)
+    assert not found.split  # different evaluations may differ in protocol, they are never averaged
+    assert table.header[2::2] == ["linear top-1 (%)", "kNN top-1 (%)", "segmentation mIoU (%)", "finetuned mIoU (%)"]
+    assert [line[2::2] for line in table.blocks[0]] == [
+        ["0.5", "10.5", "20.5", "30.5"],
+        ["1.0", "11.0", "21.0", "31.0"],
+    ]
 
 
 def test_an_unfinished_point_counts_to_what_it_can_become() -> None:
