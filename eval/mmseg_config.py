@@ -159,6 +159,7 @@ def dataset(layout: SegmentationLayout, split: SegmentationSplit, steps: list[di
         "metainfo": {"classes": list(layout.classes), "palette": [list(colour) for colour in layout.palette]},
         "ignore_index": layout.ignore_index,
         "reduce_zero_label": False,
+        "serialize_data": False,  # mmengine collects garbage for it, which takes seconds
         "pipeline": [*steps, {"type": "PackSegInputs"}],
     }
 

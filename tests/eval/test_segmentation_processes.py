@@ -1,0 +1,144 @@
+"""Several processes: they train to what one process trains to, score exactly what it scores, and the first alone
+writes."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from segmentation_tools import CONFIG, SMALL, head_of
+from torch import nn
+
+from eval import segmentation, sync_batchnorm
+from eval.segmentation_config import SegmentationConfig
+from runtime.errors import UserError
+from runtime.rundir import Run
+
+FINETUNED = ["finetune=true", "taps=all", "flip=true", "optimizer.name=sgd", "optimizer.lr=0.1"]
+# One image a batch, and 19 of them: the last is of one process alone.
+UNEVEN = ["data.scenes.val=19", "machine.val_batch_size=1"]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def words(parent: Path, runs: Path, options: list[str]) -> list[str]:
+    return ["-m", "eval.segmentation", str(parent), "--config", CONFIG, *options, f"machine.runs={runs}"]
+
+
+def environment(tiny_scenes: Path, **more: object) -> dict[str, str]:
+    return (
+        os.environ | {"OMP_NUM_THREADS": "1", "VICREGL_DATA": str(tiny_scenes)} | {k: str(v) for k, v in more.items()}
+    )
+
+
+def torchrun(tiny_scenes: Path, arguments: list[str]) -> None:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    subprocess.run([sys.executable, *launcher, *arguments], env=environment(tiny_scenes), check=True, timeout=300)
+
+
+def srun(tiny_scenes: Path, arguments: list[str]) -> None:
+    """Two tasks with the environment that srun gives them."""
+    step = {"SLURM_JOB_ID": 1, "SLURM_STEP_ID": 0, "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2, "SLURM_NODEID": 0}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "SLURM_STEP_NODELIST": "localhost"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment(tiny_scenes, **step, **place, SLURM_PROCID=rank, SLURM_LOCALID=rank),
+        )
+        for rank in range(2)
+    ]
+    assert [task.wait(timeout=300) for task in tasks] == [0, 0]
+
+
+def the_run(runs: Path) -> Run:
+    (path,) = (runs / "segmentation").iterdir()
+    return Run(path)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(scenes, tiny_scenes, parent, tmp_path, evaluate):
+    """Weights, statistics and losses within float tolerance; on the same weights, exactly the same scores."""
+    options = [*scenes, *SMALL, *UNEVEN, *FINETUNED]
+    two, one, again, srun_again = (tmp_path / name for name in ("two", "one", "again", "srun"))
+    torchrun(tiny_scenes, words(parent, two, options))
+    evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={one}")
+    found, expected = head_of(the_run(two)), head_of(the_run(one))
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    rows = [[row["loss"] for row in the_run(runs).metrics()] for runs in (two, one)]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4)
+    accuracies = [[row["pixel_accuracy"] for row in the_run(runs).metrics()] for runs in (two, one)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.1)
+    result = the_run(two).result()
+    for runs in (again, srun_again):
+        shutil.copytree(two, runs)
+        (the_run(runs).path / "result.json").unlink()
+    evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={again}")
+    srun(tiny_scenes, words(parent, srun_again, options))
+    for runs in (again, srun_again):
+        scores = the_run(runs).result()
+        assert {key: scores[key] for key in ("miou", "macc", "aacc", "iou", "val_images")} == {
+            key: result[key] for key in ("miou", "macc", "aacc", "iou", "val_images")
+        }
+    pictures = {(the_run(runs).path / "predictions.png").read_bytes() for runs in (two, again, srun_again)}
+    assert len(pictures) == 1
+    assert len(list((the_run(two).path / "mmseg").glob("*/*.log"))) == 1
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    config = SegmentationConfig(batch_size=16)
+    segmentation.refuse_impossible(config, 8, torch.device("cpu"))
+    with pytest.raises(UserError, match="batch_size = 16 cannot be shared out among 3 processes; allowed: a multiple"):
+        segmentation.refuse_impossible(config, 3, torch.device("cpu"))
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of one process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_shared_batchnorm_of_one_process_is_batchnorm(alone):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3), nn.ReLU())
+    nn.init.uniform_(plain[1].weight)
+    shared = sync_batchnorm.convert(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3)), "GlooSyncBN")
+    shared.load_state_dict(plain.state_dict())
+    assert isinstance(shared[1], sync_batchnorm.GlooSyncBatchNorm)
+    images = torch.randn(4, 3, 9, 7)
+    for training in (True, True, False):
+        outputs = [network.train(training)(images) for network in (plain[:2], shared)]
+        torch.testing.assert_close(outputs[1], outputs[0])
+        for network, output in zip((plain, shared), outputs, strict=True):
+            network.zero_grad()
+            output.square().sum().backward()
+        for one, two in zip(plain[:2].parameters(), shared.parameters(), strict=True):
+            torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-4)
+        for key, value in plain.state_dict().items():
+            torch.testing.assert_close(shared.state_dict()[key], value, msg=key)
+
+
+def test_shared_batchnorm_keeps_what_timm_does_after_it(alone):
+    import timm
+
+    torch.manual_seed(0)
+    plain = timm.create_model("regnety_002", num_classes=0)
+    images = torch.randn(2, 3, 64, 64)
+    expected = plain.train()(images)
+    keys = list(plain.state_dict())
+    shared = sync_batchnorm.convert(plain, "GlooSyncBN")
+    assert list(shared.state_dict()) == keys
+    assert not any(type(module) is nn.BatchNorm2d for module in shared.modules())
+    torch.testing.assert_close(shared.train()(images), expected, rtol=1e-3, atol=1e-3)
