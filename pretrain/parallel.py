@@ -42,7 +42,6 @@ def wrapped(model: VICRegLModel, config: PretrainConfig, device: torch.device, w
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=not config.train.sync_batch_norm,  # synchronised norms have the same statistics anyway
         find_unused_parameters=bool(unused_parameters(model, config.views.large_size)),
         gradient_as_bucket_view=True,
     )
@@ -92,6 +91,6 @@ def gather_rows(rows: Tensor, world: World) -> Tensor:
     """(n, ...) of every process -> (all, ...), in order of the processes; no gradient."""
     if world.size == 1:
         return rows
-    gathered = rows.new_empty((world.size * rows.shape[0], *rows.shape[1:]))
-    dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
-    return gathered
+    gathered = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(gathered, rows.detach().contiguous())
+    return torch.cat(gathered)

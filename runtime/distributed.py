@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -142,6 +143,8 @@ def join(world: World, device: torch.device) -> Iterator[None]:
     if world.size == 1:
         yield
         return
+    # Its successor is not in every torch that this runs with.
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor.*deprecated", FutureWarning)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = _connect(world, listen=not world.hosted and world.is_main)

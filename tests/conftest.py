@@ -1,6 +1,7 @@
 """What tests of several stages need: a tiny ImageFolder dataset, and commands as a user runs them."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,40 @@ def small_disk(tmp_path):
     yield disk
     if os.path.ismount(disk.path):
         subprocess.run(["umount", disk.path], check=True)
+
+
+class Ranks:
+    """Starts the processes of one run, as torchrun would; those that a failed test leaves behind are ended."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
+
+    def __call__(self, count: int, *arguments: object, **environment: str) -> list[subprocess.Popen[str]]:
+        """`python <arguments>` in `count` processes, from the project's root, with pipes for what they print."""
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = str(found.getsockname()[1])
+        meet = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *map(str, arguments)]
+        ranks = []
+        for rank in range(count):
+            settings = os.environ | meet | {"PYTHONPATH": str(ROOT)} | environment | {"RANK": str(rank)}
+            pipe = subprocess.PIPE
+            ranks.append(subprocess.Popen(command, cwd=ROOT, env=settings, stdout=pipe, stderr=pipe, text=True))
+        self.started += ranks
+        return ranks
+
+    @staticmethod
+    def ended(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+        """(exit code, stdout, stderr) of each; they must end by themselves."""
+        outputs = [rank.communicate(timeout=300) for rank in ranks]
+        return [(rank.returncode, *output) for rank, output in zip(ranks, outputs, strict=True)]
+
+
+@pytest.fixture
+def ranks():
+    started = Ranks()
+    yield started
+    for process in started.started:
+        process.kill()
+        process.communicate()

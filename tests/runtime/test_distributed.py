@@ -101,42 +101,25 @@ def test_the_first_host_of_a_node_list(nodes, host) -> None:
         assert asked.returncode or asked.stdout.split()[0] == host
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def start(case: str, environment: dict[str, str]) -> subprocess.Popen:
-    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, str(WORKER), case], env=settings, stdout=pipe, stderr=pipe, text=True)
-
-
-def processes(case: str, count: int = 2) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of each process; they must end by themselves."""
-    meet = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    started = [start(case, meet | {"RANK": str(rank)}) for rank in range(count)]
-    ended = []
-    for process in started:
-        output = process.communicate(timeout=300)
-        ended.append((process.returncode, *output))
-    return ended
-
-
-def test_they_agree() -> None:
-    for rank, (code, said, errors) in enumerate(processes("agree", 3)):
+def test_they_agree(ranks) -> None:
+    for rank, (code, said, errors) in enumerate(ranks.ended(ranks(3, WORKER, "agree"))):
         assert code == 0, errors
         assert said.strip() == f"{rank}/3 [False, True, 14, {{'rank': 0}}]"
 
 
 def test_a_slurm_step_meets_by_its_job_number() -> None:
-    step = STEP | {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
-    started = [start("agree", step | {"SLURM_PROCID": str(rank)}) for rank in range(2)]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        job = str(found.getsockname()[1])  # of 32768 and more, so that other runs of this test hardly share a port
+    step = STEP | {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | step
+    command = [sys.executable, str(WORKER), "agree"]
+    started = [
+        subprocess.Popen(command, env=settings | {"SLURM_PROCID": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
     for process in started:
-        said, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        assert "[False, True, 7, {'rank': 0}]" in said
+        assert "[False, True, 7, {'rank': 0}]" in process.communicate(timeout=300)[0]
 
 
 @pytest.mark.slow
@@ -156,8 +139,8 @@ def test_under_torchrun(command) -> None:
         ("hang", (1, 1), "process 1 of 2 on {host} failed: ValueError: a bug"),
     ],
 )
-def test_a_process_that_fails_ends_the_other(case, codes, expected) -> None:
-    first, second = processes(case)
+def test_a_process_that_fails_ends_the_other(ranks, case, codes, expected) -> None:
+    first, second = ranks.ended(ranks(2, WORKER, case))
     assert (first[0], second[0]) == codes, first[2] + second[2]
     assert first[2].count("\n") == 1, first[2]
     assert first[2].startswith("error: " + expected.format(host=socket.gethostname()))

@@ -1,0 +1,181 @@
+"""Several processes against one: real processes with gloo, in float64, so that only what is different differs."""
+
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.__main__ import main
+from runtime.errors import run_command
+from runtime.rundir import Run
+
+WORKER = Path(__file__).with_name("worker.py")
+STEPS = 5
+
+
+@pytest.fixture
+def arguments(image_folder):
+    """A run of seconds, of a network with BatchNorm in backbone, expander and projector; AdamW by the config."""
+
+    def make(runs, *overrides) -> list[str]:
+        return [
+            "--config=pretrain/configs/quickstart.yaml",
+            "data.name=imagefolder",
+            f"data.root={image_folder}",
+            "model.expander=32-32",
+            "model.projector=16-16",
+            "train.batch_size=12",
+            f"train.duration={STEPS} steps",
+            "optimizer.warmup=2 steps",
+            "probe.enabled=false",
+            "diagnostics_images=24",
+            "machine.threads=1",
+            "machine.save_minutes=0",
+            "machine.keep_last=99",
+            "machine.log_steps=1",
+            f"machine.runs={runs}",
+            *overrides,
+        ]
+
+    return make
+
+
+def only_run(runs: Path) -> Run:
+    (path,) = (runs / "pretrain").iterdir()
+    return Run(path)
+
+
+def checkpoint(runs: Path, name: str = "checkpoint.pt") -> dict:
+    return torch.load(only_run(runs).path / name, weights_only=True)
+
+
+def finished(ranks, runs: Path, argv: list[str], count: int, change: str = "double") -> None:
+    started = ranks(count, WORKER, change, *argv)
+    for code, said, errors in ranks.ended(started):
+        assert code == 0, errors
+        assert "Warning" not in errors
+        assert ("is done" in said) == (said != "")  # process 0 alone speaks
+    assert only_run(runs).result() is not None
+
+
+def assert_same(runs: Path, other: Path, tolerance: float = 1e-9) -> None:
+    """Weights, running statistics, optimiser state, losses and diagnostics."""
+    a, b = checkpoint(runs), checkpoint(other)
+    assert a["step"] == b["step"] == STEPS
+    assert any(key.endswith("running_var") for key in a["model"])
+    for key, value in a["model"].items():
+        torch.testing.assert_close(b["model"][key], value, rtol=tolerance, atol=tolerance, msg=key)
+    for number, state in a["optimizer"]["state"].items():
+        torch.testing.assert_close(b["optimizer"]["state"][number], state, rtol=1e-6, atol=tolerance)
+    for row, same in zip(only_run(runs).metrics(), only_run(other).metrics(), strict=True):
+        clocks = {"time", "seconds", "data_wait_percent", "images_per_second"}
+        for key in row.keys() - clocks:
+            assert same[key] == pytest.approx(row[key], rel=1e-6), key
+    mine, theirs = only_run(runs).result(), only_run(other).result()
+    for key in mine.keys() - {"seconds", "seconds_per_step", "peak_memory_gb"}:
+        assert theirs[key] == pytest.approx(mine[key], rel=1e-5), key
+
+
+def back_to_step(runs: Path, copy: Path, step: int) -> None:
+    """A copy of the runs in which `step` steps are done."""
+    shutil.copytree(runs, copy)
+    path = only_run(copy).path
+    (path / "result.json").unlink()
+    shutil.copyfile(path / "checkpoints" / f"step-{step:08}.pt", path / "checkpoint.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_and_each_goes_on_with_the_other_s_run(tmp_path, arguments, ranks) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    finished(ranks, one, arguments(one), 1)
+    finished(ranks, two, arguments(two), 2)
+    assert only_run(one).name == only_run(two).name
+    assert_same(one, two)
+    for begun, count in ((one, 2), (two, 1)):
+        changed = tmp_path / f"changed-to-{count}"
+        back_to_step(begun, changed, 2)
+        finished(ranks, changed, arguments(changed), count)
+        assert_same(one, changed)
+    assert [attempt["processes"] for attempt in only_run(changed).document()["attempts"]] == [2, 1]
+
+
+@pytest.mark.slow
+def test_three_processes_with_local_stages_and_clipping(tmp_path, arguments, ranks) -> None:
+    """More than two, which sums and shares of halves would not tell apart."""
+    options = ["model.local_stages=[-2,-1]", "train.clip_norm=1", "optimizer.name=lars", "optimizer.base_lr=0.3"]
+    for count in (1, 3):
+        runs = tmp_path / str(count)
+        finished(ranks, runs, arguments(runs, *options), count)
+    assert_same(tmp_path / "1", tmp_path / "3")
+
+
+@pytest.mark.slow
+def test_without_synchronised_norms_the_processes_see_other_statistics(tmp_path, arguments, ranks) -> None:
+    """The option does something; and the probe, with labels, is that of all samples."""
+    runs = {name: tmp_path / name for name in ("one", "two", "apart")}
+    finished(ranks, runs["one"], arguments(runs["one"], "probe.enabled=true"), 1, "single")
+    finished(ranks, runs["two"], arguments(runs["two"], "probe.enabled=true"), 2, "single")
+    finished(ranks, runs["apart"], arguments(runs["apart"], "train.sync_batch_norm=false"), 2, "single")
+    one, two, apart = (only_run(path).metrics()[0] for path in runs.values())
+    for key in ("loss", "std_pooled", "rank_local", "probe_top1"):
+        assert two[key] == pytest.approx(one[key], rel=1e-3), key
+    assert abs(apart["loss"] - one["loss"]) > 1e-3 * one["loss"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_any_process_stops_all_of_them_saved(tmp_path, arguments, ranks) -> None:
+    endless = ["train.duration=100000 steps", "machine.save_minutes=60", "machine.keep_last=0"]
+    started = ranks(2, "-m", "pretrain", *arguments(tmp_path, *endless))
+    while not list(tmp_path.glob("pretrain/*/metrics.jsonl")) or not only_run(tmp_path).metrics():
+        assert started[0].poll() is None
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    for code, _, errors in ranks.ended(started):
+        assert code == 75, errors
+        assert errors.count("\n") == 1
+        assert "SIGTERM" in errors
+    steps = checkpoint(tmp_path)["step"]
+    assert steps >= len(only_run(tmp_path).metrics()) >= 1
+    assert len(checkpoint(tmp_path)["random"]) == 2
+    assert only_run(tmp_path).state() == "interrupted"
+
+
+def test_a_process_that_fails_ends_the_run_with_its_words(tmp_path, arguments, ranks) -> None:
+    first, second = ranks.ended(ranks(2, WORKER, "fail=1:2", *arguments(tmp_path)))
+    assert first[0] == 1
+    assert second[0] == 1
+    assert first[2].startswith("error: process 1 of 2")
+    assert "ValueError: this process is broken" in first[2]
+    assert "Traceback" in second[2]
+    failure = only_run(tmp_path).failure()
+    assert failure["class"] == "ProcessLost"
+    assert "this process is broken" in failure["message"]
+    assert checkpoint(tmp_path)["step"] == 2
+    assert only_run(tmp_path).state() == "failed"
+
+
+@pytest.mark.parametrize("overrides", [["train.batch_size=13"], ["train.batch_size=12", "train.accumulate=4"]])
+def test_uneven_shares_are_refused_before_anything_is_made(tmp_path, arguments, overrides, monkeypatch, capsys) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments(tmp_path, *overrides)])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert all(part in told for part in ("train.batch_size", "a multiple of", "2 processes")), told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path, arguments, command) -> None:
+    done = command(
+        "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pretrain", *arguments(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout
+    assert only_run(tmp_path).result()["steps"] == STEPS
