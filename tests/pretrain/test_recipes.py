@@ -5,26 +5,25 @@ from __future__ import annotations
 import csv
 import re
 from math import prod
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pretrain import export
 from pretrain.config import PretrainConfig
 from pretrain.optimizers import make_optimizer, set_learning_rate
 from runtime import config as configs
 from runtime.config import Duration
 from runtime.provenance import PROJECT
-from vicregl.batch import locations_of
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import VICRegLModel
 
 FOLDER = PROJECT / "pretrain" / "configs"
 IMAGES = {"imagenet": 1_281_167, "imagefolder": 14_197_122}  # ImageNet-1k; ImageNet-22k as a folder
 
-# What was read of the published recipes: data and crops, optimiser, batch, epochs, and whether heads are normalised over
-# the batch (ResNets) or each row (ConvNeXts).
+# What was read of the published recipes: crops, optimiser with its decay, batch, epochs, and whether heads are
+# normalised over the batch (ResNets) or each row (ConvNeXts).
 RESNET = {"large": [0.08, 1.0], "small": 0, "optimizer": ("lars", 1e-6), "norm": "batch", "args": {}}
 CONVNEXT = {
     "large": [0.4, 1.0],
@@ -42,7 +41,8 @@ PUBLISHED = {
     "convnext_base": CONVNEXT | {"backbone": "convnext_base", "lr": 5e-4, "batch": 576, "epochs": 400},
     "convnext_xlarge_in22k": CONVNEXT | {"backbone": "convnext_xlarge"},
 }
-RECIPES = [*PUBLISHED, "small_gpu"]
+BACKBONES = {recipe: said["backbone"] for recipe, said in PUBLISHED.items()} | {"small_gpu": "resnet50"}
+RECIPES = list(BACKBONES)
 # backbone: (millions as published, parameters here). The publication says 85 M of ConvNeXt-B, which has 88 M.
 PARAMETERS = {
     "resnet50": (23, 23_508_032),
@@ -106,10 +106,12 @@ def test_the_command_starts_this_recipe(recipe: str) -> None:
 def test_published_scores_are_those_that_were_read(recipe: str) -> None:
     """Every percentage of the header stands in analysis/published.csv, in a row of this backbone and alpha."""
     text = " ".join(header(recipe))
-    said = re.findall(r"(?:at (?:alpha )?(\d\.\d+)|VICReg, 300 epochs): (?:[\w -]+ )?(\d+\.\d) %, (?:[\w ]+ )?(\d+\.\d) %", text)
+    said = re.findall(
+        r"(?:at (?:alpha )?(\d\.\d+)|VICReg, 300 epochs): (?:[\w -]+ )?(\d+\.\d) %, (?:[\w ]+ )?(\d+\.\d) %", text
+    )
     assert len(re.findall(r"\d %", text)) == 2 * len(said)
     with open(PROJECT / "analysis" / "published.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["backbone"] == load(recipe).model.backbone.name]
+        rows = [row for row in csv.DictReader(file) if row["backbone"] == BACKBONES[recipe]]
     read = {
         (float(row["alpha"]), row["linear_top1"], row["voc_frozen_miou"])
         for row in rows
@@ -140,31 +142,94 @@ def multiply_adds(model: nn.Module, views: list[Tensor]) -> int:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_cost_in_the_header(recipe: str) -> None:
-    """GFLOP an image (forward, and backward as twice that) are counted anew, and the hours follow from them."""
+def test_size_and_cost(recipe: str) -> None:
+    """GFLOP an image (forward, backward as twice that) are counted anew, and the header's hours follow from them."""
     config = load(recipe)
     model = on_meta(config)
-    views = [torch.empty(2, 3, side, side, device="meta") for side in config.views.sides()]
-    flop = 3 * 2 * multiply_adds(model, views) / 2
-    text = " ".join(header(recipe)).replace(",", "")
-    said, hours, rate = (
-        float(re.search(pattern, text)[1])  # type: ignore[index]
-        for pattern in (r"Cost: (\S+) GFLOP an image", r"(\d+) GPU hours", r"at (\d+) TFLOP/s")
-    )
-    assert said * 1e9 == pytest.approx(flop, rel=0.01)
-    images = IMAGES[config.data.name] * Duration.parse(config.train.duration).amount
-    assert hours == pytest.approx(images * said * 1e9 / (rate * 1e12) / 3600, rel=0.03)
-    assert "not measured" in text or "nothing here was measured" in text
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_size_of_the_backbone(recipe: str) -> None:
-    config = load(recipe)
-    model = on_meta(config)
-    published, exact = PARAMETERS[config.model.backbone.name]
-    count = sum(p.numel() for p in model.backbone.trunk.parameters())
-    assert count == exact
-    assert count / 1e6 == pytest.approx(published, rel=0.035)
+    published, exact = PARAMETERS[BACKBONES[recipe]]
+    assert sum(p.numel() for p in model.backbone.trunk.parameters()) == exact
+    assert exact / 1e6 == pytest.approx(published, rel=0.035)
     assert (model.projector is None) == (config.loss.alpha == 1)
     side, cells = config.views.large_size, config.views.large_size // 32
     assert model.backbone.grid_size(side) == (cells, cells)
+
+    views = [torch.empty(2, 3, side, side, device="meta") for side in config.views.sides()]
+    flop = 3 * 2 * multiply_adds(model, views) / 2
+    text = " ".join(header(recipe)).replace(",", "")
+    patterns = (r"Cost: (\S+) GFLOP an image", r"(\d+) GPU hours", r"at (\d+) TFLOP/s")
+    said, hours, rate = (float(re.findall(pattern, text)[0]) for pattern in patterns)
+    assert said * 1e9 == pytest.approx(flop, rel=0.01)
+    images = IMAGES[config.data.name] * Duration.parse(config.train.duration).amount
+    assert hours == pytest.approx(images * said * 1e9 / (rate * 1e12) / 3600, rel=0.03)
+    assert re.search("not measured|nothing here was measured", text)
+
+
+def locations(batch: int, model: VICRegLModel, sides: list[int]) -> list[Tensor]:
+    """Of views that all cover their whole image of 500 pixels."""
+    grids = []
+    for side in sides:
+        rows, columns = model.backbone.grid_size(side)
+        centres = [(torch.arange(n) + 0.5) * 500 / n for n in (rows, columns)]
+        grids.append(torch.stack(torch.meshgrid(*centres, indexing="ij"), -1).expand(batch, -1, -1, -1))
+    return grids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["resnet50_100ep", "convnext_small", "small_gpu"])
+def test_two_steps_at_full_size(recipe: str) -> None:
+    """The whole network with its whole heads on the CPU; images of 64 and 32 pixels, four of them, in its precision."""
+    config = load(recipe, "views.large_size=64", "views.small_size=32")
+    torch.manual_seed(0)
+    model = VICRegLModel(config.model, config.loss.global_weight).to(memory_format=torch.channels_last)
+    config.loss.num_matches = [4, 4]  # the whole map of a view of 64 pixels
+    criterion = VICRegLCriterion.from_config(config.loss)
+    optimizer = make_optimizer(model, config.optimizer)
+    grids = locations(4, model, config.views.sides())
+    before = {name: p.detach().flatten()[:64].clone() for name, p in model.named_parameters()}
+    for _ in range(2):
+        views = [torch.randn(4, 3, side, side) for side in config.views.sides()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+            output = model(views)
+        losses = criterion(output.embeddings, output.maps, grids)
+        assert torch.isfinite(losses["loss"])
+        set_learning_rate(optimizer, config.optimizer.base_lr * config.train.batch_size / 256)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        optimizer.step()
+    after = dict(model.named_parameters())
+    assert all(torch.isfinite(p).all() for p in after.values())
+    same = [name for name, values in before.items() if torch.equal(values, after[name].detach().flatten()[:64])]
+    assert not same, same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["convnext_base", "convnext_xlarge_in22k"])
+def test_two_steps_of_shapes(recipe: str) -> None:
+    """What does not fit: every parameter gets a gradient of its shape, and the optimiser takes it, without numbers."""
+    config = load(recipe)
+    model = on_meta(config)
+    optimizer = make_optimizer(model, config.optimizer)
+    views = [torch.empty(2, 3, side, side, device="meta") for side in config.views.sides()]
+    for _ in range(2):
+        output = model(views)
+        assert [tuple(e.shape) for e in output.embeddings] == [(2, 8192)] * 8
+        assert [tuple(m.shape) for m in output.maps] == [(2, 49, 512)] * 2 + [(2, 9, 512)] * 6
+        optimizer.zero_grad(set_to_none=True)
+        sum(x.float().mean() for x in [*output.embeddings, *output.maps]).backward()
+        optimizer.step()
+    gradients = {name: None if p.grad is None else p.grad.shape for name, p in model.named_parameters()}
+    assert gradients == {name: p.shape for name, p in model.named_parameters()}
+
+
+@pytest.mark.slow
+def test_the_command_for_one_gpu_runs_here(tmp_path, image_folder, command) -> None:
+    """Its own command line, with another place of the data, fewer images and smaller views; then the export of it."""
+    small = ["views.large_size=64", "train.batch_size=4", "train.duration=2 steps", "optimizer.warmup=1 steps"]
+    here = ["data.name=imagefolder", f"data.root={image_folder}", "machine.workers=0", "machine.device=cpu"]
+    done = command(
+        *header("small_gpu")[0].split()[2:], *small, *here, "diagnostics_images=4", f"machine.runs={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "pretrain").iterdir()
+    export.main([str(run), "--out", str(tmp_path / "resnet50.pth")])
+    assert len(torch.load(tmp_path / "resnet50.pth", weights_only=True)) == 318
