@@ -19,6 +19,7 @@ from eval.linear_heads import LinearHeads
 from eval.linear_training import LinearState, LinearTraining
 from eval.parent import Parent, load_parent_backbone
 from runtime.rundir import Run
+from runtime.stopping import stop_request
 
 _STEP = 20  # purpose of a random stream
 
@@ -59,5 +60,12 @@ class Finetuning(LinearTraining):
     def accuracy(self, part: str) -> Tensor:
         batches = self.splits.val if part == "val" else self.splits.held_out
         assert batches is not None
-        table = PooledFeatures(self.backbone.eval(), self.device).table(batches, self.config.machine.workers)
-        return self.state.heads.accuracy(*table)
+        features = PooledFeatures(self.backbone.eval(), self.device)
+        with stop_request() as stop:
+
+            def on_batch(_done: int) -> None:
+                if stop:
+                    self.state.save(self.checkpoint)  # at the end of an epoch's steps: what is left is to score them
+                    stop.leave()
+
+            return self.state.heads.accuracy(*features.table(batches, self.config.machine.workers, on_batch))

@@ -50,7 +50,11 @@ def _import(runs: str | Path, name: Identity, path: Path) -> None:
 
     described = name.config["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(described["name"], described["args"]))
-    report = load_weights(backbone, path)
+    try:
+        report = load_weights(backbone, path)
+    except UserError as error:
+        hint = ": --arch-arg ls_init_value=null" if "ls_init_value" in str(error) else ""
+        raise UserError(f"{error}{hint}") from error
     tensors = {key: value.contiguous() for key, value in backbone.trunk.state_dict().items()}
     until = time.monotonic() + WAIT_SECONDS
     while True:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from eval import linear
+from eval.features import PooledFeatures
 from eval.linear_config import LinearConfig
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
@@ -113,6 +114,29 @@ def test_killed_run_goes_on_to_the_same_weights(folder, make_parent, tmp_path, e
         assert all(torch.equal(one[part][key], other[part][key]) for key in other[part])
     results = [Run(next((tmp_path / runs / "linear").iterdir())).result() for runs in ("killed", "whole")]
     assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+
+
+def test_a_stop_while_val_is_scored_loses_nothing(folder, parent, evaluate, tmp_path, monkeypatch):
+    table, calls = PooledFeatures.table, []
+
+    def terminated(self, *arguments):
+        calls.append(0)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return table(self, *arguments)
+
+    monkeypatch.setattr(PooledFeatures, "table", terminated)
+    options = [*folder, "machine.save_seconds=1000"]
+    code, _, _ = evaluate(linear.main, parent, CONFIG, *options, f"machine.runs={tmp_path / 'stopped'}")
+    assert code == 75
+    saved = checkpoint(tmp_path / "stopped")
+    assert (saved["epoch"], saved["step"]) == (1, 3)  # of three steps an epoch
+    for runs in ("stopped", "whole"):
+        evaluate(linear.main, parent, CONFIG, *options, f"machine.runs={tmp_path / runs}")
+    rows = [Run(next((tmp_path / runs / "linear").iterdir())).metrics() for runs in ("stopped", "whole")]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+    one, other = checkpoint(tmp_path / "stopped"), checkpoint(tmp_path / "whole")
+    assert all(torch.equal(one["backbone"][key], other["backbone"][key]) for key in other["backbone"])
 
 
 def test_a_rate_that_diverges_is_not_finite(folder, parent, evaluate):

@@ -18,11 +18,9 @@ from torch import nn
 from eval import linear
 from eval.features import FrozenFeatures
 from eval.linear_config import LinearConfig
-from eval.linear_splits import refuse_unusable
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
-from runtime.errors import UserError
-from runtime.rundir import Identity, Run, open_run
+from runtime.rundir import Run, open_run
 
 CONFIG = "eval/configs/linear_scenes.yaml"
 SMALL = ["image_size=8", "resize=8", "epochs=8", "batch_size=32", "held_out=0.2", "learning_rates=[0.01,0.1,1.0]"]
@@ -280,20 +278,6 @@ def test_wrong_config_stops_before_anything_is_made(override, words, parent, eva
     assert not (tmp_path / "runs" / "linear").exists()
 
 
-def test_unlabelled_dataset(parent):
-    from data.images import ImageList
-
-    with pytest.raises(UserError, match="no class labels"):
-        refuse_unusable("voc", ImageList([Path("a")], None), ImageList([Path("b")], None))
-
-
-def test_image_in_both_splits():
-    from data.images import ImageList
-
-    with pytest.raises(UserError, match="both in train and val"):
-        refuse_unusable("x", ImageList([Path("a"), Path("b")], [0, 1]), ImageList([Path("b")], [1]))
-
-
 def test_command_line_errors_have_no_traceback(command, folder, parent, tmp_path):
     """One real process: the run directory is in use by another one, this one."""
     config = configs.load(LinearConfig, CONFIG, folder)
@@ -304,20 +288,3 @@ def test_command_line_errors_have_no_traceback(command, folder, parent, tmp_path
     assert "is in use by process" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_identity_tells_parents_and_configs_apart():
-    config = configs.load(LinearConfig, CONFIG)
-    one = linear.identity(config, "0123456789")
-    assert isinstance(one, Identity)
-    assert one.hash != linear.identity(config, "9876543210").hash
-    config.machine.workers = 7
-    assert one.hash == linear.identity(config, "0123456789").hash
-    config.epochs += 1
-    assert one.hash != linear.identity(config, "0123456789").hash
-
-
-def test_published_config_is_whole():
-    config = configs.load(LinearConfig, "eval/configs/linear_imagenet.yaml")
-    assert (config.mode, config.epochs, config.image_size) == ("augmented", 100, 224)
-    assert {0.02, 0.3} <= set(config.learning_rates)  # the published ones, of ResNets and of ConvNeXts

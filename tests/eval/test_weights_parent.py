@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from eval import linear
+from eval import knn, linear, segmentation
 from eval.parent import load_parent_backbone
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
@@ -126,6 +126,31 @@ def test_weights_that_do_not_fit_are_never_scored(started, small_file, tmp_path)
     assert not (tmp_path / "runs").exists()
     code, _, err = started(linear.main, "--config", CONFIG)
     assert (code, "is not a folder" in err) == (2, True), err  # machine.runs=... stands where a run should
+
+
+def test_a_published_convnext_says_which_argument_it_needs(tmp_path):
+    args = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
+    without = create_backbone(BackboneConfig("convnext_atto", args | {"ls_init_value": None}))
+    torch.save(without.trunk.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(UserError, match="--arch-arg ls_init_value=null"):
+        import_weights(tmp_path / "runs", tmp_path / "model.pth", "convnext_atto", args)
+    assert not (tmp_path / "runs").exists()
+    given = parse_args(["depths=[1,1,1,1]", "dims=[8,8,8,8]", "ls_init_value=null"])
+    parent = import_weights(tmp_path / "runs", tmp_path / "model.pth", "convnext_atto", given)
+    assert parent.config["model"]["backbone"]["args"] == args | {"ls_init_value": None}
+
+
+@pytest.mark.parametrize("stage", ["knn", "segmentation"])
+def test_other_evaluations_take_a_file_too(stage, started, small_file, scenes, tmp_path):
+    module, config, quick = {
+        "knn": (knn, "knn_scenes", ["neighbours=[3,9]"]),
+        "segmentation": (segmentation, "seg_scenes", ["iterations=2", "batch_size=2"]),
+    }[stage]
+    words = ["--weights", small_file, "--arch", "scenes_resnet", "--config", f"eval/configs/{config}.yaml"]
+    code, _, err = started(module.main, *words, *scenes, *quick)
+    assert code == 0, err
+    (result,) = (tmp_path / "runs" / stage).glob("*/result.json")
+    assert json.loads(result.read_text())["weights"]["file"] == "model.pth"
 
 
 def test_arguments_of_the_network():
