@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from runtime.provenance import PROJECT
-from sweeps.graph import build
+from sweeps.graph import Graph, Point, build
 from sweeps.study import load_study
 
-STUDIES = sorted((PROJECT / "sweeps" / "studies").glob("*.yaml"))
+FOLDER = PROJECT / "sweeps" / "studies"
+STUDIES = sorted(FOLDER.glob("*.yaml"))
+# Studies of ImageNet: what each varies, and how many pretrainings it is.
+QUESTIONS = {
+    "alpha": ("loss.alpha", 7),
+    "criterion": ("loss.local", 4),
+    "matches": ("loss.num_matches", 5),
+    "feature_matches": ("loss.feature_matches", 3),
+    "threshold": ("loss.location_threshold", 5),
+    "flip_grid": ("views.flip_grid", 2),
+    "multicrop": ("views.small_count", 3),
+    "scales": ("model.local_stages", 3),
+    "coefficients": ("loss.covariance_coefficient", 5),
+    "expander": ("model.expander", 4),
+    "epochs": ("train.duration", 8),
+    "backbones": ("model.backbone.name", 8),
+}
+# Their twins that cannot share the run of the base config, because they change it for every row.
+APART = {"flip_grid", "multicrop"}
+
+
+@cache
+def plan(name: str) -> Graph:
+    return build(load_study(FOLDER / f"{name}.yaml"), ["machine.runs=/nowhere"])
+
+
+def trained(point: Point) -> bool:
+    return point.pretrain.identity.config["train"]["duration"] != "0 steps"
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_every_study_can_be_planned(file: Path, tmp_path: Path) -> None:
-    study = load_study(file)
-    graph = build(study, [f"machine.runs={tmp_path}"])
-    assert study.name == file.stem
+def test_every_study_can_be_planned(file: Path) -> None:
+    graph = plan(file.stem)
+    assert graph.study.name == file.stem
+    assert graph.study.question
     assert set(graph.states().values()) == {"new"}
     assert all(point.evals for point in graph.points)
 
@@ -34,3 +63,34 @@ def test_quickstart_is_the_alpha_study() -> None:
     assert study.pretrain.grid["loss.alpha"] == [0.0, 0.5, 0.75, 0.9, 1.0]
     assert study.report.baseline == 1.0
     assert "no pretraining" in study.pretrain.controls
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_what_each_question_costs_on_imagenet(name: str) -> None:
+    """As many trainings as its header says, each with the published evaluations; the data come from the environment."""
+    graph = plan(name)
+    vary, trainings = QUESTIONS[name]
+    assert graph.study.report.vary == vary
+    assert graph.study.report.baseline in graph.study.pretrain.grid[vary]
+    runs = {point.pretrain.run.name for point in graph.points if trained(point)}
+    assert len(runs) == trainings
+    assert re.search(rf"; {trainings} trainings, about \d+ GPU hours", (FOLDER / f"{name}.yaml").read_text())
+    for node in graph.nodes:
+        data = node.identity.config["data"]
+        assert (data["name"], data["root"]) == ("voc" if node.stage.name == "segmentation" else "imagenet", None)
+    assert {node.stage.name for node in graph.nodes} == {"pretrain", "linear", "segmentation"}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_each_question_has_a_small_twin(name: str) -> None:
+    """It varies the same key, in one seed and 300 steps at most, and shares the run of the base config."""
+    graph, vary = plan(f"scenes_{name}"), QUESTIONS[name][0]
+    assert vary.startswith(graph.study.report.vary)  # the whole backbone, not its name alone
+    assert {node.stage.name for node in graph.nodes} >= {"pretrain", "linear", "segmentation"}
+    configs = [point.pretrain.identity.config for point in graph.points]
+    assert {config["seed"] for config in configs} == {0}
+    assert max(int(config["train"]["duration"].split()[0]) for config in configs) == 300
+    assert all(config["data"]["name"] == "scenes" for config in configs)
+    (base,) = [point for point in plan("scenes_alpha").points if point.varied["loss.alpha"] == 0.75]
+    shared = base.pretrain.run.name in {point.pretrain.run.name for point in graph.points}
+    assert shared == (name not in APART)
