@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 
 from runtime.errors import run_command
@@ -21,7 +22,8 @@ from sweeps.verbs import VERBS, Request
 
 
 def main(argv: Sequence[str]) -> int:
-    machine = [text for text in argv if "=" in text and not text.startswith("-")]  # wherever among the options
+    # Wherever among the options; a run's title, which has a "=" too, has a space before it.
+    machine = [text for text in argv if re.match(r"[\w.]+=", text)]
     arguments = _parser().parse_args([text for text in argv if text not in machine])
     graph = build(load_study(arguments.study), machine)
     return VERBS[arguments.verb].main(Request(graph, arguments, tuple(machine)))
