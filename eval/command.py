@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from eval.preflight import preflight
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from runtime import config as configs
-from runtime.config import split_machine
-from runtime.device import prepare
-from runtime.distributed import World, barrier, device_of, join, world_from_environment
+from runtime.distributed import World, world_from_environment
 from runtime.errors import UserError
-from runtime.rundir import Identity, Run, open_run
+from runtime.rundir import Identity, Run
+from runtime.stage import carry_out, refuse_several
 
 Work = Callable[[Any, Parent, Run, torch.device], dict[str, Any]]
 
@@ -39,38 +37,20 @@ def evaluate(
     `several`: the work can be shared by several processes (torchrun, srun).
     """
     world = world_from_environment()
-    _require(several or world.size == 1, f"eval.{stage} runs in one process, and {world.size} were started")
+    if not several:
+        refuse_several(world, f"eval.{stage}")
     asked = Asked.read(argv, stage)
     config = configs.load(schema, asked.config, asked.overrides)
     parent = asked.parent(config.machine.runs)
     name = identity(config, parent.hash)
-    run = Run.at(config.machine.runs, name)
-    if run.result() is not None:
-        print(f"{run.path} is done")
-        return
-    if world.is_main:
+    if Run.at(config.machine.runs, name).result() is None:
         preflight(config.data, masks=stage == "segmentation")
-    device = device_of(prepare(config.machine), world)
-    machine = split_machine(config)[1] | asked.described(parent)
-    with join(world, device), _open_together(world, config.machine.runs, name, machine) as run:
-        if world.is_main:
-            print(f"{run.path} on {device}" + (f", {world.size} processes" if world.size > 1 else ""), flush=True)
+
+    def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         scores = work(config, parent, run, device)
-        if world.is_main:
-            run.write_result(scores | asked.beside(parent, stage, config.data.name, scores))
-            print(f"{run.path} is done", flush=True)
+        return scores | asked.beside(parent, stage, config.data.name, scores) if world.is_main else scores
 
-
-@contextmanager
-def _open_together(world: World, runs: str, name: Identity, machine: dict[str, Any]) -> Iterator[Run]:
-    """The run's directory, which process 0 alone makes, holds and writes; the others wait until it is there."""
-    if not world.is_main:
-        barrier()
-        yield Run.at(runs, name)
-        return
-    with open_run(runs, name, machine) as run:
-        barrier()
-        yield run
+    carry_out(config, name, scored, world, asked.described(parent))
 
 
 @dataclass(frozen=True)

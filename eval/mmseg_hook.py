@@ -22,7 +22,7 @@ from eval.predictions import draw_predictions, spread
 from eval.progress import Progress
 from eval.segmentation_config import SegmentationConfig
 from runtime import files
-from runtime.distributed import agree
+from runtime.distributed import largest
 from runtime.errors import NotFiniteError, UserError
 from runtime.rundir import Run
 from runtime.stopping import StopRequest
@@ -66,12 +66,13 @@ class TrainingWatch(Hook):
             )
         if done % self.config.machine.log_steps == 0 or last:
             self.write_row(runner, done, outputs)
-        stop = agree(bool(self.stop))
+        stop = largest(self.stop.signal or 0)  # one process's stop is everyone's
         if is_main_process():
             if stop or last or time.monotonic() - self.saved >= self.config.machine.save_seconds:
                 self.save(runner)
             self.progress.update(done, f"loss {self.loss:.3f}")
         if stop:
+            self.stop.signal = stop
             self.stop.leave()
 
     def write_row(self, runner: Runner, done: int, outputs: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,8 @@ def torchrun(tiny_scenes: Path, arguments: list[str]) -> None:
     subprocess.run([sys.executable, *launcher, *arguments], env=environment(tiny_scenes), check=True, timeout=300)
 
 
-def srun(tiny_scenes: Path, arguments: list[str]) -> None:
-    """Two tasks with the environment that srun gives them."""
+def srun(tiny_scenes: Path, arguments: list[str]) -> list[int]:
+    """Two tasks with the environment that srun gives them; their exit codes."""
     step = {"SLURM_JOB_ID": 1, "SLURM_STEP_ID": 0, "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2, "SLURM_NODEID": 0}
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "SLURM_STEP_NODELIST": "localhost"}
     tasks = [
@@ -56,7 +57,7 @@ def srun(tiny_scenes: Path, arguments: list[str]) -> None:
         )
         for rank in range(2)
     ]
-    assert [task.wait(timeout=300) for task in tasks] == [0, 0]
+    return [task.wait(timeout=300) for task in tasks]
 
 
 def the_run(runs: Path) -> Run:
@@ -84,7 +85,7 @@ def test_two_processes_equal_one(scenes, tiny_scenes, parent, tmp_path, evaluate
         shutil.copytree(two, runs)
         (the_run(runs).path / "result.json").unlink()
     evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={again}")
-    srun(tiny_scenes, words(parent, srun_again, options))
+    assert srun(tiny_scenes, words(parent, srun_again, options)) == [0, 0]
     for runs in (again, srun_again):
         scores = the_run(runs).result()
         assert {key: scores[key] for key in ("miou", "macc", "aacc", "iou", "val_images")} == {
@@ -93,6 +94,35 @@ def test_two_processes_equal_one(scenes, tiny_scenes, parent, tmp_path, evaluate
     pictures = {(the_run(runs).path / "predictions.png").read_bytes() for runs in (two, again, srun_again)}
     assert len(pictures) == 1
     assert len(list((the_run(two).path / "mmseg").glob("*/*.log"))) == 1
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_process_is_everyones(scenes, tiny_scenes, parent, tmp_path, evaluate):
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        textwrap.dedent("""
+        import os, signal
+        from eval import mmseg_hook, segmentation
+        from runtime.errors import run_command
+        after = mmseg_hook.TrainingWatch.after_train_iter
+        def stop_the_second(self, runner, *rest, **named):
+            if runner.iter + 1 == 3 and os.environ["SLURM_PROCID"] == "1":
+                os.kill(os.getpid(), signal.SIGUSR2)
+            after(self, runner, *rest, **named)
+        mmseg_hook.TrainingWatch.after_train_iter = stop_the_second
+        run_command(segmentation.main)
+        """)
+    )
+    options = [*scenes, *SMALL, "machine.predictions=0"]
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    assert srun(tiny_scenes, [str(driver), *words(parent, both, options)[2:]]) == [75, 75]
+    assert the_run(both).state() == "interrupted"
+    for runs in (both, alone):  # one process goes on where two stopped
+        code, error, _ = evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={runs}")
+        assert code == 0, error
+        assert ("going on at iteration 3 of 6" in evaluate.output) is (runs == both)
+    for key, value in head_of(the_run(alone)).items():
+        torch.testing.assert_close(head_of(the_run(both))[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
