@@ -110,11 +110,12 @@ def check_overlap(train: Sequence[Path], val: Sequence[Path], samples: int | Non
 
 def real_paths(paths: Sequence[Path]) -> Iterator[str]:
     """With links of folders followed; asked once a folder."""
-    folders: dict[Path, str] = {}
-    for path in paths:
-        if path.parent not in folders:
-            folders[path.parent] = os.path.realpath(path.parent)
-        yield f"{folders[path.parent]}/{path.name}"
+    folders: dict[str, str] = {}
+    for path in map(str, paths):
+        folder, _, name = path.rpartition("/")
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        yield f"{folders[folder]}/{name}"
 
 
 def same_content(ones: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
