@@ -78,7 +78,7 @@ def test_what_each_question_costs_on_imagenet(name: str) -> None:
     for node in graph.nodes:
         data = node.identity.config["data"]
         assert (data["name"], data["root"]) == ("voc" if node.stage.name == "segmentation" else "imagenet", None)
-    assert {node.stage.name for node in graph.nodes} == {"pretrain", "linear", "segmentation"}
+    assert {node.stage.name for node in graph.nodes} == {"pretrain", "linear", "knn", "segmentation"}
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -86,7 +86,7 @@ def test_each_question_has_a_small_twin(name: str) -> None:
     """It varies the same key, in one seed and 300 steps at most, and shares the run of the base config."""
     graph, vary = plan(f"scenes_{name}"), QUESTIONS[name][0]
     assert vary.startswith(graph.study.report.vary)  # the whole backbone, not its name alone
-    assert {node.stage.name for node in graph.nodes} >= {"pretrain", "linear", "segmentation"}
+    assert {node.stage.name for node in graph.nodes} == {"pretrain", "linear", "knn", "segmentation"}
     configs = [point.pretrain.identity.config for point in graph.points]
     assert {config["seed"] for config in configs} == {0}
     assert max(int(config["train"]["duration"].split()[0]) for config in configs) == 300
