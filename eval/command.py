@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data.catalog import DataConfig
 from eval.parent import Parent, open_parent
 from eval.preflight import preflight
 from eval.published import published_score
@@ -48,7 +49,7 @@ def evaluate(
 
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         scores = work(config, parent, run, device)
-        return scores | asked.beside(parent, stage, config.data.name, scores) if world.is_main else scores
+        return scores | asked.beside(parent, stage, config.data, scores) if world.is_main else scores
 
     carry_out(config, name, scored, world, asked.described(parent))
 
@@ -100,7 +101,7 @@ class Asked:
             "weights": {"file": self.weights.name, "sha256": digest, "arch": backbone["name"], "args": backbone["args"]}
         }
 
-    def beside(self, parent: Parent, stage: str, data: str, scores: dict[str, Any]) -> dict[str, Any]:
+    def beside(self, parent: Parent, stage: str, data: DataConfig, scores: dict[str, Any]) -> dict[str, Any]:
         """What stands in result.json beside the scores; prints the published figure where there is one."""
         if self.weights is None:
             return {}

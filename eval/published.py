@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from data.catalog import DataConfig
 from runtime.provenance import PROJECT
 
 FILE = PROJECT / "analysis" / "published.csv"
@@ -34,14 +35,16 @@ class Published:
         return f"published {self.score} of the weights of this file name: {self.value:g} % ({self.source})"
 
 
-def published_score(file: str, arch: str, stage: str, data: str, result: dict[str, Any]) -> Published | None:
+def published_score(file: str, arch: str, stage: str, data: DataConfig, result: dict[str, Any]) -> Published | None:
     """The figure for a file of that name; None where nothing comparable was published or could be verified."""
     named = re.fullmatch(r"(\w+?)_alpha(\d+(?:\.\d+)?)(?:_fullckpt)?\.pth", file)
-    measured = MEASURED.get((stage, data, result.get("protocol", "")))
+    measured = MEASURED.get((stage, data.name, result.get("protocol", "")))
     if named is None or measured is None or named[1] != arch:
         return None
     if stage == "segmentation" and result.get("taps") != ("last" if arch.startswith("resnet") else "all"):
         return None  # scored by the last map of ResNets, by all four stages of ConvNeXts
+    if data.name == "voc" and data.segmentation_train != "train_aug":
+        return None
     column, score = measured
     with open(FILE, newline="") as rows:
         for row in csv.DictReader(rows):

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from data.catalog import DataConfig
 from eval import knn, linear, segmentation
 from eval.parent import load_parent_backbone
 from eval.published import published_score
@@ -170,6 +171,7 @@ LAST, ALL = FROZEN | {"taps": "last"}, FROZEN | {"taps": "all"}
         ("resnet50_alpha0.75_fullckpt.pth", "linear", "imagenet", {"protocol": "linear"}, 70.4),
         ("convnext_xlarge_alpha0.75.pth", "linear", "imagenet", {"protocol": "linear"}, 79.4),
         ("resnet50_alpha0.9.pth", "segmentation", "voc", LAST, 54.0),
+        ("resnet50_alpha0.9.pth", "segmentation", "cityscapes", LAST, 25.1),
         ("convnext_base_alpha0.9.pth", "segmentation", "voc", ALL, 69.3),
         ("resnet50_alpha0.9.pth", "segmentation", "voc", ALL, None),
         ("resnet50_alpha0.9.pth", "linear", "imagenet", {"protocol": "linear cached"}, None),
@@ -182,9 +184,12 @@ LAST, ALL = FROZEN | {"taps": "last"}, FROZEN | {"taps": "all"}
 )
 def test_published_figures_by_file_name(file, stage, data, result, value):
     arch = file.partition("_alpha")[0]
-    found = published_score(file, arch, stage, data, result)
+    config = DataConfig(data, segmentation_train="train_aug" if data == "voc" else "train")
+    found = published_score(file, arch, stage, config, result)
     assert (None if found is None else found.value) == value
-    assert published_score(file, "resnet18", stage, data, result) is None
+    assert published_score(file, "resnet18", stage, config, result) is None
+    if data == "voc":
+        assert published_score(file, arch, stage, DataConfig(data), result) is None  # trained on fewer masks
 
 
 def test_the_published_figure_is_printed_beside_the_result(capsys):
@@ -195,7 +200,7 @@ def test_the_published_figure_is_printed_beside_the_result(capsys):
     class Parent:
         config = {"model": {"backbone": {"name": "resnet50", "args": {}}}, "weights": {"sha256": "0" * 64}}  # noqa: RUF012
 
-    beside = asked.beside(Parent(), "linear", "imagenet", {"protocol": "linear", "top1": 70.9})
+    beside = asked.beside(Parent(), "linear", DataConfig("imagenet"), {"protocol": "linear", "top1": 70.9})
     assert beside["published"] == {"score": "top1", "value": 71.2, "source": beside["published"]["source"]}
     assert "71.2 % (authors' README" in (told := capsys.readouterr().out)
     assert "here: 70.90 %" in told
