@@ -2,11 +2,14 @@
 
     from analysis import load_results
     frame = load_results("sweeps/studies/quickstart.yaml")   # a pandas DataFrame; works at any time
+    frame = load_results("reports/scenes/results.csv")       # what a report was made of, without its run directories
 
-Read first: results.py (the table that everything else is a function of), summary.py (its rows over seeds).
+Read first: results.py (the table that everything else is a function of), summary.py (its rows over seeds);
+notebooks/alpha.ipynb uses both.
 """
 
 import runtime  # noqa: F401  (prepares torchvision where the machine needs it)
+from analysis.material import Material, load_material
 from analysis.results import load_results
 
-__all__ = ["load_results"]
+__all__ = ["Material", "load_material", "load_results"]

@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.history import history_of
-from analysis.results import results_of
+from analysis.results import load_results, results_of
 from analysis.summary import Summary, summarize
 from analysis.table import DIAGNOSTICS
+from runtime.errors import UserError
 from sweeps.graph import build
 from sweeps.study import Study, load_study
 
@@ -35,8 +36,23 @@ class Material:
         return summarize(self.frame, self.study, DIAGNOSTICS)
 
 
-def load_material(study: str | Path | Study, machine: Sequence[str] = ()) -> Material:
-    """Of a study file (or one already read) and its run directories, as they are now. UserError as load_results."""
+def load_material(
+    study: str | Path | Study, machine: Sequence[str] = (), results: str | Path | None = None
+) -> Material:
+    """Of a study file (or one already read) and its run directories, as they are now. UserError as load_results.
+
+    With `results`, a results.csv: of what was written there, without training curves.
+    """
     read = study if isinstance(study, Study) else load_study(study)
+    if results is not None:
+        return Material(read, _of_the_study(load_results(results), read, results))
     graph = build(read, machine)
     return Material(read, results_of(graph), history_of(graph))
+
+
+def _of_the_study(frame: pd.DataFrame, study: Study, file: str | Path) -> pd.DataFrame:
+    missing = [f"grid.{key}" for key in study.pretrain.grid if f"grid.{key}" not in frame]
+    if missing or not set(frame["study"]) <= {study.name}:
+        found = ", ".join(sorted(set(frame["study"].astype(str))))
+        raise UserError(f"{file} is of the study {found}, expected {study.name} with its grid; missing: {missing}")
+    return frame

@@ -22,6 +22,7 @@ import yaml
 
 from analysis.labels import project_path
 from runtime import config as configs
+from runtime.errors import UserError
 from sweeps.graph import Graph, Node, Point, as_text, build
 from sweeps.study import PRETRAIN, Study, load_study
 
@@ -29,6 +30,8 @@ from sweeps.study import PRETRAIN, Study, load_study
 DAMAGED = "damaged"
 # Of a run's provenance: what says nothing about the result, or only about one person's machine.
 _LEFT_OUT = ("host", "job", "argv")
+# Columns whose text may look like a number.
+_TEXTS = (".hash", ".commit", ".commits", ".python")
 # The same as yaml.safe_load, many times as quick where PyYAML was built with libyaml.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -36,10 +39,26 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def load_results(study: str | Path | Study, machine: Sequence[str] = ()) -> pd.DataFrame:
     """The table of a study (a file, or one already read); `machine` as in `python -m sweeps`, for machine.runs=...
 
+    Of a report's results.csv: the table that was written there, whose run directories need not exist any more.
     Raises UserError for a study that cannot be read. Runs in whatever state are rows.
     """
+    if not isinstance(study, Study) and Path(study).suffix == ".csv":
+        return _read_csv(Path(study))
     read = study if isinstance(study, Study) else load_study(study)
     return results_of(build(read, machine))
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    """The table as it was written: hashes stay text, whatever digits they have, and only an empty cell is a gap."""
+    try:
+        names = pd.read_csv(file, nrows=0).columns
+        texts = dict.fromkeys((name for name in names if name.endswith(_TEXTS)), str)
+        frame = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""], low_memory=False).copy()
+    except (OSError, ValueError) as error:  # pandas' ParserError and UnicodeDecodeError are ValueErrors
+        raise UserError(f"{file} cannot be read as a table of results: {error}") from error
+    if missing := {"study", "control", "eval.name"} - set(frame.columns):
+        raise UserError(f"{file} is no results.csv of a report: it has no column {', '.join(sorted(missing))}")
+    return frame
 
 
 def results_of(graph: Graph) -> pd.DataFrame:
