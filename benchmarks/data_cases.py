@@ -29,7 +29,7 @@ from data.transforms import eval_transform, labelled_dataset
 from data.views import ViewsConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))
-from published_recipe import PublishedViews
+from published_recipe import PublishedViews  # type: ignore[import-not-found]  # of the tests
 
 IMAGES = 64
 CACHE_SIDE = 256  # pixels of the shorter side, of the reduced cache
