@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar, cast
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from runtime.config import require
@@ -37,7 +38,15 @@ def in_order(steps: Steps[T], numbers: Sequence[int], workers: int, kind: str) -
     if kind == "threads":
         return _by_threads(steps, numbers, workers)
     dataset = cast("Dataset[T]", steps)  # of which no more than __getitem__ is asked
-    return iter(DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=_AHEAD))
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=_AHEAD,
+        generator=torch.Generator(),  # else it draws from torch's own, and drop path depends on the workers
+    )
+    return iter(loader)
 
 
 def _by_threads(steps: Steps[T], numbers: Sequence[int], workers: int) -> Iterator[T]:
