@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from collections import defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from eval.neighbours import _largest, accuracies, nearest, normalise_rows, ranke
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.errors import UserError
+from sweeps.stages import get_stage
 
 CONFIG = "eval/configs/knn_scenes.yaml"
 SMALL = ["image_size=16", "resize=16", "neighbours=[1,3,8]", "held_out=0.2"]
@@ -113,6 +115,9 @@ def test_command(image_folder, parent, evaluate):
     for k, score in zip(result["neighbours"], result["val_top1_each"], strict=True):
         assert score == pytest.approx(brute_force(*tables, k, 0.07)[0], abs=100 / 16)  # a tie may fall otherwise
 
+    # A study plans the very run that the command made.
+    stage = get_stage("knn", "here")
+    assert run.name == stage.identity(stage.load(CONFIG, data), SimpleNamespace(hash=open_parent(parent).hash)).name
     code, _, fixed = evaluate(knn.main, parent, CONFIG, *data, "k=3")
     again = fixed.result()
     assert (code, again["k"], again["k_chosen"], again["held_out_images"]) == (0, 3, False, 0)
