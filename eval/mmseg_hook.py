@@ -47,6 +47,8 @@ class TrainingWatch(Hook):
         if runner.iter:
             print(f"going on at iteration {runner.iter} of {runner.max_iters}", flush=True)
         self.run.drop_metrics_after(runner.iter)
+        if rows := self.run.metrics():
+            self.loss = rows[-1]["loss"]  # of a run that had only its score to get
         every = self.config.machine.log_seconds
         self.progress = Progress(self.run, "segmentation", runner.max_iters, "iterations", every, runner.iter)
 

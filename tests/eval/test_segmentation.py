@@ -147,6 +147,21 @@ def test_bfloat16_trains_to_nearly_the_same(scenes, parent, evaluate):
     assert {value.dtype for key, value in heads[1].items() if "tracked" not in key} == {torch.float32}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_gpu_trains_to_nearly_the_same(precision, scenes, parent, tmp_path, evaluate):
+    losses = []
+    for device, kind in (("cpu", "float32"), ("cuda", precision)):
+        runs = tmp_path / device
+        options = ["finetune=true", f"machine.device={device}", f"precision={kind}", f"machine.runs={runs}"]
+        code, error, _ = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL, *options)
+        assert code == 0, error
+        (run,) = (runs / "segmentation").iterdir()
+        losses.append([row["loss"] for row in Run(run).metrics()])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_float16_needs_a_gpu(scenes, parent, evaluate):
     code, message, _ = evaluate(segmentation.main, parent, CONFIG, *scenes, "precision=float16", "machine.device=cpu")
     assert (code, "allowed: float32 or bfloat16" in message) == (2, True)
