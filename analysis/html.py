@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import markup, render
-from analysis.page import Block, Code, Heading, Items, Paragraph, Picture
+from analysis.page import Block, Code, Heading, Items, Paragraph, Photo, Picture
 from analysis.table import Table
 
 STYLE = Path(__file__).with_name("page.css")
@@ -39,6 +40,10 @@ def _html(block: Block, folder: Path) -> str:
         case Picture(name, alt, caption):
             drawing = _inline_svg((folder / f"{name}.svg").read_text(), name, alt)
             return f"<figure>\n{drawing}\n<figcaption>{markup.to_html(caption)}</figcaption>\n</figure>"
+        case Photo(path, alt, caption):
+            content = base64.b64encode((folder / path).read_bytes()).decode()
+            image = f'<img src="data:image/png;base64,{content}" alt="{html.escape(alt)}">'
+            return f"<figure>\n{image}\n<figcaption>{markup.to_html(caption)}</figcaption>\n</figure>"
         case Table():
             return render.to_html(block)
 

@@ -39,7 +39,16 @@ class Picture:
     caption: str
 
 
-Block = Heading | Paragraph | Items | Code | Picture | Table
+@dataclass(frozen=True)
+class Photo:
+    """A PNG beside the page, by its path from there: pixels, where a figure is lines and text."""
+
+    path: str
+    alt: str
+    caption: str
+
+
+Block = Heading | Paragraph | Items | Code | Picture | Photo | Table
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -58,5 +67,7 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"    {line}" for line in text.splitlines())
         case Picture(name, alt, caption):
             return f"![{alt}]({name}.png)\n\n{caption}"
+        case Photo(path, alt, caption):
+            return f"![{alt}]({path})\n\n{caption}"
         case Table():
             return render.to_markdown(block)

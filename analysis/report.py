@@ -16,6 +16,7 @@ from analysis.findings import findings
 from analysis.labels import project_path
 from analysis.material import Material, load_material
 from analysis.page import Block, Code, Heading, Items, Paragraph, Picture, to_markdown
+from analysis.shown import pictures_of
 from analysis.values import table_values
 from runtime import files
 from sweeps.study import PRETRAIN
@@ -48,7 +49,7 @@ def write_material(material: Material, reports: str | Path, figures: Sequence[Pl
         for plot in (FIGURES if figures is None else figures)
         if write(plot, material, folder)
     }
-    page = blocks(material, pictures)
+    page = blocks(material, pictures, pictures_of(folder, material.frame))
     files.write_text(folder / "README.md", to_markdown(page))
     files.write_text(folder / "index.html", html.to_html(material.study.name, page, folder))
     return folder
@@ -66,8 +67,8 @@ def _write_tables(material: Material, folder: Path) -> None:
     files.write_text(folder / "published-rows.tex", known)
 
 
-def blocks(material: Material, pictures: dict[str, Picture]) -> list[Block]:
-    """The report, from the question to where it comes from."""
+def blocks(material: Material, pictures: dict[str, Picture], photos: Sequence[Block] = ()) -> list[Block]:
+    """The report, from the question to where it comes from; `photos` are of shown.pictures_of."""
     study, frame = material.study, material.frame
     rows = published.rows_beside(frame)
     answers = [pictures[name] for name in _ANSWERS if name in pictures]
@@ -76,8 +77,9 @@ def blocks(material: Material, pictures: dict[str, Picture]) -> list[Block]:
     page += [Heading("Scores"), table.results_table(material.summary), Paragraph(table.notes(material.summary))]
     page += [Heading("What was published"), published.published_table(rows), Paragraph(published.notes(frame, rows))]
     page += _shown(pictures, "published")
+    page += photos
     page += _training(material, pictures) + _trouble(material)
-    return page + _cost(material, pictures) + _origin(material)
+    return page + _cost(material, pictures) + _origin(material, bool(photos))
 
 
 def _shown(pictures: dict[str, Picture], *names: str) -> list[Block]:
@@ -124,13 +126,14 @@ def _gaps(frame: pd.DataFrame) -> list[str]:
     return list(lines.values())
 
 
-def _origin(material: Material) -> list[Block]:
+def _origin(material: Material, pictures: bool) -> list[Block]:
     file = project_path(material.study.file)
+    pictured = [f"python -m analysis.pictures --study {file}"] if pictures else []
     return [
         Heading("Where it comes from"),
         Items(cost.provenance(material.frame, material.study, file)),
         Paragraph("Made by"),
-        Code(f"python -m sweeps run {file}\npython -m analysis {file}"),
+        Code("\n".join([f"python -m sweeps run {file}", *pictured, f"python -m analysis {file}"])),
         Paragraph(
             "[results.csv](results.csv) has one row for each pretraining and evaluation, with every field of both "
             "configs. For a paper: [tradeoff.pdf](tradeoff.pdf) and the other figures as PDF and SVG; the table above "

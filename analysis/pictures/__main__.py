@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 
 from analysis.figures.base import STYLE
 from analysis.pictures import study as studies
-from analysis.pictures.components import FITTED, draw_components
+from analysis.pictures.components import FITTED, RULE, draw_components
 from analysis.pictures.matches import draw_matches
 from analysis.pictures.network import Images, Network
 from analysis.pictures.segmentations import draw_segmentations, load_segmentation
+from analysis.shown import CAPTION, FOLDER, SOURCE
 from eval.parent import STAGE as PRETRAIN
 from eval.segmentation_config import STAGE as SEGMENTATION
 from runtime import files
@@ -34,18 +35,19 @@ from runtime.rundir import Run
 from sweeps.graph import build
 from sweeps.study import Study, load_study
 
-Drawn = Iterator[tuple[str, Callable[[], Figure]]]  # name of the file, and what draws it
+Texts = dict[str, str]  # of the file, for whoever finds it later
+Drawn = Iterator[tuple[str, Texts, Callable[[], Figure]]]  # name of the file, and what draws it
 
 
 def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
     if options.study:
         study = load_study(options.study)
-        _write_all(_of_study(study, options), options.out or Path("reports") / study.name / "pictures")
+        _write_all(_of_study(study, options), options.out or Path("reports") / study.name / FOLDER)
         return
     drawings = [(path, _of_run(path, options)) for path in map(Path, options.words)]
     for path, drawn in drawings:
-        _write_all(drawn, options.out / path.name if options.out else path / "pictures")
+        _write_all(drawn, options.out / path.name if options.out else path / FOLDER)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -78,7 +80,7 @@ def _of_run(path: Path, options: argparse.Namespace) -> Drawn:
         return _of_pretraining(Network.open(path), options)
     if stage == SEGMENTATION:
         found = load_segmentation(path, options.images or 8, options.data)
-        return iter([("segmentations", partial(draw_segmentations, found))])
+        return iter([("segmentations", {}, partial(draw_segmentations, found))])
     raise UserError(f"{path} is a run of the stage {stage!r}; pictures are of {PRETRAIN} and {SEGMENTATION} runs")
 
 
@@ -90,8 +92,8 @@ def _of_pretraining(network: Network, options: argparse.Namespace) -> Drawn:
     side = options.size or network.config.views.large_size
     return iter(
         [
-            ("matches", partial(draw_matches, network, few, options.matches)),
-            ("maps", partial(draw_components, network, many, fitted, side)),
+            ("matches", {}, partial(draw_matches, network, few, options.matches)),
+            ("maps", {}, partial(draw_components, network, many, fitted, side)),
         ]
     )
 
@@ -100,22 +102,28 @@ def _of_study(study: Study, options: argparse.Namespace) -> Drawn:
     found = studies.panels(build(study, options.words))
     count, root = options.images or 6, options.data
     for index, panel in enumerate(found, 1):
-        suffix = f"-{index}" if len(found) > 1 else ""
-        yield f"maps{suffix}", partial(studies.draw_maps, study, panel, count, options.split, root, options.size)
+        suffix, of = (f"-{index}", f" {panel.name}:") if len(found) > 1 else ("", "")
+        texts = {
+            CAPTION: f"{of} {studies.MAPS} {RULE}".strip(),
+            SOURCE: studies.source([p.pretrain for p in panel.points]),
+        }
+        yield f"maps{suffix}", texts, partial(studies.draw_maps, study, panel, count, options.split, root, options.size)
         for name in studies.segmentation_evals(study):
-            yield f"{name}{suffix}", partial(studies.draw_predictions, study, panel, name, count, root)
+            caption = f"{of} {studies.predictions_caption(name)}".strip()
+            texts = {CAPTION: caption, SOURCE: studies.source([point.evals[name] for point in panel.points])}
+            yield f"{name}{suffix}", texts, partial(studies.draw_predictions, study, panel, name, count, root)
 
 
 def _write_all(drawn: Drawn, folder: Path) -> None:
-    for name, draw in drawn:
+    for name, texts, draw in drawn:
         with plt.style.context(STYLE):
-            _write(draw(), folder / f"{name}.png")
+            _write(draw(), folder / f"{name}.png", texts)
         print(folder / f"{name}.png", flush=True)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def _write(figure: Figure, path: Path, texts: Texts) -> None:
     def save(to: Path) -> None:
-        figure.savefig(to, format="png", metadata={"Software": None})
+        figure.savefig(to, format="png", metadata={"Software": None, **texts})
 
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(path, save)

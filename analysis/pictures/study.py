@@ -20,6 +20,7 @@ from runtime.errors import UserError
 from sweeps.graph import Graph, Node, Point
 from sweeps.study import PRETRAIN, Study, is_seed
 
+MAPS = "Feature maps in colours."
 Pictures = Sequence[np.ndarray]  # (H, W, 3) each, a row of the grid each
 
 
@@ -61,7 +62,7 @@ def draw_maps(study: Study, panel: Panel, count: int, split: str, root: str | No
         network = networks[node]
         columns.append(list(fit(network, fitted, pixels).colours(network.maps(squares))))
     figure = _grid(study, panel, [("image", squares)], columns)
-    _title(figure, study, panel, f"Feature maps. {RULE} They compare within a column.")
+    _title(figure, study, panel, f"{MAPS} {RULE} They compare within a column.")
     return figure
 
 
@@ -78,9 +79,18 @@ def draw_predictions(study: Study, panel: Panel, name: str, count: int, root: st
     before.append(("truth", [one.colours(image.truth) for image in one.images]))
     columns = [_predicted(found[node]) if node in found else node.run.state() for node in nodes]
     figure = _grid(study, panel, before, columns)
-    _title(figure, study, panel, f"Segmentation of images of val by the evaluation {name}.")
+    _title(figure, study, panel, predictions_caption(name))
     add_legend(figure, one, list(found.values()))
     return figure
+
+
+def predictions_caption(name: str) -> str:
+    return f"What the evaluation {name} predicts for images of val, beside the truth."
+
+
+def source(nodes: Sequence[Node]) -> str:
+    """For the picture's file: which runs it shows, in which state; as shown.py reads it."""
+    return " ".join(f"{node.identity.hash}:{node.run.state()}" for node in nodes)
 
 
 def _predicted(found: Segmentation) -> Pictures:

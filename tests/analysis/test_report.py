@@ -10,11 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from analysis import __main__ as command
 from analysis import report as report_module
 from analysis.figures import tradeoff
+from analysis.pictures.study import source
 from analysis.report import write_report
+from analysis.shown import CAPTION, SOURCE
 from runtime import provenance
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
@@ -127,6 +131,27 @@ def test_runs_of_two_commits_are_told_apart(fill: Callable[..., Graph], folder: 
     assert "| abababa" in rows[0]  # the first seed of alpha 0 has a row of its own
     assert "| 50.0 " in rows[0]
     assert "51.0 " in rows[1]
+
+
+def test_pictures_are_shown_while_they_are_of_these_runs(fill: Callable[..., Graph], folder: Path) -> None:
+    graph = fill(top1, top5)
+    pictures = folder / "reports" / "fake" / "pictures"
+    pictures.mkdir(parents=True)
+    texts = PngInfo()
+    texts.add_text(CAPTION, "Maps. In colours.")
+    texts.add_text(SOURCE, source([point.pretrain for point in graph.points[:3]]))
+    Image.new("RGB", (4, 4)).save(pictures / "maps.png", pnginfo=texts)
+    Image.new("RGB", (4, 4)).save(pictures / "unknown.png")
+    report = write_report("study.yaml", figures=())
+    page, html = (report / "README.md").read_text(), (report / "index.html").read_text()
+    assert "![Maps](pictures/maps.png)\n\nMaps. In colours." in page
+    assert '<img src="data:image/png;base64,' in html
+    assert "an earlier state of these: `pictures/unknown.png`" in page
+    assert "python -m analysis.pictures --study study.yaml" in page
+    (graph.points[0].pretrain.run.path / "result.json").unlink()
+    page = (write_report("study.yaml", figures=()) / "README.md").read_text()
+    assert "![Maps]" not in page
+    assert "`pictures/maps.png`, `pictures/unknown.png`" in page
 
 
 def test_what_cannot_be_read_leaves_the_former_report(fill: Callable[..., Graph], folder: Path) -> None:
