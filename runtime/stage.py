@@ -29,7 +29,7 @@ def carry_out(config: Any, name: Identity, work: Work, world: World, described: 
         if broadcast(run.result() is not None):
             _say(world, f"{run.path} is done")
             return
-        with _held(config, name, run, world, described or {}):
+        with _held(config, name, run, world, described or {}) as run:  # the one whose progress the heartbeat tells
             processes = f", {world.size} processes" if world.size > 1 else ""
             _say(world, f"{run.path} on {device}{processes}")
             scores = work(run, device, world)
@@ -45,13 +45,13 @@ def refuse_several(world: World, stage: str) -> None:
 
 
 @contextmanager
-def _held(config: Any, name: Identity, run: Run, world: World, described: dict[str, Any]) -> Iterator[None]:
+def _held(config: Any, name: Identity, run: Run, world: World, described: dict[str, Any]) -> Iterator[Run]:
     machine = split_machine(config)[1] | described
     with open_run(config.machine.runs, name, machine) if world.is_main else nullcontext(run) as held:
         lost = (lambda error: record_failure(held, error)) if world.is_main else None
         with explained(lost):
             barrier()  # the folder is there, and nobody else works in it
-            yield
+            yield held
 
 
 def _say(world: World, text: str) -> None:
