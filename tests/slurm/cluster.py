@@ -25,6 +25,7 @@ NODES = ("n1", "n2")
 DAEMONS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
 FOLDERS = Path("/tmp")  # short, as paths of sockets must be; open to every user, as munge wants it
 PREFIX = "slurm-test-"
+BESIDE = "beside"  # names of jobs that begin so outlive a test
 _PR_SET_PDEATHSIG = 1
 
 SLURM_CONF = """
@@ -210,9 +211,15 @@ class Cluster:
             process.wait()
 
     def clear(self) -> None:
-        """Cancel every job and wait until none is left: where a test begins."""
-        self.run("scancel", "--quiet", "--user", "root", check=False)
-        wait_until(lambda: not self.run("squeue", "-h", "-o", "%i").strip(), "no job is left")
+        """Cancel every job and wait until none is left, but for those that go on beside the tests: where one begins."""
+
+        def left() -> list[str]:
+            jobs = [line.split("|") for line in self.run("squeue", "-h", "-o", "%i|%j", check=False).splitlines()]
+            return [job for job, name in jobs if not name.startswith(BESIDE)]
+
+        if jobs := left():
+            self.run("scancel", "--quiet", *{job.partition("_")[0] for job in jobs}, check=False)
+        wait_until(lambda: not left(), "no job is left")
         self.wait_for_nodes()
 
     def logs(self) -> str:

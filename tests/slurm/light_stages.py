@@ -14,30 +14,18 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-
-def without_torch() -> None:
-    """`runtime` prepares torchvision and tells the GPU's name: with this, of a torch that has none."""
-    torch = ModuleType("torch")
-    torch.__dict__.update(cuda=SimpleNamespace(is_available=lambda: False, device_count=lambda: 0), device=str)
-    distributed = ModuleType("torch.distributed")
-    torch.__dict__.update(distributed=distributed)
-    compat = ModuleType("runtime.compat")
-    compat.__dict__.update(prepare_torchvision=lambda: False)
-    sys.modules |= {"torch": torch, "torch.distributed": distributed, "runtime.compat": compat}
-
-
 if __name__ == "__main__":
-    without_torch()
+    sys.path.append(str(Path(__file__).parent))  # where Python is told not to look
+    import no_torch  # noqa: F401
 
-import runtime  # noqa: E402
-from runtime import config as configs  # noqa: E402
-from runtime.config import MachineConfig  # noqa: E402
-from runtime.errors import NotFiniteError, UserError, run_command  # noqa: E402
-from runtime.rundir import Identity, Run, open_run  # noqa: E402
-from runtime.stopping import stop_request  # noqa: E402
+import runtime
+from runtime import config as configs
+from runtime.config import MachineConfig
+from runtime.errors import NotFiniteError, UserError, run_command
+from runtime.rundir import Identity, Run, open_run
+from runtime.stopping import stop_request
 
 
 @dataclass

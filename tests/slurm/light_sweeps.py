@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import light_stages
-
 if __name__ == "__main__":
-    light_stages.without_torch()
+    import no_torch  # noqa: F401
+
+import light_stages
 
 from runtime.errors import run_command
 from sweeps import stages

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from cluster import Cluster, wait_until
 PROJECT = Path(__file__).resolve().parents[2]
 LAUNCHER = Path(__file__).with_name("light_sweeps.py")
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "name": "light",
     "question": "Does it end as if nothing had happened?",
     "pretrain": {
@@ -78,9 +76,10 @@ class Sweep:
         return self.command("submit", *options, *arguments, **environment)
 
     def jobs(self) -> list[str]:
-        """State, number and name of every job that the controller knows, one line each."""
+        """State, number, name and reason of every job of this folder that the controller knows, one line each."""
         text = self.cluster.run("squeue", "-h", "-r", "--states=all", "-o", "%T %i %j %r")
-        return sorted(text.splitlines())
+        submissions = [folder.name for folder in self.folder.glob("runs/jobs/*/") if folder.is_dir()]
+        return sorted(line for line in text.splitlines() if any(name in line for name in submissions))
 
     def jobs_left(self) -> list[str]:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
@@ -99,10 +98,18 @@ class Sweep:
     def wait_for_end(self, runs: int, seconds: float = 150, hurry: bool = True) -> None:
         """Until that many runs are done; jobs that went back into the queue need not wait out their two minutes."""
 
+        idle = 0
+
         def done() -> bool:
+            nonlocal idle
             if hurry:
                 self.hurry()
-            return len(self.results()) >= runs
+            idle = 0 if self.jobs_left() else idle + 1
+            if len(self.results()) >= runs:
+                return True
+            if idle > 10:
+                raise TimeoutError("no job is left")
+            return False
 
         try:
             wait_until(done, f"{runs} runs are done", seconds, poll=0.5)
@@ -130,17 +137,24 @@ class Sweep:
         wait_until(condition, what, seconds)
 
 
-def undisturbed(cluster: Cluster, folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
+def study(name: str = "light", steps: int = 20, evals: int = 2, **grid: list[Any]) -> dict[str, Any]:
+    """STUDY with another length, fewer evaluations or another grid, as study(steps=8, seed=[0, 1])."""
+    keys = {"alpha": "loss.alpha"}
+    pretrain = {
+        "config": "pretrain.yaml",
+        "set": {"train.duration": f"{steps} steps"},
+        "grid": {**STUDY["pretrain"]["grid"], **{keys.get(key, key): values for key, values in grid.items()}},
+    }
+    report = {"vary": "loss.alpha", "baseline": pretrain["grid"]["loss.alpha"][-1], "x": "linear.top1"}
+    names = ["linear", "twice"][:evals]
+    chosen = {name: STUDY["evals"][name] for name in names}
+    report["y"] = f"{names[-1]}.top1"
+    return {**STUDY, "name": name, "pretrain": pretrain, "evals": chosen, "report": report}
+
+
+def undisturbed(cluster: Cluster, folder: Path, study: Mapping[str, Any] = STUDY) -> dict[str, dict[str, Any]]:
     """Results of the same study, run here by `sweeps run` without any scheduler."""
-    local = Sweep(cluster, folder, **changes)
+    local = Sweep(cluster, folder, study=study)
     local.write("pretrain.yaml", {"machine": {"step_seconds": 0.0}})
     local.command("run", "--workers", "2")
     return local.results()
-
-
-def environment_without(name: str) -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key != name}
-
-
-def now() -> float:
-    return time.monotonic()
