@@ -5,7 +5,8 @@
     python -m analysis compare STUDY A B              does A beat B? paired over seeds; A as 0.9, or KEY=VALUE,KEY=VALUE
     python -m analysis best STUDY --by miou --min-top1 70    the settings by a score, of those that reach another
 
-`machine.runs=...` after the study says where the runs are.
+`machine.runs=...` after the study says where the runs are. `--results reports/scenes/results.csv` answers from what a
+report was made of instead, whose run directories may be gone.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from analysis.material import load_material
+from analysis.material import Material, load_material
 from analysis.questions import best, compare
-from analysis.report import write_report
+from analysis.report import require_parquet, write_report
 from analysis.together import write_together
 from runtime.errors import UserError, run_command
 
@@ -39,6 +40,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help="a YAML file, as sweeps/studies/quickstart.yaml")
+    parser.add_argument("--results", help="results.csv of a report, in place of the run directories")
+
+
+def _material(arguments: argparse.Namespace) -> Material:
+    return load_material(arguments.study, arguments.machine, arguments.results)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +55,7 @@ def _report(argv: Sequence[str]) -> None:
     parser = _parser("")
     parser.add_argument("words", nargs="+", metavar="STUDY machine.runs=FOLDER", help="YAML files; where the runs are")
     parser.add_argument("--together", metavar="NAME", help="one table of all the studies, in its own report")
+    parser.add_argument("--parquet", action="store_true", help="results.parquet too; needs pyarrow")
     parser.add_argument("--reports", default="reports", help="where to write (default: %(default)s)")
     arguments = parser.parse_intermixed_args(argv)
     studies = [word for word in arguments.words if "=" not in word]
@@ -58,8 +65,10 @@ def _report(argv: Sequence[str]) -> None:
     if arguments.together:
         print(write_together(studies, arguments.together, arguments.reports, machine) / "README.md")
         return
+    if arguments.parquet:
+        require_parquet()
     for study in studies:
-        print(write_report(study, arguments.reports, machine) / "README.md", flush=True)
+        print(write_report(study, arguments.reports, machine, parquet=arguments.parquet) / "README.md", flush=True)
 
 
 def _compare(argv: Sequence[str]) -> None:
@@ -69,7 +78,7 @@ def _compare(argv: Sequence[str]) -> None:
     parser.add_argument("b", help="another row")
     _add_machine(parser)
     arguments = parser.parse_intermixed_args(argv)
-    print("\n".join(compare(load_material(arguments.study, arguments.machine), arguments.a, arguments.b)))
+    print("\n".join(compare(_material(arguments), arguments.a, arguments.b)))
 
 
 def _best(argv: Sequence[str]) -> None:
@@ -79,7 +88,7 @@ def _best(argv: Sequence[str]) -> None:
     _add_machine(parser)
     least, rest = _limits(argv)
     arguments = parser.parse_intermixed_args(rest)
-    print("\n".join(best(load_material(arguments.study, arguments.machine), arguments.by, least)))
+    print("\n".join(best(_material(arguments), arguments.by, least)))
 
 
 def _limits(argv: Sequence[str]) -> tuple[dict[str, float], list[str]]:

@@ -5,6 +5,7 @@ A function of the study and of its runs' directories alone: unchanged results ma
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from analysis.page import Block, Code, Heading, Items, Paragraph, Picture, to_ma
 from analysis.shown import pictures_of
 from analysis.values import table_values
 from runtime import files
+from runtime.errors import UserError
 from sweeps.study import PRETRAIN
 
 # The figures that show what the study asks; the others stand where they help to judge the answer.
@@ -30,12 +32,32 @@ def write_report(
     reports: str | Path = "reports",
     machine: Sequence[str] = (),
     figures: Sequence[Plot] | None = None,
+    parquet: bool = False,
 ) -> Path:
     """Write reports/<study name>/ from whatever runs there are, and return that folder.
 
-    `figures` are all by default. Raises UserError for a study that cannot be read. Each file is replaced in one step.
+    `figures` are all by default; `parquet`: results.parquet too. Raises UserError for a study that cannot be read. Each
+    file is replaced in one step.
     """
-    return write_material(load_material(study_file, machine), reports, figures)
+    material = load_material(study_file, machine)
+    folder = write_material(material, reports, figures)
+    if parquet:
+        files.write_atomic(
+            folder / "results.parquet", lambda to: of_one_type(material.frame).to_parquet(to, index=False)
+        )
+    return folder
+
+
+def require_parquet() -> None:
+    """UserError where there is nothing that can write it."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError("--parquet needs pyarrow: pip install pyarrow; results.csv holds the same without it")
+
+
+def of_one_type(frame: pd.DataFrame) -> pd.DataFrame:
+    """A parquet column has one type: those of several (a field that is a number here and a text there) become text."""
+    mixed = {c: v for c, v in frame.items() if v.dropna().map(type).nunique() > 1}
+    return frame.assign(**{str(c): v.where(v.isna(), v.astype(str)) for c, v in mixed.items()})
 
 
 def write_material(material: Material, reports: str | Path, figures: Sequence[Plot] | None = None) -> Path:

@@ -14,6 +14,7 @@ from analysis.material import Material
 from analysis.questions import best, compare, find_row
 from analysis.statistics import seeds_to_settle
 from runtime.errors import UserError
+from runtime.provenance import PROJECT
 from sweeps.graph import Graph
 
 MaterialOf = Callable[..., Material]
@@ -96,3 +97,19 @@ def test_the_command_line(fill: Callable[..., Graph], capsys: pytest.CaptureFixt
     assert "loss.alpha = 0:" not in out
     with pytest.raises(UserError, match="expected a number"):
         main(["best", "study.yaml", "--by", "top5", "--min-top1", "high"])
+
+
+def test_answers_from_a_report_whose_runs_are_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the README has it; the figures are those of the committed table."""
+    study, results = str(PROJECT / "sweeps/studies/scenes.yaml"), str(PROJECT / "reports/scenes/results.csv")
+    main(["compare", study, "0.75", "1", "--results", results])
+    shown = capsys.readouterr().out
+    main(["best", study, "--by", "miou", "--min-top1", "70", "--results", results])
+    shown += capsys.readouterr().out
+    lines = (PROJECT / "reports/scenes/table.md").read_text().splitlines()
+    _, _, top1, gap, miou, _ = (
+        cell.strip(" *") for cell in next(s for s in lines if s.startswith("| 0.75")).strip("|").split("|")
+    )
+    assert f"linear top-1: {top1} against" in shown
+    assert f"difference {gap} (" in shown
+    assert re.search(rf"\d\. loss.alpha = 0.75: segmentation mIoU {re.escape(miou)}", shown)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -17,7 +20,7 @@ from analysis import __main__ as command
 from analysis import report as report_module
 from analysis.figures import tradeoff
 from analysis.pictures.study import source
-from analysis.report import write_report
+from analysis.report import of_one_type, write_report
 from analysis.shown import CAPTION, SOURCE
 from runtime import provenance
 from runtime.errors import UserError
@@ -152,6 +155,25 @@ def test_pictures_are_shown_while_they_are_of_these_runs(fill: Callable[..., Gra
     page = (write_report("study.yaml", figures=()) / "README.md").read_text()
     assert "![Maps]" not in page
     assert "`pictures/maps.png`, `pictures/unknown.png`" in page
+
+
+def test_parquet_is_asked_for_and_holds_the_same(
+    fill: Callable[..., Graph], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(top1, top5)
+    if importlib.util.find_spec("pyarrow") is None:
+        with pytest.raises(UserError, match="pip install pyarrow"):
+            command.main(["study.yaml", "--parquet"])
+        assert not Path("reports").exists()
+    mixed = pd.DataFrame({"a": [1, "x", None], "b": [1.0, 2.0, math.nan]})
+    assert of_one_type(mixed)["a"].tolist()[:2] == ["1", "x"]
+    assert of_one_type(mixed)["a"].isna().tolist() == [False, False, True]
+    assert of_one_type(mixed)["b"].equals(mixed["b"])
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(report_module, "FIGURES", ())
+    command.main(["study.yaml", "--parquet"])
+    stored = pd.read_parquet("reports/fake/results.parquet")
+    assert stored["score.top1"].tolist() == pd.read_csv("reports/fake/results.csv")["score.top1"].tolist()
 
 
 def test_what_cannot_be_read_leaves_the_former_report(fill: Callable[..., Graph], folder: Path) -> None:
