@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,10 @@ class Child:
     oom_kills: int = field(default_factory=oom_kills)  # of the kernel, here, before it began
 
     @classmethod
-    def start(cls, node: Node, threads: int, machine: Iterable[str] = (), gpu: str | None = None) -> Child:
+    def start(cls, node: Node, threads: int, machine: Sequence[str] = (), gpu: str | None = None) -> Child:
+        """`threads` unless `machine`, which is the user's, says another number of them."""
+        asked = [text.partition("=")[2] for text in machine if text.startswith("machine.threads=")]
+        threads = int(asked[-1]) if asked and asked[-1].isdigit() and int(asked[-1]) else threads
         argv = node.argv([*machine, f"machine.threads={threads}"])
         first_done = 0 if node.run.state() == "new" else None
         log = node.run.path / LOG

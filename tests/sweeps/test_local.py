@@ -77,6 +77,15 @@ def test_each_slot_gets_its_share_of_the_cores(edit: Edit, make_graph: MakeGraph
     assert "machine.threads=" + cores in (node.run.path / "log.txt").read_text()
 
 
+def test_the_users_number_of_threads_counts(edit: Edit, make_graph: MakeGraph) -> None:
+    edit(pretrain__grid={"loss.alpha": [1.0]}, pretrain__controls={}, evals={}, report__x="pretrain.rank_pooled")
+    graph = make_graph()
+    assert local.run(graph, 1, Display(Console(file=io.StringIO())), ["machine.threads=3"]) == 0
+    (node,) = graph.nodes
+    assert node.run.result()["threads"] == "3"  # type: ignore[index]
+    assert node.run.document()["machine"]["threads"] == 3
+
+
 def test_a_failed_run_stops_nothing_but_its_evaluations(edit: Edit, make_graph: MakeGraph) -> None:
     edit(pretrain__set={"fail_at_alpha": 0.5}, pretrain__grid={"loss.alpha": [0.0, 0.5, 1.0]})
     graph = make_graph()
