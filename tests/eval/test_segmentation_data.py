@@ -47,7 +47,7 @@ def test_miou_on_every_dataset_equals_brute_force(name, parent, evaluate, tmp_pa
     counts = {"train_images": 4 if name == "vocfolder" else 6, "val_images": 4}
     assert {key: result[key] for key in counts} == counts
     with Image.open(run.path / "predictions.png") as picture:
-        colours = set(picture.convert("RGB").get_flattened_data())
+        colours = {tuple(colour) for colour in np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()}
     shown = {tuple(layout.palette[k]) for p in predictions for k in np.unique(p)}
     assert shown <= colours
 

@@ -96,6 +96,7 @@ def test_damaged_checkpoints(scenes, make_parent, evaluate):
     assert (code, "of another evaluation" in message) == (2, True)
 
 
+@pytest.mark.slow
 def test_dropout_and_bfloat16_go_on_to_the_same_weights(scenes, parent, tmp_path, evaluate, monkeypatch):
     from eval.mmseg_hook import TrainingWatch
 
