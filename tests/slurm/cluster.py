@@ -210,6 +210,16 @@ class Cluster:
             process.kill()
             process.wait()
 
+    def processes_of_node(self, node: str) -> list[int]:
+        """Of the jobs on it, slurmstepd before the tasks: it would report that they died."""
+        tasks = set(_processes_with(f"SLURMD_NODENAME={node}\0".encode())) & set(self._processes())
+        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in tasks}
+        steps = [pid for pid in parents - tasks if b"slurmstepd" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [*steps, *tasks]
+
+    def _processes(self) -> list[int]:
+        return _processes_with(f"SLURM_CONF={self.folder}/".encode())
+
     def clear(self) -> None:
         """Cancel every job and wait until none is left, but for those that go on beside the tests: where one begins."""
 
