@@ -79,6 +79,7 @@ def test_equals_a_plain_loop(folder, parent, evaluate, tmp_path, monkeypatch):
         torch.testing.assert_close(found["backbone"][f"trunk.{key}"], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_weights(folder, make_parent, tmp_path, evaluate):
     """kill -9 within the second epoch, with drop path, whose draws have to go on as well."""
     parent = make_parent("resnet10t", args={"drop_path_rate": 0.5})
