@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis import load_results
+from analysis.history import history_of
 from analysis.results import DAMAGED, score_column
 from runtime.errors import UserError
 from runtime.rundir import open_run
@@ -95,3 +96,16 @@ def test_a_damaged_run_yaml_loses_the_provenance_only(fill: Callable[..., Graph]
 def test_a_study_that_cannot_be_read(folder: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_results("no.yaml")
+
+
+def test_a_metrics_file_that_a_kill_cut_off_loses_its_last_line_alone(fill: Callable[..., Graph]) -> None:
+    graph = fill(top1, lambda alpha, seed: 90.0)
+    whole, cut = graph.points[0].pretrain.run, graph.points[1].pretrain.run
+    for run in (whole, cut):
+        for step in (10, 20, 30):
+            run.append_metrics({"step": step, "loss": step / 2})
+    with open(cut.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "lo')
+    history = history_of(graph)
+    assert history.groupby("run")["step"].agg(list).tolist() == [[10, 20, 30]] * 2
+    assert history["loss"].tolist() == [5.0, 10.0, 15.0] * 2
