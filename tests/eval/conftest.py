@@ -1,11 +1,13 @@
 """Finished pretraining runs with random weights, small datasets, and evaluations run in this process."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from runtime.errors import run_command
@@ -60,6 +62,22 @@ def scenes(tiny_scenes, monkeypatch) -> list[str]:
     """Overrides for 60 training and 20 validation scenes."""
     monkeypatch.setenv("VICREGL_DATA", str(tiny_scenes))
     return ["data.name=scenes", "data.scenes.train=60", "data.scenes.val=20"]
+
+
+@pytest.fixture(scope="session")
+def imagenet_tree(tmp_path_factory) -> Path:
+    """1,000 classes named as ImageNet's, each with one training and one validation image of 8 x 8 pixels."""
+    root = tmp_path_factory.mktemp("imagenet")
+    for split, level in (("train", 60), ("val", 61)):
+        file = root / f"{split}.JPEG"
+        Image.new("RGB", (8, 8), (level, 90, 120)).save(file)
+        for number in range(1000):
+            folder = root / split / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            os.link(
+                file, folder / (f"{folder.name}_7.JPEG" if split == "train" else f"ILSVRC2012_val_{number:08d}.JPEG")
+            )
+    return root
 
 
 @pytest.fixture

@@ -86,6 +86,20 @@ def test_the_images_of_a_list_name_the_run_and_its_place_does_not(tmp_path):
         configs.load(LinearConfig, CONFIG, ["subset=a list.txt"])
 
 
+def test_a_list_of_imagenet(imagenet_tree, parent, evaluate, tmp_path):
+    """Its layout and its names; ten classes of the 1,000 have an image to train on."""
+    listed = written(tmp_path / "1percent.txt", *(f"n{number:08d}_7.JPEG" for number in range(0, 1000, 100)))
+    data = ["data.name=imagenet", f"data.root={imagenet_tree}", "image_size=8", "resize=8"]
+    quick = ["mode=cached", "epochs=1", "held_out=0", "learning_rates=[0.1]", f"subset={listed}"]
+    code, error, run = evaluate(
+        linear.main, parent, "eval/configs/linear_imagenet.yaml", *data, *quick, "machine.workers=0"
+    )
+    assert code == 0, error
+    result = run.result()
+    assert (result["protocol"], result["classes"], result["subset_classes"]) == ("linear cached 1percent", 1000, 10)
+    assert (result["train_images"], result["val_images"]) == (10, 1000)
+
+
 def test_command_trains_on_the_list_alone(image_folder, parent, evaluate, tmp_path, monkeypatch):
     """Ten of the twelve images of each class; two of those ten choose the learning rate."""
     names = [f"class{label}/{number}.png" for label in range(4) for number in range(10)]

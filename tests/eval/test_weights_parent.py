@@ -74,6 +74,19 @@ def test_a_published_file_end_to_end(started, image_folder, tmp_path):
     assert (code, out.strip().endswith("is done")) == (0, True)
 
 
+@pytest.mark.slow
+def test_the_published_figure_stands_beside_imagenets(started, imagenet_tree, tmp_path):
+    file = tmp_path / "resnet50_alpha0.75.pth"
+    torch.save(published_state("resnet50"), file)
+    data = [f"data.root={imagenet_tree}", "image_size=8", "resize=8", "machine.workers=0", *QUICK]
+    config = "eval/configs/linear_imagenet.yaml"
+    code, out, err = started(linear.main, "--weights", file, "--arch", "resnet50", "--config", config, *data)
+    assert code == 0, err
+    assert "published top1 of the weights of this file name: 70.4 %" in out
+    (result,) = (tmp_path / "runs" / "linear").glob("*/result.json")
+    assert json.loads(result.read_text())["published"]["value"] == 70.4
+
+
 @pytest.mark.parametrize("arch", ["resnet50", "convnext_small"])
 @pytest.mark.slow
 def test_imported_weights_give_the_published_outputs(arch, tmp_path):
