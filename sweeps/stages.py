@@ -33,6 +33,7 @@ class Stage:
     config_class: str
     command: tuple[str, ...]  # after the Python interpreter
     work: Callable[[Any], float] = _no_work  # how long a run of this config is, compared with others of the stage
+    several: bool = False  # whether several processes may share one run
     score: str = ""  # of its result.json, that a report shows where the study names none
 
     def schema(self) -> type[Any]:
@@ -59,7 +60,7 @@ def _training_length(config: Any) -> float:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length),
+        Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length, several=True),
         Stage("linear", "eval.linear_config", "LinearConfig", ("-m", "eval.linear"), score="top1"),
         Stage("knn", "eval.knn_config", "KnnConfig", ("-m", "eval.knn"), score="top1"),
         Stage(

@@ -120,10 +120,10 @@ def _resources(stage: str, layers: Sequence[tuple[str, DictConfig]], file: str) 
         resources = configs.from_layers(Resources, found)
     except UserError as error:
         raise UserError(str(error).replace("config: ", f"{file}: {stage}: ", 1)) from error
-    if stage != PRETRAIN and resources.processes != 1:
+    if resources.processes != 1 and not stages.STAGES[stage].several:
         raise UserError(
-            f"{file}: {stage}: {resources.nodes} nodes with {resources.tasks_per_node} tasks each; only {PRETRAIN} "
-            "runs in several processes: give this stage nodes: 1 and tasks: 1"
+            f"{file}: {stage}: {resources.nodes} nodes with {resources.tasks_per_node} tasks each, and this stage "
+            "runs in one process: give it nodes: 1 and tasks: 1"
         )
     return resources
 

@@ -76,7 +76,7 @@ SETTINGS = {
     "SlurmctldTimeout": "30",
     "SlurmdTimeout": "15",
     "MessageTimeout": "20",
-    "BatchStartTimeout": "20",
+    "BatchStartTimeout": "10",
     "CompleteWait": "0",
     "MaxArraySize": "1001",
     "SlurmctldParameters": "",  # preempt_send_user_signal: --signal also at preemption

@@ -10,7 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cluster import Cluster, why_not
+from cluster import BESIDE, Cluster, why_not
+from sweep import CLUSTER, Sweep, study
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,23 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
     session_cluster.clear()
     yield session_cluster
     session_cluster.clear()
+
+
+@pytest.fixture(scope="session")
+def limited(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sweep]:
+    """Two studies whose pretraining runs into its limit of one minute until its hold is taken away.
+
+    They go on beside the other tests, on a node and in a partition that those leave alone: limits are whole minutes.
+    """
+    sweeps = {}
+    # The user signal comes before the limit; replaced by one that means nothing, the TERM at the limit is the first.
+    for name, environment in {"USR2": {}, "TERM": {"SBATCH_SIGNAL": "CONT@1"}}.items():
+        folder = tmp_path_factory.mktemp(f"limited-{name}")
+        (folder / "hold").touch()
+        sweep = Sweep(session_cluster, folder / "slurm", study=study(f"{BESIDE}-{name}", 12, 1, alpha=[0.5]))
+        sweep.write("pretrain.yaml", {"machine": {"hold": str(folder / "hold"), "save_steps": 0}})
+        own = {"minutes": 1, "signal_seconds": 10, "partition": "high", "exclude": "n1"}
+        sweep.write("cluster.yaml", {**CLUSTER, "pretrain": own})
+        sweep.submit(**environment)
+        sweeps[name] = sweep
+    return sweeps

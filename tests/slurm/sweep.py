@@ -43,6 +43,7 @@ class Sweep:
         self.cluster = cluster
         self.folder = folder
         self.project = project
+        self.study = study
         folder.mkdir(parents=True, exist_ok=True)
         self.write("study.yaml", study)
         self.write("pretrain.yaml", {"machine": {"step_seconds": 0.1}})
@@ -114,7 +115,7 @@ class Sweep:
         try:
             wait_until(done, f"{runs} runs are done", seconds, poll=0.5)
         except TimeoutError as error:
-            raise TimeoutError(f"{error}; done: {list(self.results())}; jobs: {self.jobs()}\n{self.logs()}") from error
+            raise TimeoutError(f"{error}; done: {list(self.results())}; jobs: {self.jobs()}\n{self.logs(1500)}") from error
 
     def hurry(self) -> None:
         """A requeued job may begin two minutes later; from now on at once."""
@@ -129,9 +130,10 @@ class Sweep:
         logs = sorted(self.folder.glob("runs/pretrain/*/steps.log"))
         return {log.parent.name: [int(line.split()[2]) for line in log.read_text().splitlines()] for log in logs}
 
-    def logs(self) -> str:
+    def logs(self, most: int = 1_000_000) -> str:
+        """The ends of what the jobs printed."""
         files = sorted(self.folder.glob("runs/jobs/*/logs/*_log.*"))
-        return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-1500:]}" for file in files)
+        return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-most:]}" for file in files)
 
     def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
         wait_until(condition, what, seconds)

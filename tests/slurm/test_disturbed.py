@@ -12,7 +12,8 @@ import pytest
 from cluster import Cluster, wait_until
 from sweep import CLUSTER, Sweep, study, undisturbed
 
-pytestmark = pytest.mark.slurm
+# What takes minutes begins now, to be looked at by test_time_limit.py.
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("limited")]
 TWO: dict[str, Any] = study(steps=12, evals=1, alpha=[0.5, 1.0])
 
 

@@ -1,0 +1,124 @@
+"""The real stages on the real scheduler: 6 pretrainings, one of them on two nodes, each evaluated twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from cluster import Cluster
+from sweep import CLUSTER, PROJECT, Sweep
+
+from analysis.results import load_results
+from sweeps.graph import build
+from sweeps.study import load_study
+
+pytestmark = pytest.mark.slurm
+
+SMALL = {"scenes": {"train": 96, "val": 32}}
+STUDY: dict[str, Any] = {
+    "name": "real",
+    "question": "Is it what this machine makes by itself?",
+    "pretrain": {
+        "config": "pretrain/configs/quickstart.yaml",
+        "set": {
+            "train.duration": "12 steps",
+            "train.batch_size": 32,
+            "optimizer.warmup": "2 steps",
+            "model.expander": "32-32",
+            "model.projector": "16-16",
+            "diagnostics_images": 64,
+            "data.scenes": SMALL["scenes"],
+        },
+        "grid": {"loss.alpha": [0.5, 0.9, 1.0], "seed": [0, 1]},
+    },
+    "evals": {
+        "linear": {"stage": "linear", "config": "eval/configs/linear_scenes.yaml", "set": {"epochs": 2, "data": SMALL}},
+        "knn": {"stage": "knn", "config": "eval/configs/knn_scenes.yaml", "set": {"data": SMALL}},
+    },
+    "report": {"vary": "loss.alpha", "baseline": 1.0, "x": "linear.top1", "y": "knn.top1"},
+}
+ONE: dict[str, Any] = {
+    **STUDY,
+    "pretrain": {**STUDY["pretrain"], "grid": {"loss.alpha": [0.5], "seed": [0]}},
+    "report": {**STUDY["report"], "baseline": 0.5},
+}
+# Every run of a study in one process, one after the other: what the sweep's many processes are compared with.
+ALONE = """
+import importlib, sys
+from sweeps.graph import build
+from sweeps.study import load_study
+for node in build(load_study("study.yaml"), ["machine.device=cpu"]).nodes:
+    _, _, module, *arguments = node.argv(["machine.device=cpu"])
+    importlib.import_module("pretrain.__main__" if module == "pretrain" else module).main(arguments)
+"""
+
+
+class RealSweep(Sweep):
+    """With the stages of sweeps.stages."""
+
+    def start(self, verb: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return self.python("-m", "sweeps", verb, "study.yaml", "machine.device=cpu", *arguments)
+
+    def python(self, *arguments: str) -> subprocess.Popen[str]:
+        data = {"VICREGL_DATA": str(self.folder.parent / "data"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.cluster.environment | data,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def table(self, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+        """What analysis reads, without what tells of time, of the code's copy and of the processes' number."""
+        monkeypatch.chdir(self.folder)
+        frame = load_results("study.yaml")
+        told = [name for name in frame.columns if "seconds" in name or "provenance" in name or name.endswith(".run")]
+        return frame.drop(columns=told)
+
+
+def alone(cluster: Cluster, folder: Path) -> RealSweep:
+    """The run of two processes by torchrun, and then all others in one process."""
+    sweep = RealSweep(cluster, folder, study=ONE)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    first = build(load_study(folder / "study.yaml"), ["machine.device=cpu"]).nodes[0]
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d")
+    for process in (sweep.python(*torchrun, "--rdzv-endpoint=127.0.0.1:0", *first.argv(["machine.device=cpu"])[1:]),):
+        shown, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, shown
+    sweep.write("study.yaml", STUDY)
+    process = sweep.python("-c", ALONE)
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, shown
+    return sweep
+
+
+def test_the_tables_are_those_of_this_machine_alone(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resources = {**CLUSTER["all"], "memory_gb": 1.5}
+    sweep = RealSweep(cluster, tmp_path / "slurm", study=ONE)
+    sweep.write("cluster.yaml", {"all": resources, "pretrain": {"nodes": 2}})
+    assert "3 runs queued now of 3" in sweep.submit()
+    sweep.write("study.yaml", STUDY)  # five more of them, on one node each
+    sweep.write("cluster.yaml", {"all": {**resources, "parallel": 2}})
+    assert "15 runs queued now" in sweep.submit()
+    sweep.wait_for_end(18, 300)
+
+    reference = alone(cluster, tmp_path / "alone")
+    assert sweep.results() == reference.results()
+    table, expected = sweep.table(monkeypatch), reference.table(monkeypatch)
+    assert len(table) == 12
+    assert table["score.top1"].notna().all()
+    pd.testing.assert_frame_equal(table, expected)
+    of_two = [file for file in sweep.folder.glob("runs/pretrain/*/run.yaml") if "processes: 2" in file.read_text()]
+    assert len(of_two) == 1
+    attempt = yaml.safe_load(of_two[0].read_text())["attempts"][0]
+    assert Path(attempt["snapshot"]).is_relative_to(sweep.folder)

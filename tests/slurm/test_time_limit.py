@@ -1,0 +1,31 @@
+"""A run that needs longer than its job may last goes on in the next one, and in the one after that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from sweep import Sweep, undisturbed
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.mark.parametrize("told_by", ["USR2", "TERM"])
+def test_a_limit_hit_twice(told_by: str, session_cluster: Cluster, limited: dict[str, Sweep], tmp_path: Path) -> None:
+    sweep = limited[told_by]
+
+    def third_attempt() -> bool:
+        sweep.hurry()
+        files = list(sweep.folder.glob("runs/pretrain/*/run.yaml"))
+        return bool(files) and files[0].read_text().count("started:") >= 3
+
+    sweep.wait_for(third_attempt, "its third job is at work", 400)
+    (sweep.folder.parent / "hold").unlink()
+    sweep.wait_for_end(2)
+    assert sweep.results() == undisturbed(session_cluster, tmp_path, sweep.study)
+    assert list(sweep.steps().values()) == [list(range(12))]  # each once: every job went on where the last had stopped
+    log = sweep.logs()
+    assert log.count(f"got SIG{told_by}") >= 2
+    assert log.count("goes back into the queue") >= 2
+    assert ("DUE TO TIME LIMIT" in log) == (told_by == "TERM")
