@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from omegaconf import OmegaConf
 
 from analysis.figures.base import PAGE
 from analysis.pictures.components import show
 from data.catalog import open_dataset
 from data.images import Pixels, read_image
+from data.layout import SegmentationLayout
+from eval.predictions import colour, legend_handles, spread, thin
 from eval.segmentation import CHECKPOINT, MMSEG_CONFIG
 from eval.segmentation_config import STAGE, SegmentationConfig
 from runtime import compat
@@ -26,8 +27,6 @@ from runtime import config as configs
 from runtime.config import require
 from runtime.errors import UserError
 from runtime.rundir import Run
-
-IGNORED = (224, 224, 192)  # pixels that count for nothing; as VOC draws them
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,13 @@ class Segmentation:
     """A run of the stage segmentation that is done, and what it predicts."""
 
     name: str
-    classes: list[str]
-    palette: list[list[int]]
+    layout: SegmentationLayout
     images: list[Segmented]
     miou: float  # of its result, over all of val
 
     def colours(self, labels: np.ndarray) -> np.ndarray:
-        """(H, W) classes -> (H, W, 3) uint8; whatever is no class is pale."""
-        table = np.full((256, 3), IGNORED, np.uint8)
-        table[: len(self.palette)] = self.palette
-        return table[labels]
+        """(H, W) classes -> (h, w, 3) uint8, thinned where they are large."""
+        return thin(colour(labels, self.layout))
 
 
 def load_segmentation(path: str | Path, count: int, root: str | None = None) -> Segmentation:
@@ -83,11 +79,11 @@ def load_segmentation(path: str | Path, count: int, root: str | None = None) -> 
     config = configs.from_layers(SegmentationConfig, layers)
     cfg = _mmseg_config(run)
     cfg.model.backbone.run = str(_parent_of(run, document["parent"]))
-    cfg.val_dataloader.dataset.data_root = str(open_dataset(config.data).segmentation().root.resolve())
+    layout = open_dataset(config.data).segmentation()
+    cfg.val_dataloader.dataset.data_root = str(layout.root.resolve())
     cfg.val_dataloader.dataset.serialize_data = False  # mmengine collects garbage for it, which takes seconds
     images = _predict(cfg, _load_model(cfg, run, config.finetune), count)
-    meta = cfg.val_dataloader.dataset.metainfo
-    return Segmentation(run.name, list(meta.classes), [list(c) for c in meta.palette], images, float(result["miou"]))
+    return Segmentation(run.name, layout, images, float(result["miou"]))
 
 
 def _mmseg_config(run: Run) -> Any:
@@ -136,9 +132,8 @@ def _predict(cfg: Any, model: Any, count: int) -> list[Segmented]:
     from mmseg.registry import DATASETS
 
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
     found = []
-    for number in dict.fromkeys(chosen):
+    for number in spread(len(dataset), count):
         sample = dataset[number]
         truth = sample["data_samples"].gt_sem_seg.data[0].numpy().astype(np.uint8)
         file = Path(sample["data_samples"].img_path)
@@ -153,29 +148,20 @@ def draw_segmentations(found: Segmentation) -> Figure:
     cell = min(1.1, PAGE / columns)
     figure, grid = plt.subplots(3, columns, figsize=(max(3.4, cell * columns + 0.3), cell * 3 + 0.85), squeeze=False)
     for column, one in enumerate(found.images):
-        shown = (one.image, found.colours(one.truth), found.colours(one.prediction))
+        shown = (thin(one.image), found.colours(one.truth), found.colours(one.prediction))
         for axes, picture in zip(grid[:, column], shown, strict=True):
             show(axes, picture)
-        grid[2, column].set_xlabel(f"{one.miou(len(found.classes)):.0f} %", fontsize=6)
+        grid[2, column].set_xlabel(f"{one.miou(len(found.layout.classes)):.0f} %", fontsize=6)
     for axes, name in zip(grid[:, 0], ("image", "truth", "prediction"), strict=True):
         axes.set_ylabel(name, fontsize=6.5)
     title = f"{found.name}\nmIoU {found.miou:.1f} % over all of val; below each image its own, over its classes."
     figure.suptitle(title, fontsize=6, x=0.01, ha="left", wrap=True)
-    add_legend(figure, found, [found])
+    add_legend(figure, [found])
     return figure
 
 
-def add_legend(figure: Figure, found: Segmentation, all_of: Sequence[Segmentation]) -> None:
-    """The colours of the classes that occur in a truth or a prediction; pale where pixels are ignored."""
-    labels = [array for one in all_of for image in one.images for array in (image.truth, image.prediction)]
-    present = sorted(set().union(*(np.unique(array).tolist() for array in labels)))
-    names = {k: found.classes[k] for k in present if k < len(found.classes)}
-    handles = [Patch(color=_hex(found.palette[k]), label=name) for k, name in names.items()]
-    if len(names) < len(present):
-        handles.append(Patch(color=_hex(IGNORED), label="ignored"))
+def add_legend(figure: Figure, of: Sequence[Segmentation]) -> None:
+    """The colours of the classes that occur in a truth or a prediction."""
+    labels = [array.ravel() for one in of for image in one.images for array in (image.truth, image.prediction)]
+    handles = legend_handles(of[0].layout, np.bincount(np.concatenate(labels), minlength=256))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(12, len(handles)), fontsize=5.5)
-
-
-def _hex(colour: Sequence[int]) -> str:
-    """(red, green, blue) of 255 as #rrggbb."""
-    return f"#{bytes(colour).hex()}"

@@ -15,6 +15,7 @@ from analysis.labels import is_percent, number, score_label, symbol, value_text
 from analysis.pictures.components import FITTED, RULE, fit, show
 from analysis.pictures.network import Images, Network
 from analysis.pictures.segmentations import Segmentation, add_legend, load_segmentation
+from eval.predictions import thin
 from eval.segmentation_config import STAGE
 from runtime.errors import UserError
 from sweeps.graph import Graph, Node, Point
@@ -75,12 +76,12 @@ def draw_predictions(study: Study, panel: Panel, name: str, count: int, root: st
     nodes = [point.evals[name] for point in panel.points]
     found = {node: load_segmentation(node.run.path, count, root) for node in _done(nodes, f"evaluations {name}")}
     one = next(iter(found.values()))
-    before: list[tuple[str, Pictures]] = [("image", [image.image for image in one.images])]
+    before: list[tuple[str, Pictures]] = [("image", [thin(image.image) for image in one.images])]
     before.append(("truth", [one.colours(image.truth) for image in one.images]))
     columns = [_predicted(found[node]) if node in found else node.run.state() for node in nodes]
     figure = _grid(study, panel, before, columns)
     _title(figure, study, panel, predictions_caption(name))
-    add_legend(figure, one, list(found.values()))
+    add_legend(figure, list(found.values()))
     return figure
 
 

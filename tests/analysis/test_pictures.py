@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from analysis.pictures.__main__ import main
 from analysis.pictures.components import Basis, brightness, overlay
 from analysis.pictures.matches import apart, place_colours
-from analysis.pictures.segmentations import IGNORED, Segmentation, Segmented, load_segmentation
+from analysis.pictures.segmentations import Segmented, load_segmentation
 from analysis.pictures.study import panels
 from data.show import matched_cells
 from eval import segmentation
@@ -74,9 +74,6 @@ def test_the_score_below_a_segmented_image() -> None:
     prediction = np.array([[0, 1, 1], [1, 0, 2]], np.uint8)
     one = Segmented("x", np.zeros((2, 3, 3), np.uint8), truth, prediction)
     assert one.miou(3) == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)  # pixels of 255 count for nothing
-    colours = Segmentation("s", ["a", "b"], [[1, 2, 3], [4, 5, 6]], [one], 0.0).colours(truth)
-    assert colours[0, 2].tolist() == [4, 5, 6]
-    assert tuple(colours[1, 1]) == IGNORED
 
 
 def test_wrong_paths_and_stages_are_told(tmp_path: Path) -> None:
