@@ -30,12 +30,12 @@ class OnlineProbe(nn.Module):
     def update(self, pooled: Tensor, labels: Tensor) -> None:
         """One step on (B, F) features and (B,) labels."""
         with torch.enable_grad():
-            logits = self.head(self.norm(pooled.detach().float()))
+            logits = self.head(self.norm(pooled.detach().to(self.head.weight.dtype)))
             loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        hits = (logits.detach().argmax(dim=1) == labels).float().mean()
+        hits = (logits.detach().argmax(dim=1) == labels).to(self.top1.dtype).mean()
         self.top1.lerp_(hits, 1 / AVERAGE_STEPS)
         self.weight.lerp_(torch.ones_like(self.weight), 1 / AVERAGE_STEPS)
 

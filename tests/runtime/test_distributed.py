@@ -122,14 +122,6 @@ def test_a_slurm_step_meets_by_its_job_number() -> None:
         assert "[False, True, 7, {'rank': 0}]" in process.communicate(timeout=300)[0]
 
 
-@pytest.mark.slow
-def test_under_torchrun(command) -> None:
-    done = command("torch.distributed.run", "--standalone", "--nproc-per-node=2", WORKER, "agree")
-    assert done.returncode == 0, done.stderr
-    assert "0/2 [False, True, 7" in done.stdout
-    assert "1/2 [False, True, 7" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("case", "codes", "expected"),
     [
