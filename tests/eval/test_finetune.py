@@ -140,6 +140,29 @@ def test_a_stop_while_val_is_scored_loses_nothing(folder, parent, evaluate, tmp_
     assert all(torch.equal(one["backbone"][key], other["backbone"][key]) for key in other["backbone"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_goes_on_from_a_checkpoint(folder, parent, evaluate, tmp_path, monkeypatch):
+    step = linear.Finetuning.train_step
+
+    def terminated(self, *batch):
+        if (self.state.epoch, self.state.step) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, *batch)
+
+    monkeypatch.setattr(linear.Finetuning, "train_step", terminated)
+    options = [*folder, "machine.device=cuda"]
+    code, _, run = evaluate(linear.main, parent, CONFIG, *options)
+    assert (code, run.result()) == (75, None)
+    monkeypatch.setattr(linear.Finetuning, "train_step", step)
+    for runs in ("runs", "whole"):
+        code, error, _ = evaluate(linear.main, parent, CONFIG, *options, f"machine.runs={tmp_path / runs}")
+        assert code == 0, error
+    one, other = checkpoint(tmp_path / "runs"), checkpoint(tmp_path / "whole")
+    for key, value in other["backbone"].items():
+        torch.testing.assert_close(one["backbone"][key], value, rtol=1e-3, atol=1e-4)
+
+
 def test_a_rate_that_diverges_is_not_finite(folder, parent, evaluate):
     code, error, _ = evaluate(linear.main, parent, CONFIG, *folder, "learning_rates=[1e30]")
     assert (code, "not finite" in error or "diverged" in error) == (3, True), error

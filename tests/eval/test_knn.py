@@ -61,6 +61,15 @@ def test_equals_a_brute_force_for_every_k_and_chunk(features, chunk_bytes):
     assert len({tuple(row) for row in expected}) > 1  # k matters here
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_the_cpu(features):
+    bank, labels, queries, truth = (part.double() if part.is_floating_point() else part for part in features)
+    settings = (KS, TEMPERATURE, CLASSES, 1 << 14)
+    found = accuracies((bank.cuda(), labels.cuda()), (queries.cuda(), truth.cuda()), *settings)
+    assert torch.equal(found, accuracies((bank, labels), (queries, truth), *settings))
+
+
 def test_equals_scikit_learn():
     random = np.random.default_rng(0)
     centres = random.normal(size=(CLASSES, 16))
