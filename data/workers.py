@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from runtime.config import require
+from runtime.stopping import outlive_stops
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -45,6 +46,7 @@ def in_order(steps: Steps[T], numbers: Sequence[int], workers: int, kind: str) -
         num_workers=workers,
         prefetch_factor=_AHEAD,
         generator=torch.Generator(),  # else it draws from torch's own, and drop path depends on the workers
+        worker_init_fn=outlive_stops,
     )
     return iter(loader)
 

@@ -15,6 +15,7 @@ from data.images import ImageList
 from data.transforms import LabelledDataset
 from data.views import sample_generator
 from runtime.errors import NotFiniteError, UserError
+from runtime.stopping import outlive_stops
 
 _ORDER = 17  # purpose of a random stream; pretraining's and the crops' are below 16
 Batch = tuple[Tensor, Tensor]  # (B, ...), labels (B,) int64
@@ -46,7 +47,8 @@ class ImageBatches(Dataset):
         batches: Any = (self[number] for number in numbers)
         if workers > 0:
             pin = torch.cuda.is_available()
-            batches = DataLoader(self, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin)
+            own = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": outlive_stops}
+            batches = DataLoader(self, batch_size=None, sampler=numbers, **own)
         for batch in batches:
             if isinstance(batch, UserError):
                 raise batch

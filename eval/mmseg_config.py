@@ -124,6 +124,7 @@ def train_loader(config: SegmentationConfig, layout: SegmentationLayout, process
     return {
         "batch_size": config.batch_size // processes,
         "num_workers": config.machine.workers,
+        "worker_init_fn": {"type": "outlive_stops"},
         "sampler": {"type": "ResumableSampler", "seed": config.seed, "batch_size": config.batch_size},
         "dataset": {**images, "type": "SeededSegDataset", "seed": config.seed},
     }
@@ -138,6 +139,7 @@ def val_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[s
     return {
         "batch_size": config.machine.val_batch_size,
         "num_workers": config.machine.workers,
+        "worker_init_fn": {"type": "outlive_stops"},
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "dataset": {**dataset(layout, layout.val, steps), "type": "BaseSegDataset", "test_mode": True},
     }

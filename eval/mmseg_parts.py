@@ -11,14 +11,18 @@ from typing import Any
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
+from mmengine.registry import FUNCTIONS
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from eval import sync_batchnorm
 from eval.parent import load_parent_backbone, open_parent
+from runtime.stopping import outlive_stops
 
 MODELS.register_module(name="GlooSyncBN", module=sync_batchnorm.GlooSyncBatchNorm)
+
+FUNCTIONS.register_module(name="outlive_stops", module=outlive_stops)  # of a loader's workers
 
 
 @MODELS.register_module()

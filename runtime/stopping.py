@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -50,3 +52,22 @@ def stop_request() -> Iterator[StopRequest]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def outlive_stops(_worker: int = 0) -> None:
+    """Let this process, a data loader's worker, not end by SIGNALS of others than its parent.
+
+    A cluster sends them to every process of a job; the run needs its workers until it has saved. Its own TERM, which
+    torch and multiprocessing send to a worker that is left over, ends the worker as before.
+    """
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    # Only one who waits for a signal is told who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    threading.Thread(target=_await_parents_term, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_parents_term(parent: int) -> None:
+    while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != parent:
+        pass
+    os._exit(0)
