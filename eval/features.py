@@ -47,8 +47,14 @@ class ImageBatches(Dataset):
         batches: Any = (self[number] for number in numbers)
         if workers > 0:
             pin = torch.cuda.is_available()
-            own = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": outlive_stops}
-            batches = DataLoader(self, batch_size=None, sampler=numbers, **own)
+            batches = DataLoader(
+                self,
+                batch_size=None,
+                sampler=numbers,
+                num_workers=workers,
+                pin_memory=pin,
+                worker_init_fn=outlive_stops,
+            )
         for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
