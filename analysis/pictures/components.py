@@ -24,8 +24,8 @@ from data.images import Pixels, resize
 
 FITTED = 256  # images that a basis is fitted on
 RULE = (
-    f"Colours: the first three principal components (red, green, blue) of the network's own features over {FITTED} "
-    "images, 2nd to 98th percentile; signs: brighter with the image."
+    f"Colours: the first three principal components (red, green, blue) of the network's own features over up to "
+    f"{FITTED} images, 2nd to 98th percentile; signs: brighter with the image."
 )
 _SHARE = (0.02, 0.98)
 

@@ -93,7 +93,10 @@ class Images:
         require(count >= 1, "--images", count, "1 or more")
         if root is not None:
             config = replace(config, root=root)
-        paths = open_dataset(config).images(split).paths
+        try:
+            paths = open_dataset(config).images(split).paths
+        except UserError as error:
+            raise UserError(f"{error} (for pictures: --data FOLDER, --split train)") from error
         numbers = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int).tolist()
         return cls({number: read_image(paths[number]) for number in dict.fromkeys(numbers)})
 
