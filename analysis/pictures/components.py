@@ -24,7 +24,7 @@ from data.images import Pixels, resize
 
 FITTED = 256  # images that a basis is fitted on
 RULE = (
-    f"Colours: the first three principal components (red, green, blue) of the network's own features over up to "
+    "Colours: the first three principal components (red, green, blue) of the network's own features over up to "
     f"{FITTED} images, 2nd to 98th percentile; signs: brighter with the image."
 )
 _SHARE = (0.02, 0.98)
