@@ -1,4 +1,4 @@
-"""Several processes as one run: who they are (torchrun, submitit or srun tells), how they meet, agree and end together.
+"""Several processes as one run: how they meet, agree and end together. runtime/world.py tells who they are.
 
 Only process 0 holds the run directory and writes. With one process nothing here does anything.
 """
@@ -6,15 +6,13 @@ Only process 0 holds the run directory and writes. With one process nothing here
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,6 +20,20 @@ import torch
 import torch.distributed as dist
 
 from runtime.errors import Unfinished, UserError
+from runtime.world import World, world_from_environment
+
+__all__ = [
+    "ProcessLost",
+    "World",
+    "agree",
+    "barrier",
+    "broadcast",
+    "device_of",
+    "explained",
+    "join",
+    "largest",
+    "world_from_environment",
+]
 
 T = TypeVar("T")
 
@@ -30,94 +42,13 @@ TIMEOUT_MINUTES = 30.0
 # How long a process that cannot go on may take to end by itself once another one failed.
 GRACE_SECONDS = 20.0
 _POLL_SECONDS = 1.0
-_FAILED = "failed"
-_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FAILED, _LEAVING = "failed", "leaving"
 
 
 class ProcessLost(UserError):  # noqa: N818  # said of another process, which has the error
     """Another process of the same run failed, so that this one cannot go on."""
 
     exit_code = 1
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes of this run, and which of them this one is."""
-
-    rank: int = 0
-    local_rank: int = 0  # among those on this machine
-    size: int = 1
-    node: int = 0  # number of this machine
-    address: str = ""  # host:port where they meet
-    hosted: bool = False  # by the launcher; else by process 0
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
-    """What torchrun (or submitit's TorchDistributedEnvironment) or, in a step of several tasks, srun says; else one
-    process. UserError where the variables contradict each other or some are missing."""
-    variables = os.environ if environment is None else environment
-    if "WORLD_SIZE" in variables or "RANK" in variables:
-        return _from_torchrun(variables)
-    # A batch script has SLURM_NTASKS too, and is one process: only a step (srun) has a number.
-    tasks = variables.get("SLURM_STEP_NUM_TASKS", variables.get("SLURM_NTASKS", "1"))
-    if "SLURM_STEP_ID" in variables and _number("SLURM_NTASKS", tasks) > 1:
-        return _from_slurm(variables, int(tasks))
-    return World()
-
-
-def _from_torchrun(variables: Mapping[str, str]) -> World:
-    if variables.get("WORLD_SIZE") == "1":
-        return World()
-    missing = [name for name in _TORCHRUN if name not in variables]
-    if missing:
-        raise UserError(
-            f"the environment has some of torchrun's variables ({', '.join(_TORCHRUN)}) and not {', '.join(missing)}; "
-            "start by torchrun or srun, or unset them for one process"
-        )
-    rank, size = _number("RANK", variables["RANK"]), _number("WORLD_SIZE", variables["WORLD_SIZE"])
-    if not 0 <= rank < size:
-        raise UserError(f"the environment says RANK={rank} of WORLD_SIZE={size}; expected 0 to {size - 1}")
-    return World(
-        rank,
-        _number("LOCAL_RANK", variables.get("LOCAL_RANK", str(rank))),
-        size,
-        _number("GROUP_RANK", variables.get("GROUP_RANK", variables.get("SLURM_NODEID", "0"))),
-        f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}",
-        hosted=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-    )
-
-
-def _from_slurm(variables: Mapping[str, str], size: int) -> World:
-    nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "127.0.0.1")
-    job, step = _number("SLURM_JOB_ID", variables["SLURM_JOB_ID"]), _number("SLURM_STEP_ID", variables["SLURM_STEP_ID"])
-    host = variables.get("MASTER_ADDR") or first_host(nodes)
-    # Below the ports that the kernel gives to outgoing connections; steps of one job may share a machine.
-    port = variables.get("MASTER_PORT") or str(10000 + (job * 16 + step) % 20000)
-    return World(
-        _number("SLURM_PROCID", variables["SLURM_PROCID"]),
-        _number("SLURM_LOCALID", variables["SLURM_LOCALID"]),
-        size,
-        _number("SLURM_NODEID", variables.get("SLURM_NODEID", "0")),
-        f"{host}:{port}",
-    )
-
-
-def first_host(nodes: str) -> str:
-    """The first host of a SLURM node list: "gpu[07-09,12],cpu1" -> "gpu07"."""
-    first = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
-    assert first is not None  # every part may be empty
-    return "".join(part or "" for part in first.groups())
-
-
-def _number(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(f"the environment says {name}={text!r}; expected a whole number") from error
 
 
 def device_of(device: torch.device, world: World) -> torch.device:
@@ -156,9 +87,12 @@ def join(world: World, device: torch.device) -> Iterator[None]:
         with explained():
             _refuse_shared_gpu(world, device, store)
             yield
-            dist.barrier()
+            barrier()
         _watch.stop()
         dist.destroy_process_group()
+    except (Unfinished, KeyboardInterrupt):
+        _watch.leave_together()
+        raise
     finally:
         _watch.stop()
         _watch = None
@@ -210,6 +144,15 @@ class _Watch:
             self.store.set(_FAILED, f"{who} failed: {name}{said}")
         if self.world.is_main and not self.world.hosted:
             time.sleep(2 * _POLL_SECONDS)  # the store goes with this process, and the others are to read it first
+
+    def leave_together(self) -> None:
+        """Wait until every process is about to leave: a launcher may end the others once one has left with an error
+        code, and process 0 has the run's folder to give back first."""
+        end = time.monotonic() + GRACE_SECONDS
+        with suppress(RuntimeError):  # process 0 is gone: so it had done all
+            self.store.add(_LEAVING, 1)
+            while self.store.add(_LEAVING, 0) < self.world.size and time.monotonic() < end:
+                time.sleep(_POLL_SECONDS / 10)
 
     def failure(self) -> str | None:
         """What another process said, or that process 0, where they meet, is gone."""
@@ -300,8 +243,7 @@ def broadcast(value: T) -> T:
 
 def barrier() -> None:
     """Wait for every process."""
-    if _several():
-        dist.barrier()
+    largest(0)  # as good as torch's own, which wants to be told the GPU
 
 
 def _several() -> bool:
