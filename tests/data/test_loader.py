@@ -58,6 +58,25 @@ def test_an_epoch_shows_every_image_once(image_folder: Path) -> None:
     assert torch.bincount(labels).tolist() == [12, 12, 12, 12]
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("execution", ["cpu", "device"])
+def test_the_shares_of_all_processes_are_the_batch(small_scenes: DataConfig, processes: int, execution: str) -> None:
+    views = replace(VIEWS, execution=execution)
+    whole = list(make(small_scenes, batch_size=6, views=views).batches(8, 12))
+    loaders = [make(small_scenes, batch_size=6, views=views, share=(rank, processes)) for rank in range(processes)]
+    assert {loader.steps_per_epoch for loader in loaders} == {10}
+    for batch, *shares in zip(whole, *(loader.batches(8, 12) for loader in loaders), strict=True):
+        assert {len(share.labels) for share in shares} == {6 // processes}
+        joined = [torch.cat(same) for same in zip(*(share.tensors() for share in shares), strict=True)]
+        for x, y in zip(batch.tensors(), joined, strict=True):
+            torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-6)  # colours on the device: sums in another order
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(small_scenes: DataConfig) -> None:
+    with pytest.raises(UserError, match="a multiple of the number of processes, 3"):
+        make(small_scenes, share=(0, 3))
+
+
 @pytest.mark.parametrize("execution", ["cpu", "device"])
 @pytest.mark.parametrize(("workers", "kind"), [(1, "processes"), (2, "processes"), (1, "threads"), (3, "threads")])
 def test_any_workers_give_the_same_batches(small_scenes: DataConfig, execution: str, workers: int, kind: str) -> None:
