@@ -115,7 +115,9 @@ class Sweep:
         try:
             wait_until(done, f"{runs} runs are done", seconds, poll=0.5)
         except TimeoutError as error:
-            raise TimeoutError(f"{error}; done: {list(self.results())}; jobs: {self.jobs()}\n{self.logs(1500)}") from error
+            raise TimeoutError(
+                f"{error}; done: {list(self.results())}; jobs: {self.jobs()}\n{self.logs(1500)}"
+            ) from error
 
     def hurry(self) -> None:
         """A requeued job may begin two minutes later; from now on at once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +38,7 @@ STUDY: dict[str, Any] = {
     },
     "evals": {
         "linear": {"stage": "linear", "config": "eval/configs/linear_scenes.yaml", "set": {"epochs": 2, "data": SMALL}},
-        "knn": {"stage": "knn", "config": "eval/configs/knn_scenes.yaml", "set": {"data": SMALL}},
+        "knn": {"stage": "knn", "config": "eval/configs/knn_scenes.yaml", "set": {"neighbours": [3, 5], "data": SMALL}},
     },
     "report": {"vary": "loss.alpha", "baseline": 1.0, "x": "linear.top1", "y": "knn.top1"},
 }
@@ -84,19 +83,17 @@ class RealSweep(Sweep):
         return frame.drop(columns=told)
 
 
-def alone(cluster: Cluster, folder: Path) -> RealSweep:
+def alone(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch) -> RealSweep:
     """The run of two processes by torchrun, and then all others in one process."""
     sweep = RealSweep(cluster, folder, study=ONE)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    first = build(load_study(folder / "study.yaml"), ["machine.device=cpu"]).nodes[0]
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d")
-    for process in (sweep.python(*torchrun, "--rdzv-endpoint=127.0.0.1:0", *first.argv(["machine.device=cpu"])[1:]),):
-        shown, _ = process.communicate(timeout=200)
+    monkeypatch.chdir(folder)  # paths of a study are told from where one is
+    first = build(load_study("study.yaml"), ["machine.device=cpu"]).nodes[0].argv(["machine.device=cpu"])[1:]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *first)
+    for arguments in (torchrun, ("-c", ALONE)):
+        process = sweep.python(*arguments)
+        shown, _ = process.communicate(timeout=300)
         assert process.returncode == 0, shown
-    sweep.write("study.yaml", STUDY)
-    process = sweep.python("-c", ALONE)
-    shown, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, shown
+        sweep.write("study.yaml", STUDY)
     return sweep
 
 
@@ -112,7 +109,7 @@ def test_the_tables_are_those_of_this_machine_alone(
     assert "15 runs queued now" in sweep.submit()
     sweep.wait_for_end(18, 300)
 
-    reference = alone(cluster, tmp_path / "alone")
+    reference = alone(cluster, tmp_path / "alone", monkeypatch)
     assert sweep.results() == reference.results()
     table, expected = sweep.table(monkeypatch), reference.table(monkeypatch)
     assert len(table) == 12

@@ -126,6 +126,8 @@ def test_code_edited_while_jobs_wait_changes_nothing(cluster: Cluster, tmp_path:
     assert "as submitted" in told["diff"]
     assert told["untracked"] == ["runtime/unknown.py"]
     assert (submission.code / "runtime" / "unknown.py").exists()
+    # The environment has an editable install of another copy, and the working directory is a third place.
+    assert sweep.logs().count(f"with the code of {submission.code}") == 6
     for file in sweep.folder.glob("runs/*/*/run.yaml"):
         attempt = yaml.safe_load(file.read_text())["attempts"][0]
         assert attempt["snapshot"] == str(submission.code)

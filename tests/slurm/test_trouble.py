@@ -135,7 +135,7 @@ def test_a_parent_that_slurm_has_forgotten_is_not_evaluated(cluster: Cluster, tm
         parent = job_of(sweep, "0.5").job
         sweep.wait_for(lambda: run_of(sweep, "0.5").failure() is not None, "the pretraining has failed")
         wait_until(lambda: parent not in cluster.run("squeue", "-h", "-t", "all", "-o", "%i"), "it is purged", 150)
-        assert kinds(status(sweep, code=1)) == {"0.5": "exception"}
+        assert kinds(status(sweep, code=1)) == {"": "exception"}
 
         array = next(json.loads(f.read_text()) for f in sweep.folder.glob("runs/jobs/*/arrays/*linear*.json"))
         argv = array["tasks"][0]["argv"]

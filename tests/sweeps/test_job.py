@@ -1,0 +1,104 @@
+"""What a job's process does that needs no scheduler to be seen; the rest is tried on a real one, in tests/slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.provenance import PROJECT
+from runtime.rundir import Run
+from sweeps.failures import classify
+from sweeps.slurm import job
+from sweeps.slurm.job import Supervisor
+
+# Saves and ends with 75 when it is told to, and says by whom; the signal may come before it listens.
+STAGE = """
+import signal, sys, time
+print("imports", flush=True)
+time.sleep(0.5)
+def stop(number, frame):
+    print("saved after", signal.Signals(number).name, flush=True)
+    sys.exit(75)
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, stop)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGUSR2))
+time.sleep(30)
+"""
+
+
+@pytest.fixture
+def array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "run").mkdir()
+    common = {"part": "pretrain", "time": time.time(), "cwd": str(tmp_path), "container": "", "environment": {}}
+    return {**common, "code": str(PROJECT), "logs": str(tmp_path), "resources": {"minutes": 1}}
+
+
+def supervise(array: dict[str, Any], *argv: str) -> Supervisor:
+    path = Path(array["logs"]) / "run"
+    return Supervisor(array, {"run": "pretrain/x", "path": str(path), "argv": [sys.executable, *argv]})
+
+
+def test_a_signal_while_the_run_imports_is_not_lost(
+    array: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(job, "requeue", lambda number: asked.append(number))  # no scheduler here
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, job.STOP_SIGNALS)
+    try:
+        assert supervise(array, "-c", STAGE).run() == job.UNFINISHED
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert "saved after SIGUSR2" in capfd.readouterr().out
+    assert asked == ["7"]
+
+
+def test_what_the_run_ends_with_is_what_the_job_ends_with(array: dict[str, Any]) -> None:
+    assert supervise(array, "-c", "").run() == 0
+    assert supervise(array, "-c", "raise SystemExit(3)").run() == 3
+    assert supervise(array, "-c", "import os; os.kill(os.getpid(), 9)").run() == 128 + 9
+    run = Run(Path(array["logs"]) / "run")
+    assert classify(run).kind == "lost"  # recorded by the one who saw it end
+
+
+def test_the_submission_s_code_comes_first(array: dict[str, Any], tmp_path: Path) -> None:
+    """Before the working directory, PYTHONPATH and the editable install of this environment."""
+    for folder in ("code", "cwd", "path"):
+        (tmp_path / folder / "runtime").mkdir(parents=True)
+        (tmp_path / folder / "runtime" / "__init__.py").write_text(f"NAME = {folder!r}\n")
+    array |= {"code": str(tmp_path / "code"), "cwd": str(tmp_path / "cwd"), "container": "env TOLD=yes"}
+    supervisor = supervise(array, "-c", "import os, runtime; print(runtime.NAME, os.environ['TOLD'])")
+    environment = supervisor._environment() | {"PYTHONSAFEPATH": "1"}
+    environment["PYTHONPATH"] += f":{tmp_path / 'path'}"
+    done = subprocess.run(
+        supervisor._argv(), cwd=array["cwd"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["code", "yes"]
+
+
+def test_a_job_that_gets_nowhere_before_its_limit_gives_up(array: dict[str, Any], tmp_path: Path) -> None:
+    def reaches_limit(done: int | None) -> bool:
+        (tmp_path / "run" / "heartbeat.json").write_text(json.dumps({"progress": {"done": done}}))
+        supervisor = supervise(array)
+        supervisor.started -= 50  # seconds
+        return supervisor._idle_too_often()
+
+    assert [reaches_limit(done) for done in (4, 5, 5, 6, 6)] == [False] * 5
+    assert reaches_limit(6)
+    failure = classify(Run(tmp_path / "run"))
+    assert failure.kind == "time_limit"
+    assert "more minutes" in failure.last_line
+    supervisor = supervise(array)  # preempted soon after it began: that says nothing
+    assert not supervisor._idle_too_often()
