@@ -16,11 +16,11 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from eval import sync_batchnorm
 from eval.parent import load_parent_backbone, open_parent
 from runtime.stopping import outlive_stops
+from vicregl.sync_norm import SharedBatchNorm, synchronise
 
-MODELS.register_module(name="GlooSyncBN", module=sync_batchnorm.GlooSyncBatchNorm)
+MODELS.register_module(name="GlooSyncBN", module=SharedBatchNorm)
 
 FUNCTIONS.register_module(name="outlive_stops", module=outlive_stops)  # of a loader's workers
 
@@ -40,7 +40,7 @@ class PretrainedBackbone(BaseModule):
         self.taps, self.finetune = taps, finetune
         self.network.requires_grad_(finetune)
         if sync is not None:
-            self.network.trunk = sync_batchnorm.convert(self.network.trunk, sync)
+            self.network.trunk = synchronise(self.network.trunk, torch.device("cuda" if sync == "SyncBN" else "cpu"))
 
     def init_weights(self) -> None:
         """Nothing: the weights are the file's. Without this, mmengine might call timm's random initialisation."""

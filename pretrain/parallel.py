@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.config import PretrainConfig
-from pretrain.sync_norm import synchronise
 from runtime.distributed import World
 from vicregl.model import ModelOutput, VICRegLModel
+from vicregl.sync_norm import synchronise
 
 RandomState = dict[str, Tensor | None]
 

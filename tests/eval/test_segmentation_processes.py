@@ -16,13 +16,14 @@ from segmentation_tools import CONFIG, SMALL, head_of
 from torch import nn
 
 from data.catalog import open_dataset
-from eval import segmentation, sync_batchnorm
+from eval import segmentation
 from eval.mmseg_config import plain_config
 from eval.segmentation_config import SegmentationConfig
 from runtime import compat
 from runtime import config as configs
 from runtime.errors import UserError
 from runtime.rundir import Run
+from vicregl.sync_norm import SharedBatchNorm, synchronise
 
 FINETUNED = ["finetune=true", "taps=all", "flip=true", "optimizer.name=sgd", "optimizer.lr=0.1"]
 # One image a batch, and 19 of them: the last is of one process alone.
@@ -145,9 +146,9 @@ def test_shared_batchnorm_of_one_process_is_batchnorm(alone):
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3), nn.ReLU())
     nn.init.uniform_(plain[1].weight)
-    shared = sync_batchnorm.convert(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3)), "GlooSyncBN")
+    shared = synchronise(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3)), torch.device("cpu"))
     shared.load_state_dict(plain.state_dict())
-    assert isinstance(shared[1], sync_batchnorm.GlooSyncBatchNorm)
+    assert isinstance(shared[1], SharedBatchNorm)
     images = torch.randn(4, 3, 9, 7)
     for training in (True, True, False):
         outputs = [network.train(training)(images) for network in (plain[:2], shared)]
@@ -169,7 +170,7 @@ def test_shared_batchnorm_keeps_what_timm_does_after_it(alone):
     images = torch.randn(2, 3, 64, 64)
     expected = plain.train()(images)
     keys = list(plain.state_dict())
-    shared = sync_batchnorm.convert(plain, "GlooSyncBN")
+    shared = synchronise(plain, torch.device("cpu"))
     assert list(shared.state_dict()) == keys
     assert not any(type(module) is nn.BatchNorm2d for module in shared.modules())
     torch.testing.assert_close(shared.train()(images), expected, rtol=1e-3, atol=1e-3)
@@ -194,7 +195,7 @@ def test_shared_batchnorm_leaves_names_and_values(head, scenes, parent, tmp_path
         return MODELS.build(described["model"])
 
     alone = built("cpu", 1)
-    for device, kind in (("cpu", sync_batchnorm.GlooSyncBatchNorm), ("cuda", nn.SyncBatchNorm)):
+    for device, kind in (("cpu", SharedBatchNorm), ("cuda", nn.SyncBatchNorm)):
         model = built(device, 2)
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         assert len(norms) > 5

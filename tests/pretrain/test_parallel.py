@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import nn
 
 from pretrain.parallel import unused_parameters
-from pretrain.sync_norm import synchronise
 from vicregl.backbones import BackboneConfig
 from vicregl.model import ModelConfig, VICRegLModel
+from vicregl.sync_norm import synchronise
 
 
 @pytest.mark.parametrize(

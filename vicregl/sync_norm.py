@@ -30,11 +30,16 @@ def synchronise(model: M, device: torch.device) -> M:
 
 
 def _synced(norm: type[_BatchNorm]) -> type[_BatchNorm]:
-    """The class with the forward of `_AllProcesses`; a module of it keeps its tensors, children and hooks."""
-    return type(f"Sync{norm.__name__}", (_AllProcesses, norm), {})
+    """The class with the forward of `SharedBatchNorm`; a module of it keeps its tensors, children and hooks."""
+    return type(f"Sync{norm.__name__}", (SharedBatchNorm, norm), {})
 
 
-class _AllProcesses(_BatchNorm):
+class SharedBatchNorm(_BatchNorm):
+    """Any of torch's BatchNorms, and timm's with an activation, on the samples of all processes, in float32."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Whatever the norm that it stands for takes."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) -> (N, C, ...), in training with mean and variance of every process's N."""
         if not self.training:
