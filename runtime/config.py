@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from runtime.errors import UserError
+from runtime.plain import NotPlainError, plain_fields
 
 T = TypeVar("T")
 _ADDED_LATER = "added_later"
@@ -143,7 +144,10 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The resolved config as plain dicts, lists, numbers and strings."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    try:
+        return plain_fields(config)
+    except NotPlainError:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def added_later(default: Any) -> Any:

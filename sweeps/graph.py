@@ -24,6 +24,7 @@ from runtime.provenance import PROJECT
 from runtime.rundir import Identity, Run
 from sweeps.stages import Stage, get_stage
 from sweeps.study import PRETRAIN, EvalPart, Study
+from sweeps.variants import Variants
 
 # States of a node: those of runtime.rundir.Run.state, and blocked: its pretraining failed.
 STATES = ("done", "running", "failed", "blocked", "interrupted", "new")
@@ -119,6 +120,8 @@ class _Builder:
         self.pretrain_stage = get_stage(PRETRAIN, study.file)
         self._check_pretrain_keys()
         self.evals = {name: self._load_eval(name, part) for name, part in study.evals.items()}
+        file = _find(study.pretrain.config)
+        self.variants = Variants(lambda overrides: self.pretrain_stage.load(file, [*overrides, *self.machine]))
 
     def _check_pretrain_keys(self) -> None:
         part, schema = self.study.pretrain, self.pretrain_stage.schema()
@@ -144,7 +147,10 @@ class _Builder:
         )
         overrides = tuple(as_override(k, v) for k, v in changes.items())
         file, stage = _find(part.config), self.pretrain_stage
-        config = _load(f"{self.study.file}: pretrain ({label})", stage, file, [*overrides, *self.machine])
+        try:
+            config = self.variants.make(changes, overrides)
+        except UserError as error:
+            raise UserError(f"{self.study.file}: pretrain ({label}): {error}") from error
         pretrain = self._node(stage, PRETRAIN, label, config, file, overrides, None)
         evals = {
             name: self._node(stage, name, label, config, file, overrides, pretrain)

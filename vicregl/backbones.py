@@ -32,12 +32,9 @@ class BackboneConfig:
     args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; null is passed on as None
 
     def check(self) -> None:
-        require(
-            timm.is_model(self.name) and "." not in self.name,
-            "backbone.name",
-            self.name,
-            f"a network of timm, without the tag of its weights{_near(self.name)}",
-        )
+        known = timm.is_model(self.name) and "." not in self.name
+        near = "" if known else _near(self.name)
+        require(known, "backbone.name", self.name, f"a network of timm, without the tag of its weights{near}")
         for key in self.args:
             require(key not in RESERVED_ARGS, "backbone.args", key, f"any argument of the network but {RESERVED_ARGS}")
 
