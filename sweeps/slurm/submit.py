@@ -34,6 +34,8 @@ SETTLE_SECONDS = 15.0
 # Views of a run that needs a job. What failed is tried again: that is what the user repeats the command for.
 WANTED = frozenset({"new", "interrupted", "failed", "blocked"})
 Say = Callable[[str], None]
+# The same as yaml.safe_dump, many times as quick where PyYAML was built with libyaml.
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Plan:
     """What a submission would queue, in order, and what it would leave out."""
 
     batches: list[Batch] = field(default_factory=list)
-    left_out: list[Node] = field(default_factory=list)  # their pretraining is at work outside of SLURM
+    left_out: list[Node] = field(default_factory=list)  # their pretraining is neither done nor a job
 
     @property
     def runs(self) -> int:
@@ -74,8 +76,10 @@ def make_plan(views: Mapping[Node, View], cluster: ClusterConfig, array_size: in
     ready = [node for node in others if _parent_view(views, node).state == "done"]
     for part, nodes in _by_part(iter(ready)).items():
         plan.batches.extend(_batches(part, nodes, cluster, size))
-    for node in [node for node in others if node not in set(ready)]:
+    for node in others:
         parent = _parent_view(views, node)
+        if parent.state == "done":
+            continue
         if parent.state in ("queued", "running") and parent.job and parent.info and not parent.info.ended:
             resources = cluster.stages[node.stage.name]
             plan.batches.append(Batch(node.part, (node,), resources, after=f"afterok:{parent.job.job}"))
@@ -239,7 +243,7 @@ class _Submitter:
     def _task(self, node: Node, resources: Resources) -> dict[str, Any]:
         config = self.submission.path / "configs" / f"{node.identity.stage}-{node.identity.hash}.yaml"
         values = {**node.identity.config, "machine": self._machine(node)}
-        config.write_text(yaml.safe_dump(values, sort_keys=False))
+        config.write_text(yaml.dump(values, Dumper=_DUMPER, sort_keys=False))
         parent = None if node.parent is None else (self.runs / node.parent.run.path.relative_to(node.root)).resolve()
         where = [f"machine.runs={self.runs}", *self.machine]
         argv = node.stage.argv(str(config), where, parent)
@@ -268,7 +272,7 @@ def _summary(views: Mapping[Node, View], plan: Plan) -> Iterator[str]:
     yield ", ".join(parts) + f" of {len(states)}"
     if plan.left_out:
         first = plan.left_out[0].title
-        yield f"{len(plan.left_out)} runs wait for a pretraining that is at work outside of SLURM, as {first}: later"
+        yield f"{len(plan.left_out)} runs wait for a pretraining that is neither done nor queued, as {first}"
 
 
 def gpu_hours(batches: Sequence[Batch], seconds: Callable[[Node], float | None]) -> tuple[float, bool]:

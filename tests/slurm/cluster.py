@@ -21,83 +21,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slurm_conf import SETTINGS, write_configs
+
 NODES = ("n1", "n2")
 DAEMONS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
 FOLDERS = Path("/tmp")  # short, as paths of sockets must be; open to every user, as munge wants it
 PREFIX = "slurm-test-"
 BESIDE = "beside"  # names of jobs that begin so outlive a test
 _PR_SET_PDEATHSIG = 1
-
-SLURM_CONF = """
-ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={controller_port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-CredType=cred/munge
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerNode=500
-SlurmdParameters=config_overrides
-GresTypes=gpu
-MailProg=/bin/true
-ReturnToService=2
-JobRequeue=1
-MpiDefault=none
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=2
-JobAcctGatherParams=OverMemoryKill
-{accounting}
-{settings}
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_node_port}-{last_node_port}] \
-CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE DefaultTime=10 State=UP
-PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE DefaultTime=10 State=UP
-"""
-
-# Short waits everywhere; a test changes one by `Cluster.configure`.
-SETTINGS = {
-    "SchedulerParameters": "sched_interval=2,sched_min_interval=0,bf_interval=2,batch_sched_delay=0,defer",
-    "InactiveLimit": "0",
-    "KillWait": "5",
-    "MinJobAge": "300",
-    "SlurmctldTimeout": "30",
-    "SlurmdTimeout": "15",
-    "MessageTimeout": "20",
-    "BatchStartTimeout": "10",
-    "CompleteWait": "0",
-    "MaxArraySize": "1001",
-    "SlurmctldParameters": "",  # preempt_send_user_signal: --signal also at preemption
-    "AccountingStorageEnforce": "",
-}
-
-SLURMDBD_CONF = """
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-DbdHost=localhost
-DbdAddr=127.0.0.1
-DbdPort={dbd_port}
-SlurmUser=root
-LogFile={folder}/slurmdbd.log
-PidFile={folder}/slurmdbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={database_port}
-StorageUser=root
-StorageLoc=slurm_acct_db
-"""
 
 
 def why_not() -> str | None:
@@ -241,33 +172,7 @@ class Cluster:
         return "\n".join(parts)
 
     def _write_configs(self) -> None:
-        database, dbd, controller, *nodes = self.ports
-        storage = ["AccountingStorageType=accounting_storage/none"]
-        if self.accounting:
-            storage = [
-                "AccountingStorageType=accounting_storage/slurmdbd",
-                "AccountingStorageHost=127.0.0.1",
-                f"AccountingStoragePort={dbd}",
-                f"AccountingStoragePass=socket={self.folder}/munge.socket",  # which AuthInfo does not tell this plugin
-            ]
-        values = {
-            "folder": self.folder,
-            "host": socket.gethostname(),
-            "controller_port": controller,
-            "first_node_port": nodes[0],
-            "last_node_port": nodes[1],
-            "dbd_port": dbd,
-            "database_port": database,
-            "cpus": self.cpus,
-            "memory": self.memory,
-            "accounting": "\n".join(storage),
-            "settings": "\n".join(f"{key}={value}" for key, value in self.settings.items() if value),
-        }
-        (self.folder / "slurm.conf").write_text(SLURM_CONF.format(**values))
-        (self.folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={self.folder}/gpu[0-1]\n")
-        dbd_conf = self.folder / "slurmdbd.conf"
-        dbd_conf.write_text(SLURMDBD_CONF.format(**values))
-        dbd_conf.chmod(0o600)
+        write_configs(self.folder, self.ports, self.settings, self.cpus, self.memory, self.accounting)
 
     def _start_munge(self) -> None:
         key = self.folder / "munge.key"

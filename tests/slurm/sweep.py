@@ -34,6 +34,11 @@ CLUSTER = {
 }
 
 
+def is_measured(key: str) -> bool:
+    """Of the machine, not of the result."""
+    return any(word in key for word in ("second", "memory", "wait"))
+
+
 class Sweep:
     """Commands are run in `folder`, with the code of `project`."""
 
@@ -87,12 +92,12 @@ class Sweep:
         return [job for job in self.jobs() if not job.startswith(ended)]
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """result.json of every run that is done, without what tells of time."""
+        """result.json of every run that is done, without what tells of time and memory."""
         found = {}
         for file in sorted(self.folder.glob("runs/*/*/result.json")):
             values = json.loads(file.read_text())
             found[f"{file.parent.parent.name}/{file.parent.name}"] = {
-                key: value for key, value in values.items() if "second" not in key
+                key: value for key, value in values.items() if not is_measured(key)
             }
         return found
 
