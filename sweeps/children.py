@@ -34,6 +34,7 @@ class Child:
     started: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
     first_done: int | None = None  # where it began: 0, or what a resumed run said first
+    told_to_stop: bool = False
     gpu: str | None = None  # the one that it sees, as CUDA_VISIBLE_DEVICES names it; None: what this process sees
     oom_kills: int = field(default_factory=oom_kills)  # of the kernel, here, before it began
 

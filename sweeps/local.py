@@ -84,6 +84,7 @@ class LocalSweep:
 
     def step(self) -> None:
         self._collect_ended()
+        self._stop_cancelled()
         self._look_elsewhere()
         self._start_ready()
         self.display.update(self.snapshot)
@@ -99,6 +100,12 @@ class LocalSweep:
             else:
                 record_death(child.node.run, code, child.started_at, child.oom_kills)
                 self._fail(child, code)
+
+    def _stop_cancelled(self) -> None:
+        for child in self.running:
+            if not child.told_to_stop and is_cancelled(child.node.run, child.started_at):
+                child.told_to_stop = True
+                child.process.terminate()
 
     def _finish(self, node: Node, seconds: float | None) -> None:
         self.done.append(node)

@@ -38,13 +38,15 @@ def main(request: Request) -> int:
     everything = len(nodes) == len(graph.nodes)
     sweep = detached.at_work(graph)
     # Before anything is signalled: a run that is told to stop must find it when it asks whether to go on later.
-    for node in [view.node for view in active] + ([] if everything or sweep is None else waiting):
+    kept_from_beginning = [] if everything or sweep is None else waiting
+    for node in [*(view.node for view in active), *kept_from_beginning]:
         cancelled.mark(node.run)
     scancel([view.job.job for view in active if view.job is not None and _is_of_job(view)])
     stopped = everything and sweep is not None and detached.stop(graph)
     here = [view for view in active if not _is_of_job(view) and not stopped]
     missed = [view for view in here if not _stop_here(view)]
-    print(f"cancelled {len(active) - len(missed)} of {graph.study.name}'s runs" if active else "nothing runs or waits")
+    count = len(active) + len(kept_from_beginning) - len(missed)
+    print(f"cancelled {count} of {graph.study.name}'s runs" if count else "nothing runs or waits")
     for view in missed:
         print(f"{view.node.title} is at work on {view.where}; stop it there")
     return 1 if missed else 0

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from sweeps.graph import Node
 from sweeps.slurm import queue
@@ -124,13 +123,11 @@ def _held(run: Path) -> Iterator[bool]:
 
 
 def _show(console: Console, items: Sequence[Item]) -> int:
-    table = Table("what", "why", "size")
     total = 0
     for item in items:
         size = item.size()
         total += size
-        table.add_row(str(item.path), item.why, _megabytes(size))
-    console.print(table)
+        console.print(f"{_megabytes(size):>12}  {item.path}  ({item.why})", markup=False)
     return total
 
 
