@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from cluster import Cluster
-from sweep import CLUSTER, PROJECT, Sweep
+from sweep import CLUSTER, PROJECT, Sweep, is_measured
 
 from analysis.results import load_results
 from sweeps.graph import build
@@ -76,10 +76,10 @@ class RealSweep(Sweep):
         )
 
     def table(self, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
-        """What analysis reads, without what tells of time, of the code's copy and of the processes' number."""
+        """What analysis reads, without what tells of the machine."""
         monkeypatch.chdir(self.folder)
         frame = load_results("study.yaml")
-        told = [name for name in frame.columns if "seconds" in name or "provenance" in name or name.endswith(".run")]
+        told = [name for name in frame.columns if is_measured(name) or "provenance" in name or name.endswith(".run")]
         return frame.drop(columns=told)
 
 
@@ -104,6 +104,9 @@ def test_the_tables_are_those_of_this_machine_alone(
     sweep = RealSweep(cluster, tmp_path / "slurm", study=ONE)
     sweep.write("cluster.yaml", {"all": resources, "pretrain": {"nodes": 2}})
     assert "3 runs queued now of 3" in sweep.submit()
+    sweep.wait_for(lambda: list(sweep.folder.glob("runs/pretrain/*/run.yaml")), "it is at work on two nodes", 120)
+    (job,) = [line.split()[1] for line in sweep.jobs() if "-pretrain-" in line]
+    cluster.run("scancel", "--signal=USR2", job)  # both processes save the same step, and it goes on from there
     sweep.write("study.yaml", STUDY)  # five more of them, on one node each
     sweep.write("cluster.yaml", {"all": {**resources, "parallel": 2}})
     assert "15 runs queued now" in sweep.submit()
@@ -117,5 +120,7 @@ def test_the_tables_are_those_of_this_machine_alone(
     pd.testing.assert_frame_equal(table, expected)
     of_two = [file for file in sweep.folder.glob("runs/pretrain/*/run.yaml") if "processes: 2" in file.read_text()]
     assert len(of_two) == 1
-    attempt = yaml.safe_load(of_two[0].read_text())["attempts"][0]
-    assert Path(attempt["snapshot"]).is_relative_to(sweep.folder)
+    attempts = yaml.safe_load(of_two[0].read_text())["attempts"]
+    assert [attempt["processes"] for attempt in attempts] == [2, 2]
+    assert all(Path(attempt["snapshot"]).is_relative_to(sweep.folder) for attempt in attempts)
+    assert sweep.logs().count("goes back into the queue") == 1
