@@ -86,10 +86,15 @@ class Summary:
         return [row for row in self.rows if row.control is not None]
 
     def groups(self) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
-        """Each curve: the values of the other grid keys, and its rows in order of the varied one."""
+        """Each curve: the values of the other grid keys, and its rows; numbers by size, names as the study has them."""
         for group in dict.fromkeys(row.group for row in self.settings):
             rows = [row for row in self.settings if row.group == group]
-            yield group, sorted(rows, key=lambda row: (isinstance(row.varied, str), row.varied))
+            yield group, sorted(rows, key=lambda row: row.varied) if self.varies_a_number else rows
+
+    @property
+    def varies_a_number(self) -> bool:
+        """Whether values of the varied field have an order, so that a line between two of them means something."""
+        return all(isinstance(r.varied, int | float) and not isinstance(r.varied, bool) for r in self.settings)
 
     def baseline(self, row: Row) -> Row | None:
         """The row that this one is compared with; None where the study names none."""

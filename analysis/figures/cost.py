@@ -1,4 +1,4 @@
-"""What a training step costs at each setting, in time and in memory: each run a dot, medians joined."""
+"""What a training step costs at each setting, in time and in memory: each run a dot; medians, joined for numbers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def draw(material: Material) -> Figure | None:
     known = [name for name in _LABELS if costs.dropna(subset=[name])["varied"].nunique() > 1]
     if not known:
         return None
-    positions = positions_of(list(dict.fromkeys(r.varied for _, rows in material.summary.groups() for r in rows)))
+    values = list(dict.fromkeys(r.varied for _, rows in material.summary.groups() for r in rows))
+    positions = positions_of(values, numbers := material.summary.varies_a_number)
     size = (COLUMN if len(known) == 1 else PAGE, 2.2)
     figure, panels = plt.subplots(1, len(known), figsize=size, squeeze=False)
     for axes, name in zip(panels[0], known, strict=True):
-        _draw_panel(axes, costs.dropna(subset=[name]), name, positions)
+        _draw_panel(axes, costs.dropna(subset=[name]), name, positions, "-" if numbers else "")
         axes.set(xlabel=symbol(material.study.report.vary), ylabel=_LABELS[name])
         axes.set_xticks(list(positions.values()), [value_text(value) for value in positions])
         axes.set_ylim(bottom=0)
@@ -35,13 +36,13 @@ def draw(material: Material) -> Figure | None:
     return figure
 
 
-def _draw_panel(axes: Axes, costs: pd.DataFrame, name: str, positions: dict[object, float]) -> None:
+def _draw_panel(axes: Axes, costs: pd.DataFrame, name: str, positions: dict[object, float], line: str) -> None:
     for index, (group, rows) in enumerate(costs.groupby("group", sort=False)):
         color, marker = f"C{index % 7}", MARKERS[index % 7]
         x = rows["varied"].map(positions)
         axes.plot(x, rows[name], ".", color=color, markersize=3, alpha=0.6, rasterized=len(costs) > MANY_POINTS)
         medians = rows.assign(x=x).groupby("x")[name].median()
-        axes.plot(medians.index, medians, marker=marker, color=color, label=str(group))
+        axes.plot(medians.index, medians, line, marker=marker, color=color, label=str(group))
 
 
 def caption(material: Material) -> str:

@@ -25,7 +25,7 @@ def draw(material: Material) -> Figure | None:
     values = list(dict.fromkeys(row.varied for _, rows in summary.groups() for row in rows))
     if len(values) < 2 or not any(row.scores[score].by_seed for row in summary.settings for score in scores):
         return None
-    positions = positions_of(values)
+    positions = positions_of(values, summary.varies_a_number)
     figure, left = plt.subplots()
     for index, score in enumerate(scores):
         axes = left if index == 0 else left.twinx()
@@ -40,9 +40,9 @@ def draw(material: Material) -> Figure | None:
     return figure
 
 
-def positions_of(values: list[object]) -> dict[object, float]:
+def positions_of(values: list[object], numbers: bool) -> dict[object, float]:
     """Numbers at their place; names, and lists, side by side."""
-    if all(isinstance(value, int | float) for value in values):
+    if numbers:
         return {value: float(value) for value in values}  # type: ignore[arg-type]
     return {value: float(index) for index, value in enumerate(values)}
 
@@ -58,7 +58,7 @@ def _draw_score(
         x = [positions[row.varied] + shift for row in scored]
         found = [row.scores[score].estimate for row in scored]
         y, half = [f.mean for f in found if f], [f.half or 0.0 for f in found if f]
-        line = _LINES[index % len(_LINES)]
+        line = _LINES[index % len(_LINES)] if summary.varies_a_number else ""
         axes.plot(x, y, marker=marker, color=color, linestyle=line, zorder=3)
         if any(half):
             axes.errorbar(x, y, yerr=half, fmt="none", ecolor=color, elinewidth=0.6, alpha=0.7, zorder=2)

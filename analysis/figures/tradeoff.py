@@ -1,4 +1,4 @@
-"""The trade-off curve: one score against another, a point for each value of the varied field, joined in its order."""
+"""The trade-off curve: one score against another, a point for each value of the varied field; numbers are joined."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def _curves(summary: Summary) -> list[Curve]:
 def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str, summary: Summary) -> None:
     """The baseline's marker is hollow."""
     x, y = [p.mean for p in curve.x], [p.mean for p in curve.y]
-    axes.plot(x, y, color=color, zorder=2)
+    if summary.varies_a_number:
+        axes.plot(x, y, color=color, zorder=2)
     wide, high = [p.half or 0.0 for p in curve.x], [p.half or 0.0 for p in curve.y]
     if any(wide + high):
         axes.errorbar(x, y, xerr=wide, yerr=high, fmt="none", ecolor=color, elinewidth=0.6, alpha=0.6, zorder=1)
@@ -169,7 +170,7 @@ def _label_points(
     segments = [bar for _, x, y in controls for bar in _bars(x, y)]
     for index, curve in enumerate(curves):
         points = [(x.mean, y.mean) for x, y in zip(curve.x, curve.y, strict=True)]
-        segments += list(pairwise(points))
+        segments += list(pairwise(points)) if summary.varies_a_number else []
         color = f"C{index % 7}" if len(curves) > 1 else "0.1"
         for x, y, row in zip(curve.x, curve.y, curve.rows, strict=True):
             segments += _bars(x, y)
@@ -186,7 +187,7 @@ def _bars(x: Estimate, y: Estimate) -> list[tuple[tuple[float, float], tuple[flo
 def caption(material: Material) -> str:
     """What the figure shows, as under a figure of a paper."""
     report, rows = material.study.report, material.summary.rows
-    text = f"Each point is one {report.vary}, joined in its order"
+    text = f"Each point is one {report.vary}{', joined in its order' if material.summary.varies_a_number else ''}"
     if report.baseline is not None:
         text += "; the hollow one is the baseline"
     if any(len(row.scores[report.x].by_seed) > 1 for row in rows):

@@ -157,3 +157,16 @@ def test_a_figure_without_material_leaves_no_old_file(material_of: MaterialOf, t
 def test_the_benchmark_times_every_part() -> None:
     """How long it takes is for a quiet machine to say: python -m benchmarks.analysis."""
     assert min(benchmark.main(["--rows", "500"]).values()) > 0
+
+
+@pytest.mark.parametrize(("values", "joined"), [([0.5, 0.1, 1.0], True), (["none", "location", "both"], False)])
+def test_a_line_joins_numbers_by_size_and_no_names(material_of: MaterialOf, values: list, joined: bool) -> None:
+    rows = [(None, {"loss.alpha": value, "seed": 0}, 60.0 + n, 30.0 + n) for n, value in enumerate(values)]
+    material = material_of({"loss.alpha": values, "seed": [0]}, rows, baseline=values[0])
+    x, y = ([1.0, 0.0, 2.0] if joined else [0.0, 1.0, 2.0]), [[61, 60, 62], [31, 30, 32]]
+    lines = [line for line in drawn(tradeoff.draw, material).axes[0].lines if len(line.get_xdata()) == 3]
+    assert [list(line.get_xdata()) for line in lines if line.get_linestyle() == "-"] == [y[0]] * joined
+    left = drawn(scores.draw, material).axes[0]
+    assert (left.lines[0].get_linestyle() == "-") == joined
+    assert [label.get_text() for label in left.get_xticklabels()] == [str(values[int(n)]).removesuffix(".0") for n in x]
+    assert ("joined" in tradeoff.caption(material)) == joined
