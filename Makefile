@@ -64,6 +64,9 @@ bench-criterion: $(INSTALLED)  ## time and memory of the criterion -> benchmarks
 bench-data: $(INSTALLED)  ## the input pipeline against the published recipe -> benchmarks/data.md
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.data
 
+bench-sweeps: $(INSTALLED)  ## a study of 10,000 runs planned, watched and analysed -> benchmarks/sweeps.md
+	$(RUN) -m benchmarks.sweeps
+
 clean:  ## remove caches of tools; never runs, data or reports
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
