@@ -51,7 +51,7 @@ def left_by(run: Path) -> dict[str, Any]:
         "checkpoint": without_clocks(torch.load(run / "checkpoint.pt", weights_only=True)),
         "result": without_clocks(json.loads((run / "result.json").read_text())),
         "rows": [without_clocks(row) for row in rows],
-        "files": sorted(file.name for file in run.iterdir()),
+        "files": sorted(file.name for file in run.iterdir() if not file.name.startswith("attempt-")),  # their diffs
     }
 
 
