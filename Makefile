@@ -40,10 +40,10 @@ study: $(INSTALLED)  ## pretrain, evaluate, report: STUDY=sweeps/studies/quickst
 	$(RUN) -m analysis $(STUDY)
 
 test: $(INSTALLED)  ## every test that can run here
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadgroup
 
 test-fast: $(INSTALLED)  ## the tests that take seconds
-	$(RUN) -m pytest -m 'not slow and not slurm and not gpu'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) -m 'not slow and not slurm and not gpu'
 
 lint: $(INSTALLED)  ## ruff check, ruff format --check, mypy
 	$(RUN) -m ruff check .

@@ -11,10 +11,10 @@ from runtime.errors import UserError
 def test_every_part_of_it_on_a_cpu(tmp_path) -> None:
     out = tmp_path / "criterion.md"
     main(
-        ["--cases", "A", "256-bf16", "step-256", "--shrink", "32", "--rounds", "1", "--threads", "1", "--out", str(out)]
+        ["--cases", "B", "256-bf16", "step-256", "--shrink", "32", "--rounds", "1", "--threads", "1", "--out", str(out)]
     )
     page = out.read_text()
-    assert page.count("\n| A: ") == 5
+    assert page.count("\n| B: ") == 5
     assert page.count("\n| 256-bf16: ") == 5
     assert "The local criterion takes" in page
     assert "only shows that the benchmark works" in page

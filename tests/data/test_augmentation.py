@@ -109,11 +109,11 @@ def one_gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(image, (13, 13), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
-def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def bilinear(image: np.ndarray, height: int, width: int, out: None) -> np.ndarray:
     return resize(image, height, width, mode="bilinear")
 
 
-def no_antialias(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def no_antialias(image: np.ndarray, height: int, width: int, out: None) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
