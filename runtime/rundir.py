@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Identity:
     config: dict[str, Any]  # resolved, without `machine`
     parent: str | None = None  # hash of the run that this one evaluates
 
-    @property
+    @cached_property
     def hash(self) -> str:
         return configs.identity_hash(self.stage, self.format, self.config, self.parent)
 

@@ -183,6 +183,8 @@ class _Builder:
 
 def as_override(key: str, value: Any) -> str:
     """`key=value` as a command line takes it, whatever the value's type."""
+    if type(value) in (bool, int):  # most of a large grid, and PyYAML is slow
+        return f"{key}={str(value).lower()}"
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
     plain = text.removesuffix("\n").removesuffix("...").strip()  # a scalar's document ends in "..."
     return f"{key}={plain}"
