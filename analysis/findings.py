@@ -32,7 +32,7 @@ def findings(summary: Summary) -> list[str]:
 
 
 def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: str) -> str:
-    """Whether each setting scores above the control."""
+    """Whether each setting scores above the control that was not trained; how far it is from one that was."""
     name, vary = score_name(score), summary.study.report.vary
     known = {row.varied: d for row in rows if (d := summary.difference(row, control, score)) is not None}
     if not known:
@@ -41,6 +41,11 @@ def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: 
     unsure = [value for value, d in known.items() if d.mean > 0 and d.sign == 0 and d.half is not None]
     low, high = (number(f(d.mean for d in known.values()), is_percent(score), signed=True) for f in (min, max))
     spread = f"{low} to {high}" if low != high else low
+    if not _is_untrained(summary, control):
+        settings = f"every {vary} that was scored differs by {spread}"
+        undecided = [value for value, d in known.items() if d.sign == 0 and d.half is not None]
+        text = f", undecided at {_values(undecided)}: the interval includes 0" if undecided else ""
+        return f"{name}: from the control {control.control!r} {settings}{text}.{_reservation(known.values())}"
     if below:
         where = f"{vary} = {_values(below)}"
         return (
@@ -55,12 +60,17 @@ def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: 
     return f"{text}.{_reservation(known.values())}"
 
 
+def _is_untrained(summary: Summary, control: Row) -> bool:
+    changes = summary.study.pretrain.controls[str(control.control)]
+    return str(changes.get("train.duration", "")).startswith("0 ")
+
+
 def course(summary: Summary, rows: Sequence[Row], score: str) -> str:
     """Where a score goes as the varied field falls: to its extremes in order, and whether each leg is supported."""
     vary = summary.study.report.vary
-    scored = {row.varied: row for row in reversed(rows) if row.scores[score].by_seed}
-    if not all(isinstance(value, int | float) for value in scored):
+    if not summary.varies_a_number:
         return ""  # names have no order to fall in
+    scored = {row.varied: row for row in reversed(rows) if row.scores[score].by_seed}
     means = {value: found.mean for value, row in scored.items() if (found := row.scores[score].estimate)}
     if len(scored) < 2:
         return ""

@@ -71,6 +71,27 @@ def test_pretraining_that_does_not_beat_the_control_comes_first_and_loud(summary
     assert "Look for the mistake" in lines[0]
 
 
+def test_a_control_that_was_trained_is_no_yardstick_of_training(summary_of: SummaryOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": s}, 60 + a + NOISE[s], 30.0) for a in (0.5, 1.0) for s in range(3)]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 61 + 1.5 * NOISE[s], 32.0) for s in range(3)]
+    summary = summary_of({"loss.alpha": [0.5, 1.0], "seed": [0, 1, 2]}, rows)
+    summary.study.pretrain.controls["no pretraining"] = {"loss.select": "top"}
+    top1, miou, *_ = findings(summary)
+    assert top1 == (
+        "linear top-1: from the control 'no pretraining' every loss.alpha that was scored differs by −0.5 to +0.0, "
+        "undecided at 1: the interval includes 0."
+    )
+    assert (
+        "segmentation mIoU: from the control 'no pretraining' every loss.alpha that was scored differs by −2.0" in miou
+    )
+    assert not any("beat" in line or "mistake" in line for line in findings(summary))
+
+
+def test_true_and_false_have_no_order_to_fall_in(summary_of: SummaryOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": 0}, 60.0 + a, 30.0) for a in (True, False)]
+    assert not any("falls," in line for line in findings(summary_of({"loss.alpha": [True, False], "seed": [0]}, rows)))
+
+
 def test_no_runs_no_finding(summary_of: SummaryOf) -> None:
     nan = float("nan")
     rows = [(None, {"loss.alpha": a, "seed": 0}, nan, nan) for a in ALPHAS]
