@@ -56,7 +56,7 @@ def main(folder: Path, kills: int, seed: int, argv: list[str]) -> None:
     while killed < kills or any((runs / "pretrain").iterdir()):
         process = attempt(argv, folder / "log.txt")
         if killed < kills:
-            kill_at(process, random.uniform(0, life / 3 if random.random() < 0.9 else life))
+            kill_at(process, random.uniform(0, life / 2 if random.random() < 0.9 else life))
         status = os.waitpid(process, 0)[1]
         if os.WIFSIGNALED(status):
             killed += 1
