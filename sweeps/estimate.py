@@ -18,6 +18,7 @@ class Estimator:
     """Learns seconds a run from samples of (work, seconds) of each part (pretrain, linear, ...) of a study."""
 
     samples: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    _found: dict[tuple[str, float, int], float | None] = field(default_factory=dict)  # by part, work, samples so far
 
     @classmethod
     def from_finished(cls, nodes: Sequence[Node]) -> Estimator:
@@ -35,6 +36,12 @@ class Estimator:
 
     def seconds(self, node: Node) -> float | None:
         """Expected seconds of a whole run; None where nothing of its part was measured yet."""
+        asked = (node.part, node.work, len(self.samples.get(node.part, [])))
+        if asked not in self._found:
+            self._found[asked] = self._seconds(node)
+        return self._found[asked]
+
+    def _seconds(self, node: Node) -> float | None:
         samples = self.samples.get(node.part, [])
         same = [seconds for work, seconds in samples if work == node.work]
         if same:
