@@ -32,6 +32,7 @@ BUSY_WAIT_SECONDS = 10.0
 BUSY_MINUTES = 5.0
 # How long a controller may be away when the job has to go back into the queue.
 CONTROLLER_MINUTES = 10.0
+UNKNOWN_ASKED = 6  # times, five seconds apart
 # Times in a row that a job may run into its limit without a step done.
 IDLE_LIMITS = 2
 
@@ -182,14 +183,15 @@ def requeue(job: str) -> bool:
     A job that ends because of its limit is requeued even then. One that ends for another reason was cancelled, which
     requeueing would undo, or was requeued by the controller already.
     """
-    shown = _ask(["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T|%r"])
+    shown = _shown(job)
     if shown is None:
         say("the controller does not answer: not requeued")
         return False
-    state, _, reason = (shown.stdout.strip().splitlines() or ["|"])[0].partition("|")
+    state, _, reason = shown.partition("|")
     if state == "PENDING":
         return True
-    if state not in ("RUNNING", "CONFIGURING") and reason != "TimeLimit":
+    # Where it knows no such job, asking it to requeue that does no harm.
+    if state not in ("RUNNING", "CONFIGURING", "") and reason != "TimeLimit":
         say(f"the job is {state} by somebody's wish: left to it")
         return False
     done = _ask(["scontrol", "requeue", job])
@@ -198,6 +200,18 @@ def requeue(job: str) -> bool:
         return False
     say(f"job {job} goes back into the queue")
     return True
+
+
+def _shown(job: str) -> str | None:
+    """STATE|REASON; empty where the controller knows no such job; None where it does not answer."""
+    for _ in range(UNKNOWN_ASKED):
+        shown = _ask(["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T|%r"])
+        if shown is None:
+            return None
+        if lines := shown.stdout.strip().splitlines():
+            return lines[0]
+        time.sleep(5.0)  # one that has just come back may not have read its jobs yet
+    return ""
 
 
 def _ask(argv: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
