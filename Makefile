@@ -40,7 +40,12 @@ study: $(INSTALLED)  ## pretrain, evaluate, report: STUDY=sweeps/studies/quickst
 	$(RUN) -m analysis $(STUDY)
 
 test: $(INSTALLED)  ## every test that can run here
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadgroup
+	@# SLURM's tests wait more than they compute: they go beside the others, and are shown after them.
+	@mkdir -p build; export OMP_NUM_THREADS=1; \
+	  $(RUN) -m pytest -m slurm > build/slurm-tests.txt 2>&1 & slurm=$$!; \
+	  $(RUN) -m pytest -m 'not slurm' -n $(WORKERS); others=$$?; \
+	  wait $$slurm; slurm=$$?; cat build/slurm-tests.txt; \
+	  echo "exit codes: $$slurm of SLURM's tests, $$others of the others"; [ $$slurm$$others = 00 ]
 
 test-fast: $(INSTALLED)  ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) -m 'not slow and not slurm and not gpu'

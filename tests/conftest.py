@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,6 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.hookimpl(wrapper=True)  # pytest-xdist reads the groups in the same hook, before any conftest's
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """SLURM's tests share a cluster and wait more than they compute: first, and in one process beside the others."""
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
-    return (yield)
 
 
 @pytest.fixture(scope="session")
