@@ -23,6 +23,8 @@ GREY = "0.45"
 COLUMN = 3.4  # inches, of a two-column paper
 PAGE = 6.9  # inches, both columns
 MANY_POINTS = 500  # more are drawn as pixels in the PDF and the SVG too, which would be megabytes otherwise
+MANY_CURVES = 8  # more have their legend above the axes, where a place need not be looked for
+MANY_LABELS = 40  # more cannot be read: the table has them
 # Neither a clock nor a version: the same results make the same bytes.
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},

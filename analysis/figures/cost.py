@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.cost import MEMORY, TIME, cost_of_a_step
-from analysis.figures.base import COLUMN, MANY_POINTS, MARKERS, PAGE, Plot
+from analysis.figures.base import COLUMN, MANY_CURVES, MANY_POINTS, MARKERS, PAGE, Plot
 from analysis.figures.scores import positions_of
 from analysis.labels import symbol, value_text
 from analysis.material import Material
@@ -31,7 +31,7 @@ def draw(material: Material) -> Figure | None:
         axes.set(xlabel=symbol(material.study.report.vary), ylabel=_LABELS[name])
         axes.set_xticks(list(positions.values()), [value_text(value) for value in positions])
         axes.set_ylim(bottom=0)
-    if costs["group"].nunique() > 1:
+    if 1 < costs["group"].nunique() <= MANY_CURVES:
         panels[0][0].legend(loc="best", fontsize=6)
     return figure
 

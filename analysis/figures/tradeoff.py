@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.base import GREY, MARKERS, Plot, axis_label, empty
+from analysis.figures.base import GREY, MANY_CURVES, MANY_LABELS, MARKERS, Plot, axis_label, empty
 from analysis.labels import is_percent, number, symbol, value_text
 from analysis.material import Material
 from analysis.placement import place_labels
@@ -48,9 +48,12 @@ def draw(material: Material) -> Figure:
     axes.margins(0.14)
     _draw_front(axes, front)
     controls = _draw_controls(axes, summary)
-    if len(curves) > 1:
+    if len(curves) > MANY_CURVES:
+        figure.legend(loc="outside upper center", ncols=2, fontsize=5)
+    elif len(curves) > 1:
         axes.legend(loc="best")
-    _label_points(figure, axes, summary, curves, [*controls, *overlay])
+    if sum(len(curve.rows) for curve in curves) <= MANY_LABELS:
+        _label_points(figure, axes, summary, curves, [*controls, *overlay])
     return figure
 
 
