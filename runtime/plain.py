@@ -36,8 +36,6 @@ def _all(schema: type) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def _plain(value: Any, kind: str) -> Any:
-    if dataclasses.is_dataclass(value):
-        return plain_fields(value)
     if kind == "float":
         if type(value) is float or type(value) is int:
             return float(value)
@@ -46,6 +44,8 @@ def _plain(value: Any, kind: str) -> Any:
         if type(value) is not _SCALARS[kind]:
             raise NotPlainError(value)
         return _text(value)
+    if dataclasses.is_dataclass(value):
+        return plain_fields(value)
     if kind.endswith("|None"):
         return None if value is None else _plain(value, kind.removesuffix("|None"))
     if kind.startswith("list[") and type(value) is list:
