@@ -30,4 +30,4 @@ def test_a_limit_hit_twice(told_by: str, session_cluster: Cluster, limited: dict
     assert log.count("goes back into the queue") >= 2
     # Told ten seconds ahead, a job is gone before its limit, unless the machine is too busy to let it go in time.
     told, limit = log.find("got SIG"), log.find("DUE TO TIME LIMIT")
-    assert 0 < limit if told_by == "TERM" else limit == -1 or told < limit
+    assert limit > 0 if told_by == "TERM" else limit == -1 or told < limit
