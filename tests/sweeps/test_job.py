@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {**common, "code": str(PROJECT), "logs": str(tmp_path), "resources": {"minutes": 1}}
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A job blocks the stop signals for good; the processes of later tests would inherit that."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def supervise(array: dict[str, Any], *argv: str) -> Supervisor:
     path = Path(array["logs"]) / "run"
     return Supervisor(array, {"run": "pretrain/x", "path": str(path), "argv": [sys.executable, *argv]})
@@ -56,11 +65,8 @@ def test_a_signal_while_the_run_imports_is_not_lost(
     asked = []
     monkeypatch.setattr(job, "requeue", lambda number: asked.append(number))  # no scheduler here
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, job.STOP_SIGNALS)
-    try:
-        assert supervise(array, "-c", STAGE).run() == job.UNFINISHED
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.pthread_sigmask(signal.SIG_BLOCK, job.STOP_SIGNALS)
+    assert supervise(array, "-c", STAGE).run() == job.UNFINISHED
     assert "saved after SIGUSR2" in capfd.readouterr().out
     assert asked == ["7"]
 
