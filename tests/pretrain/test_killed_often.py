@@ -65,7 +65,8 @@ def test_killed_two_hundred_times_the_weights_are_the_same(tmp_path: Path, image
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed"] == KILLS
-    assert len({step for step in told["steps"] if step is not None}) >= 10  # they fell all over the run's life
+    # Steps 1 to 16: some fell into each quarter of the run's life.
+    assert {(step - 1) // 4 for step in told["steps"] if step is not None} == {0, 1, 2, 3}, told["steps"]
     undisturbed, *others = [tmp_path / "done" / str(n) for n in range(len(list((tmp_path / "done").iterdir())))]
     assert len(others) >= 3
     weights, left = (undisturbed / "backbone.safetensors").read_bytes(), left_by(undisturbed)

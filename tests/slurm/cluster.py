@@ -127,7 +127,10 @@ class Cluster:
             up = [line for line in states if line and line.split()[1] in ("idle", "mix", "alloc", "comp")]
             return len(up) == len(NODES)
 
-        wait_until(ready, "both nodes are up", seconds)
+        try:
+            wait_until(ready, "both nodes are up", seconds)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.run('sinfo', '-R', check=False)}{self.logs()}") from error
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """End one daemon: munged, mariadbd, slurmdbd, slurmctld, slurmd-n1 or slurmd-n2; processes of jobs live on."""
@@ -140,6 +143,19 @@ class Cluster:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def lose_controller(self) -> None:
+        """kill -9 of slurmctld, once it has written down all that it knows, which takes it up to five seconds.
+
+        Else it forgets the jobs of its last seconds and gives their numbers to others, and a node that is sent a number
+        for the second time is drained.
+        """
+        mark = f"known-{time.time_ns()}"
+        job = self.run("squeue", "-h", "-o", "%A").split()[0]
+        self.run("scontrol", "update", f"JobId={job}", f"Comment={mark}")
+        state = self.folder / "state" / "job_state"
+        wait_until(lambda: mark.encode() in state.read_bytes(), "slurmctld has written down its jobs")
+        self.kill("slurmctld", signal.SIGKILL)
 
     def processes_of_node(self, node: str) -> list[int]:
         """Of the jobs on it, slurmstepd before the tasks: it would report that they died."""
@@ -161,6 +177,8 @@ class Cluster:
         if jobs := left():
             self.run("scancel", "--quiet", *{job.partition("_")[0] for job in jobs}, check=False)
         wait_until(lambda: not left(), "no job is left")
+        # What went wrong in one test must not fail the ones after it.
+        self.run("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME", check=False)
         self.wait_for_nodes()
 
     def logs(self) -> str:

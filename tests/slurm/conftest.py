@@ -36,19 +36,21 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def limited(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sweep]:
-    """Two studies whose pretraining runs into its limit of one minute until its hold is taken away.
+    """Two studies whose pretraining is told of its limit, or runs into it, until its hold is taken away.
 
     They go on beside the other tests, on a node and in a partition that those leave alone: limits are whole minutes.
     """
     sweeps = {}
-    # The user signal comes before the limit; replaced by one that means nothing, the TERM at the limit is the first.
-    for name, environment in {"USR2": {}, "TERM": {"SBATCH_SIGNAL": "CONT@1"}}.items():
+    # Told a minute ahead: slurmctld looks at limits every 30 seconds, and counts anew where a test restarts it.
+    limits = {"USR2": {"minutes": 2, "signal_seconds": 60}, "TERM": {"minutes": 1, "signal_seconds": 10}}
+    for name, limit in limits.items():
         folder = tmp_path_factory.mktemp(f"limited-{name}")
         (folder / "hold").touch()
         sweep = Sweep(session_cluster, folder / "slurm", study=study(f"{BESIDE}-{name}", 12, 1, alpha=[0.5]))
         sweep.write("pretrain.yaml", {"machine": {"hold": str(folder / "hold"), "save_steps": 0}})
-        own = {"minutes": 1, "signal_seconds": 10, "partition": "high", "exclude": "n1"}
+        own = {**limit, "partition": "high", "exclude": "n1"}
         sweep.write("cluster.yaml", {**CLUSTER, "pretrain": own})
-        sweep.submit(**environment)
+        # Replaced by a signal that means nothing, the TERM at the limit is the first.
+        sweep.submit(**({"SBATCH_SIGNAL": "CONT@1"} if name == "TERM" else {}))
         sweeps[name] = sweep
     return sweeps

@@ -102,7 +102,7 @@ def test_a_node_that_loses_power(cluster: Cluster, sweep: Sweep, truth: dict[str
 
 def test_slurmctld_restarted_while_jobs_run(cluster: Cluster, sweep: Sweep, truth: dict[str, Any]) -> None:
     submit_and_wait(sweep)
-    cluster.kill("slurmctld", signal.SIGKILL)
+    cluster.lose_controller()
     release(sweep)
     sweep.wait_for(lambda: len(sweep.results()) >= 2, "the pretrainings are done")
     cluster.start_controller()
@@ -117,7 +117,7 @@ def test_a_job_that_has_to_go_back_while_slurmctld_is_away(
     job = next(job.split()[1] for job in sweep.jobs() if "pretrain" in job)
     cluster.run("scancel", "--signal=USR2", job)
     sweep.wait_for(lambda: "saved at step" in sweep.logs() or "USR2" in sweep.logs(), "the job heard of it")
-    cluster.kill("slurmctld", signal.SIGKILL)
+    cluster.lose_controller()
     sweep.wait_for(lambda: "saved at step" in sweep.logs(), "the run has saved")
     release(sweep)
     cluster.start_controller()

@@ -28,6 +28,5 @@ def test_a_limit_hit_twice(told_by: str, session_cluster: Cluster, limited: dict
     log = sweep.logs()
     assert log.count(f"got SIG{told_by}") >= 2
     assert log.count("goes back into the queue") >= 2
-    # Told ten seconds ahead, a job is gone before its limit, unless the machine is too busy to let it go in time.
-    told, limit = log.find("got SIG"), log.find("DUE TO TIME LIMIT")
-    assert limit > 0 if told_by == "TERM" else limit == -1 or told < limit
+    # Told ahead, a job is gone before its limit.
+    assert ("DUE TO TIME LIMIT" in log) == (told_by == "TERM")
