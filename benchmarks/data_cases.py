@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from data import cache
-from data.catalog import DataConfig, open_dataset
+from data.catalog import open_dataset
+from data.config import DataConfig, ViewsConfig
 from data.images import MEAN, STD, ImageList, normalise
 from data.loader import PretrainLoader, RawBatch
 from data.transforms import eval_transform, labelled_dataset
-from data.views import ViewsConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))
 from published_recipe import PublishedViews  # type: ignore[import-not-found]  # of the tests

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from data.catalog import DataConfig, Dataset, open_dataset
+from data.catalog import Dataset, open_dataset
+from data.config import DataConfig, check_short_side
 from data.images import FileSource, ImageList, Pixels, decoded_bytes
 from data.raw import (
     ROW_BYTES,
@@ -37,7 +38,6 @@ from data.raw import (
     read_index,
     refuse_another_source,
 )
-from data.views import check_short_side
 from runtime import config as configs
 from runtime import files
 from runtime.errors import BusyError, UserError, run_command

@@ -1,43 +1,22 @@
 """Every dataset by name: where it lies, how it is checked, what it offers.
 
-A new dataset is a new function in `_OPENERS` that returns a `Dataset`.
+A new dataset is a name in data/config.py and a function in `_OPENERS` that returns a `Dataset`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from data import scenes, segmentation_sets
 from data.compose import CLASSES as DIGITS
+from data.config import DataConfig
 from data.images import IMAGE_SUFFIXES, ImageList
 from data.layout import SegmentationLayout
-from data.scenes import ScenesConfig, data_root
-from runtime.config import require
+from data.place import data_root
 from runtime.errors import UserError
-
-
-@dataclass
-class DataConfig:
-    """Which dataset, and where it lies: `root`; or, where that is null, $VICREGL_<NAME> (as $VICREGL_IMAGENET), or else
-    <name> in $VICREGL_DATA (or in data/cache). A root is part of a run's name; the environment never is, so a study
-    that leaves it null is the same study on every machine.
-    """
-
-    name: str = "scenes"  # scenes | imagefolder | imagenet | voc | vocfolder | cityscapes | ade20k
-    root: str | None = None
-    on_bad_image: str = "stop"  # stop | skip (and count); of pretraining only
-    segmentation_train: str = "train"  # list of ImageSets/Segmentation to train on; train_aug for VOC with SBD's masks
-    scenes: ScenesConfig = field(default_factory=ScenesConfig)
-
-    def check(self) -> None:
-        require(self.name in _OPENERS, "data.name", self.name, ", ".join(_OPENERS))
-        require(self.on_bad_image in ("stop", "skip"), "data.on_bad_image", self.on_bad_image, "stop, skip")
-        lists = ("train", "train_aug") if self.name.startswith("voc") else ("train",)
-        allowed = f"{', '.join(lists)} for data.name={self.name}"
-        require(self.segmentation_train in lists, "data.segmentation_train", self.segmentation_train, allowed)
 
 
 @dataclass(frozen=True)

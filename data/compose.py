@@ -14,7 +14,7 @@ import numpy.typing as npt
 from data.images import Pixels
 
 if TYPE_CHECKING:
-    from data.scenes import ScenesConfig
+    from data.config import ScenesConfig
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from data.batch_colour import BatchPlan, mirror_and_colour, plan_batch
-from data.catalog import DataConfig, open_dataset
+from data.catalog import open_dataset
+from data.config import DataConfig, ViewsConfig
 from data.images import ImageStore, normalise
 from data.prefetch import prefetched
 from data.raw import open_source
 from data.recycle import Recycler
-from data.views import GridSize, SampleStreams, ViewMaker, ViewsConfig, sample_generator
+from data.views import GridSize, SampleStreams, ViewMaker, sample_generator
 from data.workers import in_order
 from runtime.config import require
 from runtime.errors import UserError

@@ -24,58 +24,17 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from data.compose import CLASSES, PALETTE, Composer, Scene, split_sources
+from data.config import ScenesConfig
 from data.place import data_root
 from runtime import config as configs
 from runtime import files
-from runtime.config import require
 from runtime.errors import run_command
-
-VERSION = 1  # raised when the same options come to mean other pixels
-
-
-@dataclass
-class ScenesConfig:
-    """What the images are; every combination has a folder of its own."""
-
-    version: int = VERSION
-    seed: int = 0
-    size: int = 32  # pixels a side
-    train: int = 5000  # images
-    val: int = 1000
-    digit: list[int] = field(default_factory=lambda: [20, 28])  # pixels a side of the dominant digit
-    distractors: int = 2  # at most
-    distractor: list[int] = field(default_factory=lambda: [8, 12])
-    contrast: list[float] = field(default_factory=lambda: [0.15, 0.4])  # of the photograph
-    background: list[int] = field(default_factory=lambda: [30, 110])  # its mean level, of 255
-    ink: list[int] = field(default_factory=lambda: [120, 255])  # level of a digit, before its tint
-
-    def check(self) -> None:
-        require(self.version == VERSION, "data.scenes.version", self.version, f"{VERSION}, what this code makes")
-        require(self.seed >= 0, "data.scenes.seed", self.seed, "0 or more")
-        require(16 <= self.size <= 256, "data.scenes.size", self.size, "16 to 256 pixels")
-        require(self.train >= 10, "data.scenes.train", self.train, "10 or more (one of each class)")
-        require(self.val >= 10, "data.scenes.val", self.val, "10 or more (one of each class)")
-        require(self.distractors >= 0, "data.scenes.distractors", self.distractors, "0 or more")
-        for name in ("digit", "distractor"):
-            low, *rest = sizes = getattr(self, name)
-            ok = len(rest) == 1 and 4 <= low <= rest[0] <= self.size
-            require(ok, f"data.scenes.{name}", sizes, "[low, high] pixels, 4 to the image's size")
-        for name in ("background", "ink"):
-            low, *rest = levels = getattr(self, name)
-            ok = len(rest) == 1 and 0 <= low <= rest[0] <= 255
-            require(ok, f"data.scenes.{name}", levels, "[low, high] levels, 0 to 255")
-        # Else there is no ink that keeps its distance from the background.
-        ok = self.ink[1] >= self.background[1] + 100
-        require(ok, "data.scenes.ink", self.ink, f"up to {self.background[1] + 100} or more, for this background")
-        ok = len(self.contrast) == 2 and 0 <= self.contrast[0] <= self.contrast[1] <= 1
-        require(ok, "data.scenes.contrast", self.contrast, "[low, high], 0 to 1")
 
 
 def prepare(config: ScenesConfig, parent: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,76 +17,10 @@ import torch
 from PIL import Image
 
 from data import colour
+from data.config import ViewsConfig
 from data.images import Pixels, normalise, resize
-from runtime.config import require
 
 GridSize = Callable[[int], tuple[int, int]]  # side of a view in pixels -> (rows, columns) of the network's last map
-
-
-@dataclass
-class ViewsConfig:
-    """What the views are. The defaults are the published recipe for ResNet-50 (two crops of 224)."""
-
-    large_count: int = 2
-    large_size: int = 224  # pixels
-    large_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the image's area
-    small_count: int = 0  # 6 in the published recipe with small crops
-    small_size: int = 96
-    small_scale: list[float] = field(default_factory=lambda: [0.08, 0.4])
-    aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # width / height of a crop
-    flip: bool = True  # mirror half of the crops
-    flip_grid: bool = True  # mirror their location grids with them; false: ablation (the published default)
-    jitter_probability: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    gray_probability: float = 0.2
-    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # pixels of the view
-    blur_probability: list[float] = field(default_factory=lambda: [1.0, 0.1])  # of even, of odd views
-    solarize_probability: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of even, of odd views
-    solarize_threshold: int = 128  # level of 255
-    short_side: int = 0  # pixels; larger images are reduced to it before their views are cut; 0: as they are
-    # cpu: all in the loader's workers. device: these decode, cut and resize; mirror and colour follow on the device, in
-    # batches. The same distribution from the same random choices, but not the same last digits: hence no `auto`.
-    execution: str = "cpu"
-
-    def check(self) -> None:
-        require(self.large_count >= 2, "views.large_count", self.large_count, "2 or more (each view needs a pair)")
-        require(self.small_count >= 0, "views.small_count", self.small_count, "0 or more")
-        for name in ("large_size", "small_size"):
-            size = getattr(self, name)
-            require(8 <= size <= 4096, f"views.{name}", size, "8 to 4096 pixels")
-        for name in ("large_scale", "small_scale"):
-            _check_range(name, getattr(self, name), 0.0, 1.0)
-        _check_range("aspect", self.aspect, 0.0, 100.0)
-        _check_range("blur_sigma", self.blur_sigma, 0.0, 50.0)
-        for name in ("blur_probability", "solarize_probability"):
-            shares = getattr(self, name)
-            ok = len(shares) == 2 and all(0 <= share <= 1 for share in shares)
-            require(ok, f"views.{name}", shares, "[of even views, of odd views], each 0 to 1")
-        for name in ("jitter_probability", "gray_probability", "brightness", "contrast", "saturation"):
-            require(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "0 to 1")
-        require(0 <= self.hue <= 0.5, "views.hue", self.hue, "0 to 0.5 turns")
-        require(0 <= self.solarize_threshold <= 256, "views.solarize_threshold", self.solarize_threshold, "0 to 256")
-        check_short_side(self.short_side)
-        require(self.execution in ("cpu", "device"), "views.execution", self.execution, "cpu, device")
-
-    def sides(self) -> list[int]:
-        """Pixels of each view's side, large ones first."""
-        return [self.large_size] * self.large_count + [self.small_size] * self.small_count
-
-    def scales(self) -> list[list[float]]:
-        return [self.large_scale] * self.large_count + [self.small_scale] * self.small_count
-
-
-def check_short_side(pixels: int) -> None:
-    require(pixels == 0 or 8 <= pixels <= 4096, "views.short_side", pixels, "0 (as the files are) or 8 to 4096 pixels")
-
-
-def _check_range(name: str, bounds: Sequence[float], above: float, most: float) -> None:
-    ok = len(bounds) == 2 and above < bounds[0] <= bounds[1] <= most
-    require(ok, f"views.{name}", list(bounds), f"[low, high] with {above:g} < low <= high <= {most:g}")
 
 
 @dataclass(frozen=True, slots=True)

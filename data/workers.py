@@ -10,13 +10,13 @@ from typing import Protocol, TypeVar, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.config import WORKER_KINDS
 from runtime.config import require
 from runtime.stopping import outlive_stops
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
-KINDS = ("processes", "threads")
 _AHEAD = 2  # steps a worker, as DataLoader's default
 
 
@@ -32,7 +32,7 @@ def in_order(steps: Steps[T], numbers: Sequence[int], workers: int, kind: str) -
     Threads share memory and cost nothing to start, and wait for each other where Python itself works: between the
     decoder's, the resize's and OpenCV's calls, which release its lock. Processes never wait, and send by shared memory.
     """
-    require(kind in KINDS, "machine.worker_kind", kind, ", ".join(KINDS))
+    require(kind in WORKER_KINDS, "machine.worker_kind", kind, ", ".join(WORKER_KINDS))
     workers = min(workers, len(numbers))
     if workers == 0:
         return (steps[number] for number in numbers)

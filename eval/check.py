@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.catalog import DataConfig, Dataset, open_dataset
+from data.catalog import Dataset, open_dataset
+from data.config import DataConfig
 from data.layout import SegmentationLayout
 from eval.check_picture import draw
 from eval.findings import Findings, check_images

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from data.catalog import DataConfig
+from data.config import DataConfig
 from eval.parent import Parent, open_parent
 from eval.preflight import preflight
 from eval.published import published_score

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data.catalog import DataConfig
+from data.config import DataConfig
 from runtime.config import MachineConfig, require, split_machine
 from runtime.rundir import Identity
 

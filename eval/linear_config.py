@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.catalog import DataConfig
+from data.config import DataConfig
 from eval.machine import EvalMachineConfig
 from runtime.config import added_later, require, split_machine
 from runtime.rundir import Identity

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from data.catalog import DataConfig
+from data.config import DataConfig
 from runtime.provenance import PROJECT
 
 FILE = PROJECT / "analysis" / "published.csv"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data.catalog import DataConfig
+from data.config import DataConfig
 from eval.machine import EvalMachineConfig
 from runtime.config import added_later, require, split_machine
 from runtime.rundir import Identity

@@ -46,7 +46,8 @@ def _import(runs: str | Path, name: Identity, path: Path) -> None:
     """Loaded before anything is made; whoever comes second waits for the first."""
     from safetensors.torch import save_file
 
-    from vicregl.backbones import BackboneConfig, create_backbone, load_weights
+    from vicregl.backbones import create_backbone, load_weights
+    from vicregl.model_config import BackboneConfig
 
     described = name.config["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(described["name"], described["args"]))

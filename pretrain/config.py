@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.catalog import DataConfig
-from data.views import ViewsConfig
-from data.workers import KINDS as WORKER_KINDS
+from data.config import WORKER_KINDS, DataConfig, ViewsConfig
 from runtime.config import Duration, MachineConfig, added_later, require, split_machine
 from runtime.rundir import Identity
-from vicregl.criterion import CriterionConfig
-from vicregl.model import ModelConfig
+from vicregl.model_config import ModelConfig
+from vicregl.options import CriterionConfig
 
 STAGE = "pretrain"
 PRECISIONS = ("float32", "bfloat16", "float16")

@@ -40,7 +40,8 @@ def export(run: Run, names: str, out: Path) -> str:
     from safetensors.torch import load_file
     from torch import save
 
-    from vicregl.backbones import BackboneConfig, create_backbone, load_weights
+    from vicregl.backbones import create_backbone, load_weights
+    from vicregl.model_config import BackboneConfig
     from vicregl.weights import published_state
 
     document = finished(run)

@@ -2,4 +2,4 @@
 
 from runtime import compat
 
-compat.prepare_torchvision()
+compat.prepare_torchvision_on_import()

@@ -1,20 +1,35 @@
 """Stand-ins for compiled parts that some machines lack, each put in only where it is needed.
 
-Imports nothing of this project, so that every package may call it before anything else.
+Imports nothing of this project, and torch only when it is needed: every package calls it before anything else.
 """
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-import torch
-
 _NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_libraries: list[torch.library.Library] = []
+_libraries: list[Any] = []
+
+
+class _BeforeTorchvision(importlib.abc.MetaPathFinder):
+    """Finds nothing: it is asked before torchvision is imported, whoever imports it, and prepares for that."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            prepare_torchvision()
+
+
+def prepare_torchvision_on_import() -> None:
+    """Call `prepare_torchvision` when torchvision is imported: until then nobody waits for torch."""
+    if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 def prepare_torchvision() -> bool:
@@ -27,6 +42,8 @@ def prepare_torchvision() -> bool:
     """
     if "torchvision" in sys.modules or _library_loads("torchvision"):
         return False
+    import torch
+
     for name in ("nms", "qnms"):
         if not _operator_exists("torchvision", name):
             library = torch.library.Library("torchvision", "FRAGMENT")
@@ -47,6 +64,8 @@ def _library_loads(package: str) -> bool:
     library = finder.find_spec("_C")
     if library is None or library.origin is None:
         return False
+    import torch
+
     try:
         torch.ops.load_library(library.origin)
     except OSError:
@@ -55,6 +74,8 @@ def _library_loads(package: str) -> bool:
 
 
 def _operator_exists(namespace: str, name: str) -> bool:
+    import torch
+
     return hasattr(getattr(torch.ops, namespace), name)
 
 

@@ -143,6 +143,16 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def lookup(values: dict[str, Any], key: str, default: Any) -> Any:
+    """flatten(values).get(key, default), without flattening."""
+    found: Any = values
+    for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return default
+        found = found[part]
+    return default if isinstance(found, dict) and found else found
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The resolved config as plain dicts, lists, numbers and strings."""
     try:

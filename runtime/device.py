@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-
-import torch
+from typing import TYPE_CHECKING
 
 from runtime.config import MachineConfig
 from runtime.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 
 def prepare(machine: MachineConfig) -> torch.device:
     """Set the number of CPU threads and return the device; UserError where it does not exist here."""
+    import torch
+
     if machine.threads:
         torch.set_num_threads(machine.threads)
     if machine.device == "auto":

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,8 @@ class _Builder:
             name: self._node(stage, name, label, config, file, overrides, pretrain)
             for name, (stage, file, overrides, config) in self.evals.items()
         }
-        resolved = configs.flatten(pretrain.identity.config)
-        values = {key: resolved.get(key, varied[key]) if key in varied else None for key in part.grid}
+        resolved = pretrain.identity.config
+        values = {key: configs.lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
         return Point(values, control, pretrain, evals)
 
     def _tells_apart(self, key: str) -> bool:
@@ -185,9 +185,15 @@ def as_override(key: str, value: Any) -> str:
     """`key=value` as a command line takes it, whatever the value's type."""
     if type(value) in (bool, int):  # most of a large grid, and PyYAML is slow
         return f"{key}={str(value).lower()}"
+    return f"{key}={_scalar_text(value) if type(value) in (float, str) else _yaml_text(value)}"
+
+
+def _yaml_text(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
-    plain = text.removesuffix("\n").removesuffix("...").strip()  # a scalar's document ends in "..."
-    return f"{key}={plain}"
+    return text.removesuffix("\n").removesuffix("...").strip()  # a scalar's document ends in "..."
+
+
+_scalar_text = lru_cache(maxsize=10_000)(_yaml_text)  # a grid has few values, each many times
 
 
 def as_text(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 Load = Callable[[Sequence[str]], Any]
@@ -55,6 +56,12 @@ class Variants:
             config.check()
 
 
+@cache
+def _kinds(schema: type[Any]) -> dict[str, Any]:
+    """{field: its type, as written}."""
+    return {field.name: field.type for field in dataclasses.fields(schema)}
+
+
 def _is_number(value: Any) -> bool:
     return type(value) in (bool, int, float)
 
@@ -75,7 +82,7 @@ def _with_numbers(base: Any, changes: Mapping[str, Any]) -> Any | None:
                 own.add(id(inner))
                 setattr(place, section, inner)
             place = inner
-        kinds = {field.name: field.type for field in dataclasses.fields(place)}
+        kinds = _kinds(type(place))  # type: ignore[arg-type]  # a class can be hashed
         if kinds.get(last) == "float" and type(value) in (int, float):
             setattr(place, last, float(value))
         elif kinds.get(last) == type(value).__name__:

@@ -1,5 +1,3 @@
 """The method: tensors in, losses out. No processes, no printing; files only where weights are imported."""
 
-from runtime import compat
-
-compat.prepare_torchvision()
+import runtime as runtime  # prepares torchvision beside a CPU-only torch

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -14,34 +12,14 @@ from timm.models._builder import build_model_with_cfg
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 
-from runtime.config import require
 from runtime.errors import UserError
+from vicregl.model_config import BackboneConfig
 from vicregl.weights import LoadReport, load_weights
 
 __all__ = ["Backbone", "BackboneConfig", "LoadReport", "create_backbone", "load_weights"]
 
-# Arguments of timm.create_model that are this module's own business.
-RESERVED_ARGS = ("pretrained", "num_classes", "features_only", "global_pool", "in_chans", "checkpoint_path")
 # What timm calls the feature maps before the first stage.
 STEM_MODULES = ("stem", "act1", "conv1", "bn1", "relu", "patch_embed")
-
-
-@dataclass
-class BackboneConfig:
-    name: str = "resnet50"  # timm.list_models() has the names
-    args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; null is passed on as None
-
-    def check(self) -> None:
-        known = timm.is_model(self.name) and "." not in self.name
-        near = "" if known else _near(self.name)
-        require(known, "backbone.name", self.name, f"a network of timm, without the tag of its weights{near}")
-        for key in self.args:
-            require(key not in RESERVED_ARGS, "backbone.args", key, f"any argument of the network but {RESERVED_ARGS}")
-
-
-def _near(name: str) -> str:
-    near = get_close_matches(name.partition(".")[0], timm.list_models(), n=4, cutoff=0.5)
-    return f"; near it: {', '.join(near)}" if near else ""
 
 
 class Backbone(nn.Module):

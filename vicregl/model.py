@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
 from runtime.config import require
-from vicregl.backbones import BackboneConfig, create_backbone
-
-
-@dataclass
-class ModelConfig:
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    expander: str = "8192-8192-8192"  # widths of the layers after pooling; the last is D
-    projector: str = "512-512-512"  # widths of the layers on every position of the map; the last is C
-    projector_norm: str = "batch"  # batch (the paper's ResNets) | layer (its ConvNeXts); of both heads
-    local_stages: list[int] = field(
-        default_factory=lambda: [-1]
-    )  # backbone stages with a local criterion; -1: the last
-
-    def check(self) -> None:
-        for key in ("expander", "projector"):
-            text = getattr(self, key)
-            widths = text.split("-")
-            require(all(w.isdigit() and int(w) > 0 for w in widths), f"model.{key}", text, "widths, as 512-512-512")
-        require(self.projector_norm in ("batch", "layer"), "model.projector_norm", self.projector_norm, "batch, layer")
-        stages = self.local_stages
-        unique = len(set(stages)) == len(stages) > 0
-        require(unique, "model.local_stages", stages, "stages of the backbone, each once, as [-2, -1]")
+from vicregl.backbones import create_backbone
+from vicregl.model_config import ModelConfig
 
 
 @dataclass

@@ -11,7 +11,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from data.catalog import DataConfig, open_dataset
+from data.catalog import open_dataset
+from data.config import DataConfig
 from data.images import Pixels, normalise, read_image
 from data.transforms import eval_transform
 from data.views import ViewMaker, sample_generator

@@ -138,12 +138,12 @@ def parse_accounting(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
             continue
         job, dot, _ = fields[0].partition(".")
         if dot:
-            _learn_from_step(lives.get(job), _accounting_row(fields))
+            _learn_from_step(lives.get(job), fields)
             continue
         arrays.add(job.partition("_")[0] if "_" in job else "")
         for one in expand(job, wanted):
             if one in wanted:
-                lives.setdefault(one, []).append(replace(_accounting_row(fields), of_range="[" in job))
+                lives.setdefault(one, []).append(_accounting_row(fields))
     found = {job: _newest(rows) for job, rows in lives.items()}
     dropped = JobInfo("CANCELLED", _WHILE_IT_WAITED, source="sacct", of_range=True)
     absent = {job: dropped for job in wanted - found.keys() if "_" in job and job.partition("_")[0] in arrays}
@@ -152,15 +152,18 @@ def parse_accounting(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
 
 def _newest(rows: list[JobInfo]) -> JobInfo:
     """The last one submitted, which knows how the former ones ended."""
+    if len(rows) == 1:
+        return rows[0]
     at = max(range(len(rows)), key=lambda i: (rows[i].submitted or 0.0, i))
     former = tuple(row.state for i, row in enumerate(rows) if i != at)
     return replace(rows[at], former=former, restarts=len(former))
 
 
-def _learn_from_step(lives: list[JobInfo] | None, step: JobInfo) -> None:
+def _learn_from_step(lives: list[JobInfo] | None, fields: Sequence[str]) -> None:
     """A job whose program was killed within a shell or srun says only that it failed; its step says by what."""
     if not lives or lives[-1].state != "FAILED":
         return
+    step = _accounting_row(fields)
     if step.state.startswith("OUT_OF_ME"):
         lives[-1] = replace(lives[-1], state="OUT_OF_MEMORY")
     elif step.signal is not None and lives[-1].signal is None:
@@ -168,7 +171,7 @@ def _learn_from_step(lives: list[JobInfo] | None, step: JobInfo) -> None:
 
 
 def _accounting_row(fields: Sequence[str]) -> JobInfo:
-    _, state, exit_code, node, elapsed, submitted, reason = fields[:7]
+    job, state, exit_code, node, elapsed, submitted, reason = fields[:7]
     code, _, number = exit_code.partition(":")
     return JobInfo(
         state=_state(state),
@@ -179,6 +182,7 @@ def _accounting_row(fields: Sequence[str]) -> JobInfo:
         elapsed_s=_integer(elapsed),
         submitted=_integer(submitted),
         source="sacct",
+        of_range="[" in job,
     )
 
 
@@ -248,7 +252,10 @@ def _state(text: str) -> str:
 
 
 def _integer(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else None
+    try:
+        return int(text)
+    except ValueError:
+        return None
 
 
 def _arguments(jobs: Sequence[str]) -> list[str]:

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from data.catalog import DataConfig
-from data.scenes import ScenesConfig
+from data.config import DataConfig, ScenesConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from published_recipe import SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, PublishedRecipe, statistics

@@ -12,8 +12,9 @@ from published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smalle
 from torchvision.transforms import functional as tf
 
 from data import colour
+from data.config import ViewsConfig
 from data.images import resize
-from data.views import ViewMaker, ViewsConfig, sample_generator
+from data.views import ViewMaker, sample_generator
 
 CONFIG = ViewsConfig(
     large_size=SIZE, large_scale=[0.08, 1.0], small_count=1, small_size=SMALL_SIZE, small_scale=list(SMALL_SCALE)

@@ -11,8 +11,9 @@ from torchvision.transforms import functional as tf
 
 from data import batch_colour, colour
 from data.batch_colour import mirror_and_colour, plan_batch
+from data.config import ViewsConfig
 from data.images import MEAN, STD, normalise
-from data.views import ViewMaker, ViewPlan, ViewsConfig, sample_generator
+from data.views import ViewMaker, ViewPlan, sample_generator
 
 CONFIG = ViewsConfig(
     large_size=SIZE, large_scale=[0.08, 1.0], small_count=1, small_size=SMALL_SIZE, small_scale=list(SMALL_SCALE)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from data import cache, raw
-from data.catalog import DataConfig, Dataset, open_dataset
+from data.catalog import Dataset, open_dataset
+from data.config import DataConfig, ViewsConfig
 from data.images import FileSource, ImageStore, read_image, shrink
 from data.loader import PretrainLoader
 from data.raw import CachedSource, cache_folder, open_source
-from data.views import ViewsConfig
 from runtime.errors import BusyError, UserError
 
 VIEWS = ViewsConfig(large_size=16, short_side=20)

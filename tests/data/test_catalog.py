@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.catalog import DataConfig, open_dataset
+from data.catalog import _OPENERS, open_dataset
+from data.config import DATASETS, DataConfig
 from runtime.errors import UserError
 
 
@@ -18,6 +19,10 @@ def folders(root: Path, **others: object) -> DataConfig:
 @pytest.fixture
 def tree(image_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(image_folder, tmp_path / "tree"))
+
+
+def test_every_dataset_that_a_config_may_name_can_be_opened() -> None:
+    assert tuple(_OPENERS) == DATASETS
 
 
 def test_scenes_offers_images_and_masks(small_scenes: DataConfig) -> None:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from data import bench, show
-from data.catalog import DataConfig
-from data.views import ViewMaker, ViewsConfig, sample_generator
+from data.config import DataConfig, ViewsConfig
+from data.views import ViewMaker, sample_generator
 from runtime.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "pretrain" / "configs" / "quickstart.yaml"

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.catalog import DataConfig, open_dataset
+from data.catalog import open_dataset
+from data.config import DataConfig, ViewsConfig
 from data.images import read_image, resize
 from data.loader import PretrainLoader, ViewBatch
-from data.views import ViewMaker, ViewsConfig, sample_generator
+from data.views import ViewMaker, sample_generator
 from runtime.errors import UserError
 
 VIEWS = ViewsConfig(large_size=32, small_count=1, small_size=16)

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from data import prefetch
-from data.catalog import DataConfig
+from data.config import DataConfig, ViewsConfig
 from data.loader import PretrainLoader
 from data.prefetch import prefetched
-from data.views import ViewsConfig
 from runtime.errors import UserError
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -8,11 +8,10 @@ import threading
 import numpy as np
 import torch
 
-from data.catalog import DataConfig
+from data.config import DataConfig, ViewsConfig
 from data.images import normalise
 from data.loader import PretrainLoader
 from data.recycle import Recycler
-from data.views import ViewsConfig
 
 
 def test_what_is_held_is_not_given_again() -> None:

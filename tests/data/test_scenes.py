@@ -17,8 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from data import compose, scenes
-from data.catalog import DataConfig, open_dataset
-from data.scenes import ScenesConfig
+from data.catalog import open_dataset
+from data.config import DataConfig, ScenesConfig
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.catalog import DataConfig, open_dataset
+from data.catalog import open_dataset
+from data.config import DataConfig
 from data.layout import SegmentationLayout
 from data.segmentation_sets import VOC_CLASSES
 from runtime.errors import UserError

@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
-from data.catalog import DataConfig, open_dataset
+from data.catalog import open_dataset
+from data.config import DataConfig
 from data.images import ImageList, read_image
 from data.transforms import eval_transform, labelled_dataset, train_transform
 from data.views import sample_generator

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data.config import ViewsConfig
 from data.images import MEAN, STD
-from data.views import SampleStreams, ViewMaker, ViewsConfig, draw_box, location_grid, sample_generator
+from data.views import SampleStreams, ViewMaker, draw_box, location_grid, sample_generator
 from runtime.config import check
 from runtime.errors import UserError
 

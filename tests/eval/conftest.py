@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from runtime.errors import run_command
 from runtime.rundir import Identity, Run, open_run
-from vicregl.backbones import BackboneConfig, create_backbone
+from vicregl.backbones import create_backbone
+from vicregl.model_config import BackboneConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # segmentation_tools
 

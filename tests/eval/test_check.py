@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.catalog import DataConfig, open_dataset
+from data.catalog import open_dataset
+from data.config import DataConfig
 from eval import check, findings, knn, linear, segmentation
 from eval.check_picture import IGNORED, masked, overlay
 from eval.findings import check_images, check_overlap, same_content, sample

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from segmentation_tools import CONFIG, brute_force_iou, head_of, logits_of, predict, runner_of
 
-from data.catalog import DataConfig, open_dataset
+from data.catalog import open_dataset
+from data.config import DataConfig
 from eval import segmentation
 from eval.parent import load_parent_backbone, open_parent
 from eval.predictions import draw_predictions, spread

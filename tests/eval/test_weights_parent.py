@@ -10,13 +10,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from data.catalog import DataConfig
+from data.config import DataConfig
 from eval import knn, linear, segmentation
 from eval.parent import load_parent_backbone
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from runtime.errors import UserError, run_command
-from vicregl.backbones import BackboneConfig, create_backbone
+from vicregl.backbones import create_backbone
+from vicregl.model_config import BackboneConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vicregl"))
 from published_weights import ARGS, BACKBONES, as_full_checkpoint, golden_images, published_state

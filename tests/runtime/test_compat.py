@@ -49,7 +49,7 @@ def test_operators_are_declared_only_where_the_library_does_not_load(tmp_path):
     done = python(
         f"""
         import sys, torch
-        from runtime import compat  # runtime/__init__ prepares: with the whole library, it declares nothing
+        from runtime import compat
         print(compat.prepare_torchvision(), {OPERATOR})
         sys.path[sys.path.index({str(whole)!r})] = {str(broken)!r}
         print(compat.prepare_torchvision(), {OPERATOR}, hasattr(torch.ops.torchvision, "qnms"))
@@ -58,6 +58,19 @@ def test_operators_are_declared_only_where_the_library_does_not_load(tmp_path):
         whole,
     )
     assert done.stdout.splitlines() == ["False False", "True True True", "True 2"], done.stderr
+
+
+def test_torch_is_loaded_only_when_torchvision_is(tmp_path):
+    done = python(
+        f"""
+        import sys, runtime, data, vicregl, pretrain, eval, sweeps
+        print("torch" in sys.modules)
+        import torchvision
+        print("torch" in sys.modules, {OPERATOR.replace("torch.ops", "sys.modules['torch'].ops")})
+        """,
+        fake_torchvision(tmp_path, None),
+    )
+    assert done.stdout.splitlines() == ["False", "True True"], done.stderr
 
 
 def test_torchvision_imports_here_by_the_stand_in_or_without_need_of_it():
@@ -73,7 +86,7 @@ def test_torchvision_imports_here_by_the_stand_in_or_without_need_of_it():
 
 def test_a_declared_operator_still_fails_when_called(tmp_path):
     done = python(
-        "import torch, runtime; torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)",
+        "import torch, runtime, torchvision; torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)",
         fake_torchvision(tmp_path, None),
     )
     assert done.returncode != 0

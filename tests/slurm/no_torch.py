@@ -1,4 +1,4 @@
-"""Imported first, it stands in for torch: `runtime` prepares torchvision and tells the GPU's name, no more.
+"""Imported first, it stands in for torch, of which a run directory's provenance asks for the GPU's name, no more.
 
 A process begins in half a second instead of four: a test of a scheduler starts many.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from types import ModuleType, SimpleNamespace
 
-torch, distributed, compat = (ModuleType(name) for name in ("torch", "torch.distributed", "runtime.compat"))
+torch, distributed = (ModuleType(name) for name in ("torch", "torch.distributed"))
 no_gpu = SimpleNamespace(is_available=lambda: False, device_count=lambda: 0)
 torch.__dict__.update(cuda=no_gpu, device=str, distributed=distributed)
-compat.__dict__.update(prepare_torchvision=lambda: False)
-sys.modules |= {"torch": torch, "torch.distributed": distributed, "runtime.compat": compat}
+sys.modules |= {"torch": torch, "torch.distributed": distributed}

@@ -20,9 +20,7 @@ if __name__ == "__main__":
     torch = ModuleType("torch")
     torch.cuda = SimpleNamespace(is_available=lambda: False)  # type: ignore[attr-defined]
     distributed = torch.distributed = ModuleType("torch.distributed")  # type: ignore[attr-defined]
-    compat = ModuleType("runtime.compat")
-    compat.prepare_torchvision = lambda: False  # type: ignore[attr-defined]
-    sys.modules |= {"torch": torch, "torch.distributed": distributed, "runtime.compat": compat}
+    sys.modules |= {"torch": torch, "torch.distributed": distributed}
 
 from runtime import config as configs
 from runtime.config import MachineConfig, require

@@ -182,8 +182,7 @@ def test_a_stage_killed_by_the_kernel_ran_out_of_memory(tmp_path: Path, small_gr
     program = (
         "import os, subprocess, sys, time; sys.path.insert(0, sys.argv[1])\n"
         "open(sys.argv[2] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
-        "from pathlib import Path; from types import ModuleType\n"
-        "sys.modules['runtime.compat'] = compat = ModuleType('compat'); compat.prepare_torchvision = lambda: False\n"
+        "from pathlib import Path\n"
         "from runtime.rundir import Run; from sweeps.failures import oom_kills, record_death\n"
         "before, since = oom_kills(), time.time()\n"
         "code = subprocess.call([sys.executable, '-c', 'bytearray(200_000_000).hex()'])\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +51,17 @@ def test_every_study_can_be_planned(file: Path) -> None:
     assert graph.study.question
     assert set(graph.states().values()) == {"new"}
     assert all(point.evals for point in graph.points)
+
+
+def test_planning_loads_no_library_that_only_training_needs() -> None:
+    """A command that shows a table should not wait seconds for torch."""
+    code = (
+        "import sys; from sweeps.graph import build; from sweeps.study import load_study\n"
+        "for file in sys.argv[1:]: build(load_study(file))\n"
+        "print([name for name in ('torch', 'timm', 'cv2', 'mmseg', 'pandas', 'submitit') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *STUDIES], cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)

@@ -1,8 +1,10 @@
 import pytest
+import timm
 import torch
 
 from runtime.errors import UserError
-from vicregl.backbones import BackboneConfig, create_backbone
+from vicregl.backbones import create_backbone
+from vicregl.model_config import STUDIED, BackboneConfig
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,11 @@ from vicregl.backbones import BackboneConfig, create_backbone
 def test_what_cannot_be_a_backbone(config, expected) -> None:
     with pytest.raises(UserError, match=expected):
         create_backbone(config)
+
+
+@pytest.mark.parametrize("name", STUDIED)
+def test_names_that_pass_without_asking_timm_are_networks_of_timm(name) -> None:
+    assert timm.is_model(name)
 
 
 @pytest.mark.parametrize(

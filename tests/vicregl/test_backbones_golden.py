@@ -5,7 +5,8 @@ import torch
 from published_weights import ARGS, BACKBONES, as_full_checkpoint, golden_images, published_state
 
 from vicregl import weights
-from vicregl.backbones import BackboneConfig, create_backbone, load_weights
+from vicregl.backbones import create_backbone, load_weights
+from vicregl.model_config import BackboneConfig
 
 
 @pytest.fixture(scope="module", params=list(BACKBONES))

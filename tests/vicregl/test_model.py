@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from runtime.errors import UserError
-from vicregl.backbones import BackboneConfig
 from vicregl.criterion import VICRegLCriterion
-from vicregl.model import ModelConfig, VICRegLModel
+from vicregl.model import VICRegLModel
+from vicregl.model_config import BackboneConfig, ModelConfig
 
 SMALL = BackboneConfig("scenes_resnet", {"width_factor": 0.25})
 

@@ -8,7 +8,8 @@ from published_weights import as_full_checkpoint
 from safetensors.torch import save_file
 
 from runtime.errors import UserError
-from vicregl.backbones import BackboneConfig, create_backbone, load_weights
+from vicregl.backbones import create_backbone, load_weights
+from vicregl.model_config import BackboneConfig
 
 SMALL = BackboneConfig("scenes_resnet", {"width_factor": 0.25})
 
