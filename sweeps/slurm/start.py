@@ -15,11 +15,9 @@ sys.path[0] = CODE
 
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
-from types import ModuleType  # noqa: E402
 
 
 def main(logs: Path) -> None:
-    bare_packages("runtime", "sweeps", "sweeps.slurm")
     from submitit.core.submission import process_job
     from submitit.core.utils import DelayedSubmission
 
@@ -38,14 +36,6 @@ def main(logs: Path) -> None:
         DelayedSubmission(Task(str(array), index)).dump(temporary)
         temporary.replace(pickle)
     process_job(logs)
-
-
-def bare_packages(*names: str) -> None:
-    """Packages without their __init__.py, which loads torch: this process only waits for the one that needs it."""
-    for name in names:
-        package = ModuleType(name)
-        package.__path__ = [str(Path(CODE, *name.split(".")))]
-        sys.modules[name] = package
 
 
 if __name__ == "__main__":

@@ -164,6 +164,12 @@ class Cluster:
         steps = [pid for pid in parents - tasks if b"slurmstepd" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return [*steps, *tasks]
 
+    def tasks_of(self, folder: Path) -> list[int]:
+        """The Python processes of its jobs that run code of `folder`, without the srun that started them."""
+        argvs = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self._processes()}
+        started = os.fsencode(folder)
+        return [pid for pid, argv in argvs.items() if b"python" in argv[0] and any(started in a for a in argv[1:])]
+
     def _processes(self) -> list[int]:
         return _processes_with(f"SLURM_CONF={self.folder}/".encode())
 

@@ -114,15 +114,15 @@ def test_a_job_that_has_to_go_back_while_slurmctld_is_away(
     cluster: Cluster, sweep: Sweep, truth: dict[str, Any]
 ) -> None:
     submit_and_wait(sweep)
-    job = next(job.split()[1] for job in sweep.jobs() if "pretrain" in job)
-    cluster.run("scancel", "--signal=USR2", job)
-    sweep.wait_for(lambda: "saved at step" in sweep.logs() or "USR2" in sweep.logs(), "the job heard of it")
     cluster.lose_controller()
-    sweep.wait_for(lambda: "saved at step" in sweep.logs(), "the run has saved")
+    for task in cluster.tasks_of(sweep.folder):
+        os.kill(task, signal.SIGUSR2)
+    sweep.wait_for(lambda: sweep.logs().count("saved at step") == 2, "both runs have saved")
     release(sweep)
     cluster.start_controller()
     sweep.wait_for_end(4)
     assert sweep.results() == truth
+    assert at_work(sweep, attempts=2)
 
 
 def test_slurmdbd_stopped(cluster: Cluster, sweep: Sweep, truth: dict[str, Any]) -> None:
