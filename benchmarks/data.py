@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import data_cases
-from benchmarks.data_cases import CACHE_SIDE, VIEWS, Contender
+from benchmarks.data_cases import CACHE_SIDE, DECODING, VIEWS, Contender
 from runtime import provenance
 from runtime.errors import UserError, run_command
 
@@ -102,7 +102,8 @@ def document(rows: Sequence[str], difference: float, rounds: int, batch: int) ->
             "Milliseconds an image, from JPEG files (500 x 375, quality 96, 4:4:4; scikit-learn's photographs) to",
             'batches. "Published" is `tests/data/published_recipe.py`: the recipe in PIL and torchvision, one view',
             "after the other. Ratios: median of the rounds' ratios (quartiles); contenders took turns, so that the",
-            "machine's moods are alike for all. `cpu`: float batches, ready to train on. `worker of device`: what a",
+            f"machine's moods are alike for all. `{DECODING}`: files to pixels and nothing else, which nothing without",
+            "a cache can outrun. `cpu`: float batches, ready to train on. `worker of device`: what a",
             "loader's worker does where a GPU does the rest. `cache`: from the raw cache at full size, and reduced to",
             f"a short side of {CACHE_SIDE} (another augmentation: views are cut from the reduced image). Evaluation:",
             "torchvision's Resize(256) and CenterCrop(224) on PIL's images; the mean difference to it is",

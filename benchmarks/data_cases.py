@@ -24,7 +24,7 @@ from torchvision import transforms
 from data import cache
 from data.catalog import open_dataset
 from data.config import DataConfig, ViewsConfig
-from data.images import MEAN, STD, ImageList, normalise
+from data.images import MEAN, STD, ImageList, normalise, read_image
 from data.loader import PretrainLoader, RawBatch
 from data.transforms import eval_transform, labelled_dataset
 
@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))
 from published_recipe import PublishedViews  # type: ignore[import-not-found]  # of the tests
 
 IMAGES = 64
+DECODING = "decoding alone"
 CACHE_SIDE = 256  # pixels of the shorter side, of the reduced cache
 GRIDS = {224: (7, 7), 96: (3, 3)}
 VIEWS = {
@@ -113,14 +114,21 @@ def one_thread(data: DataConfig, views: ViewsConfig, batch: int) -> dict[str, Co
     """Contenders that make a batch from files. Caches are made by `cached`, afterwards: they would be found."""
     published = PublishedImages(data, views)
     collate = torch.utils.data.default_collate
-    state = {"step": 0}
+    state = {"step": 0, "decoded": 0}
 
     def published_batch() -> object:
         first = state["step"] = state["step"] + batch
         return collate([published[index] for index in range(first, first + batch)])
 
+    paths = published.paths
+
+    def decoded_batch() -> object:
+        first = state["decoded"] = state["decoded"] + batch
+        return [read_image(paths[index % len(paths)]) for index in range(first, first + batch)]
+
     return {
         "published": published_batch,
+        DECODING: decoded_batch,
         "cpu": _batches(loader(data, views, batch), whole=True),
         "worker of device": _batches(loader(data, replace(views, execution="device"), batch), whole=False),
     }

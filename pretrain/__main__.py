@@ -32,13 +32,18 @@ def main(argv: Sequence[str]) -> None:
     config = configs.load(PretrainConfig, arguments.config, arguments.overrides)
     world = world_from_environment()
     config.train.share(world.size)
+    name = identity(config)
+    if Run.at(config.machine.runs, name).result() is None:
+        from data.catalog import open_dataset
+
+        open_dataset(config.data)  # one that is missing is told before anything is made
 
     def work(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         from pretrain.train import Training, train  # here, so that a wrong config is told at once
 
         return train(Training.build(config, run, device, world))
 
-    carry_out(config, identity(config), work, world)
+    carry_out(config, name, work, world)
 
 
 if __name__ == "__main__":

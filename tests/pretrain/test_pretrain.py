@@ -231,6 +231,8 @@ def test_a_half_made_dataset_is_told(tmp_path, image_folder, arguments, command,
     assert done.returncode == 2
     assert broken.name in done.stderr
     assert "Traceback" not in done.stderr
+    if damage == "no split":
+        assert not (tmp_path / "runs").exists()
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, arguments, command):
