@@ -55,6 +55,7 @@ def _report(argv: Sequence[str]) -> None:
     parser = _parser("")
     parser.add_argument("words", nargs="+", metavar="STUDY machine.runs=FOLDER", help="YAML files; where the runs are")
     parser.add_argument("--together", metavar="NAME", help="one table of all the studies, in its own report")
+    parser.add_argument("--results", help="results.csv of the study's report, in place of the run directories")
     parser.add_argument("--parquet", action="store_true", help="results.parquet too; needs pyarrow")
     parser.add_argument("--reports", default="reports", help="where to write (default: %(default)s)")
     arguments = parser.parse_intermixed_args(argv)
@@ -62,13 +63,16 @@ def _report(argv: Sequence[str]) -> None:
     machine = [word for word in arguments.words if "=" in word]
     if not studies:
         parser.error("no study was given; expected a YAML file, as sweeps/studies/quickstart.yaml")
+    if arguments.results and (arguments.together or len(studies) > 1):
+        raise UserError(f"--results is the table of one study, and {len(studies)} were given; report on each by itself")
     if arguments.together:
         print(write_together(studies, arguments.together, arguments.reports, machine) / "README.md")
         return
     if arguments.parquet:
         require_parquet()
+    options = {"parquet": arguments.parquet, "results": arguments.results}
     for study in studies:
-        print(write_report(study, arguments.reports, machine, parquet=arguments.parquet) / "README.md", flush=True)
+        print(write_report(study, arguments.reports, machine, **options) / "README.md", flush=True)
 
 
 def _compare(argv: Sequence[str]) -> None:

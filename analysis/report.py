@@ -33,13 +33,14 @@ def write_report(
     machine: Sequence[str] = (),
     figures: Sequence[Plot] | None = None,
     parquet: bool = False,
+    results: str | Path | None = None,
 ) -> Path:
     """Write reports/<study name>/ from whatever runs there are, and return that folder.
 
-    `figures` are all by default; `parquet`: results.parquet too. Raises UserError for a study that cannot be read. Each
-    file is replaced in one step.
+    `figures` are all by default; `parquet`: results.parquet too; `results`: a results.csv in place of the runs, which
+    draws all but training curves. Raises UserError for a study that cannot be read. Each file is replaced in one step.
     """
-    material = load_material(study_file, machine)
+    material = load_material(study_file, machine, results)
     folder = write_material(material, reports, figures)
     if parquet:
         files.write_atomic(

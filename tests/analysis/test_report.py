@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,20 @@ def test_nothing_changes_when_nothing_changed(fill: Callable[..., Graph], folder
     environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
     assert contents(Path("again/fake")) == before
+
+
+def test_drawn_again_from_its_table_it_is_the_same(fill: Callable[..., Graph], folder: Path) -> None:
+    """Without the run directories; fake runs have no training curves, which alone would be missing."""
+    fill(top1, top5)
+    before = contents(write_report("study.yaml", figures=()))
+    shutil.rmtree("runs")
+    again = write_report("study.yaml", "again", figures=(), results="reports/fake/results.csv")
+    assert contents(again) == before
+
+
+def test_the_table_of_one_study_is_not_that_of_two(folder: Path) -> None:
+    with pytest.raises(UserError, match="table of one study, and 2 were given"):
+        command.main(["study.yaml", "study.yaml", "--results", "results.csv"])
 
 
 def test_a_partial_study_has_a_report_with_gaps(fill: Callable[..., Graph], folder: Path) -> None:
