@@ -130,7 +130,9 @@ class _Watch:
         self._thread.start()
 
     def stop(self) -> None:
+        """Also wait for the thread: one that is asking the store when the interpreter ends would abort the process."""
         self._stopped.set()
+        self._thread.join(GRACE_SECONDS)
 
     def tell(self, error: BaseException) -> None:
         """Let the others know, in one line, unless one of them was first."""
