@@ -132,12 +132,11 @@ def fill(node: Node, fate: str, attempt: dict[str, Any], dumper: Any, now: float
 def make_commands(folder: Path, graph: Graph) -> None:
     """sacct of that cluster, with the steps that a real one lists too; squeue, which knows the same arrays."""
     states = {"done": "COMPLETED", "running": "RUNNING", "queued": "PENDING", "failed": "FAILED"}
-    lines = list(_accounting(graph, states))
-    (folder / "sacct.txt").write_text("\n".join(lines) + "\n")
     (folder / "bin").mkdir()
-    for name, output in (("sacct", "sacct.txt"), ("squeue", "/dev/null")):
-        script = folder / "bin" / name
-        script.write_text(f"#!/bin/sh\nexec cat {folder / output}\n")
+    for name, lines in (("sacct", _accounting(graph, states)), ("squeue", _queue(graph, states))):
+        output, script = folder / f"{name}.txt", folder / "bin" / name
+        output.write_text("".join(f"{line}\n" for line in lines))
+        script.write_text(f"#!/bin/sh\nexec cat {output}\n")
         script.chmod(0o755)
 
 
@@ -152,6 +151,12 @@ def _accounting(graph: Graph, states: dict[str, str]) -> Iterator[str]:
         if fate != "queued":
             for step in ("batch", "extern", "0"):
                 yield f"{job_of(number)}.{step}|{states[fate]}|{rest}"
+
+
+def _queue(graph: Graph, states: dict[str, str]) -> Iterator[str]:
+    for number, node in enumerate(graph.nodes):
+        if (fate := fate_of(graph, node)) in ("running", "queued"):
+            yield f"{job_of(number)}|{states[fate]}|None|n{number % 64}|5:00|{int(time.time()) - 900}"
 
 
 def measure(folder: Path, verb: str) -> Measured:

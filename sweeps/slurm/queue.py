@@ -1,4 +1,6 @@
-"""What SLURM says of jobs: one sacct call for all of them; squeue where accounting is off, slow or behind.
+"""What SLURM says of jobs: one sacct call for all of them, and squeue for what has not ended by that.
+
+Accounting may be off, slow or behind, and never hears of the end of a job that slurmctld forgot in a crash.
 
 An answer is a hint: whether a run is done, its run directory says.
 """
@@ -89,11 +91,14 @@ def ask(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]:
             found[job] = replace(now, former=former, restarts=len(former))
         elif before is not None and before.of_range and before.waiting:
             found[job] = replace(before, state="CANCELLED", reason=_WHILE_IT_WAITED)
+        elif before is not None and not before.ended:
+            # The controller forgot it when it crashed, and accounting never heard of an end.
+            found[job] = JobInfo(source="squeue")
     return {job: found.get(job, JobInfo(source="squeue")) for job in wanted}
 
 
 def _is_doubtful(info: JobInfo | None) -> bool:
-    return info is None or info.state in _MAY_COME_BACK or (info.of_range and info.waiting)
+    return info is None or info.state in _MAY_COME_BACK or not info.ended
 
 
 def active(prefix: str) -> list[Active]:

@@ -1,4 +1,5 @@
-"""The real stages on the real scheduler: 6 pretrainings, one of them on two nodes, each evaluated twice."""
+"""The real stages on the real scheduler: 6 pretrainings, one of them on two nodes, each evaluated twice; while they
+run one is told to save and go back, others lose their node to a job of higher priority, and slurmctld is killed."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from cluster import Cluster
+from cluster import Cluster, wait_until
 from sweep import CLUSTER, PROJECT, Sweep, is_measured
 
 from analysis.results import load_results
@@ -97,6 +98,16 @@ def alone(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Re
     return sweep
 
 
+def take_a_node_away(cluster: Cluster) -> None:
+    """For a job of higher priority, in the middle of a pretraining."""
+    on_it = ("squeue", "-h", "-w", "n1", "-t", "R", "-o", "%j")
+    wait_until(lambda: "-pretrain-" in cluster.run(*on_it), "a pretraining is at work on n1", 120)
+    above = ("sbatch", "--parsable", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "true")
+    job = cluster.run(*above).strip()
+    state = ("squeue", "-h", "-j", job, "--states=all", "-o", "%T")
+    wait_until(lambda: cluster.run(*state).strip() == "COMPLETED", "the job of higher priority is done", 90)
+
+
 def test_the_tables_are_those_of_this_machine_alone(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +121,9 @@ def test_the_tables_are_those_of_this_machine_alone(
     sweep.write("study.yaml", STUDY)  # five more of them, on one node each
     sweep.write("cluster.yaml", {"all": {**resources, "parallel": 2}})
     assert "15 runs queued now" in sweep.submit()
+    take_a_node_away(cluster)
+    cluster.lose_controller()
+    cluster.start_controller()
     sweep.wait_for_end(18, 300)
 
     reference = alone(cluster, tmp_path / "alone", monkeypatch)
@@ -123,4 +137,5 @@ def test_the_tables_are_those_of_this_machine_alone(
     attempts = yaml.safe_load(of_two[0].read_text())["attempts"]
     assert [attempt["processes"] for attempt in attempts] == [2, 2]
     assert all(Path(attempt["snapshot"]).is_relative_to(sweep.folder) for attempt in attempts)
-    assert sweep.logs().count("goes back into the queue") == 1
+    assert "goes back into the queue" in sweep.logs()
+    assert "DUE TO PREEMPTION" in sweep.logs()

@@ -79,7 +79,17 @@ def test_the_controller_says_which_task_no_longer_waits(commands: Fake) -> None:
     found = ask(JOBS[:16])
     assert [found[f"12_{i}"].state for i in range(4)] == ["PENDING", "PENDING", "CANCELLED", "PENDING"]
     assert found["12_0"].source == "squeue"
-    assert found["1_4"].source == "sacct"
+
+
+def test_what_the_controller_forgot_is_over_whatever_accounting_says(commands: Fake) -> None:
+    """slurmctld crashed: nobody tells slurmdbd of an end, and the job stays RUNNING there for ever."""
+    commands("sacct", "7|RUNNING|0:0|n1|60|1700000000|None\n8|PENDING|0:0|None assigned|0|1700000000|Priority\n")
+    commands("squeue", "8|PENDING|Priority||0:00|1700000000\n")
+    found = ask(["7", "8"])
+    assert found["7"].gone
+    assert found["8"].waiting
+    commands("squeue", code=1, error="Unable to contact slurm controller")
+    assert ask(["7"])["7"].working
 
 
 def test_one_call_for_all(commands: Fake) -> None:

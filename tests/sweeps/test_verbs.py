@@ -183,7 +183,8 @@ def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str
 
     def say(found: list[str]) -> None:
         rows = [f"7_{i}|{state}|0:0|n1|60|{int(time.time()) - 3600}|Priority" for i, state in enumerate(found)]
-        for name, text in (("sacct", "\n".join(rows)), ("squeue", "")):
+        active = [f"7_{i}|{state}|Priority|n1|1:00|0" for i, state in enumerate(found) if state.endswith("ING")]
+        for name, text in (("sacct", "\n".join(rows)), ("squeue", "\n".join(active))):
             (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ncat <<'E'\n{text}\nE\n")
             (tmp_path / "bin" / name).chmod(0o755)
 
