@@ -16,8 +16,8 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,6 +163,22 @@ class Cluster:
         parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in tasks}
         steps = [pid for pid in parents - tasks if b"slurmstepd" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return [*steps, *tasks]
+
+    @contextmanager
+    def crash_and_forget(self) -> Iterator[None]:
+        """What is submitted within the block slurmctld forgets: it is killed at its end, and had written down nothing.
+
+        Numbers of jobs begin further up then: a node that is sent a number for the second time is drained.
+        """
+        state, former = self.folder / "state", self.folder / "former-state"
+        shutil.copytree(state, former)
+        yield
+        self.kill("slurmctld", signal.SIGKILL)
+        shutil.rmtree(state)
+        former.rename(state)
+        self.settings["FirstJobId"] = "10000"
+        self._write_configs()
+        self.start_controller()
 
     def tasks_of(self, folder: Path) -> list[int]:
         """The Python processes of its jobs that run code of `folder`, without the srun that started them."""

@@ -118,6 +118,7 @@ def test_the_tables_are_those_of_this_machine_alone(
     sweep.wait_for(lambda: list(sweep.folder.glob("runs/pretrain/*/run.yaml")), "it is at work on two nodes", 120)
     (job,) = [line.split()[1] for line in sweep.jobs() if "-pretrain-" in line]
     cluster.run("scancel", "--signal=USR2", job)  # both processes save the same step, and it goes on from there
+    sweep.wait_for(lambda: "goes back into the queue" in sweep.logs(), "it goes back", 90)
     sweep.write("study.yaml", STUDY)  # five more of them, on one node each
     sweep.write("cluster.yaml", {"all": {**resources, "parallel": 2}})
     assert "15 runs queued now" in sweep.submit()
@@ -137,5 +138,4 @@ def test_the_tables_are_those_of_this_machine_alone(
     attempts = yaml.safe_load(of_two[0].read_text())["attempts"]
     assert [attempt["processes"] for attempt in attempts] == [2, 2]
     assert all(Path(attempt["snapshot"]).is_relative_to(sweep.folder) for attempt in attempts)
-    assert "goes back into the queue" in sweep.logs()
     assert "DUE TO PREEMPTION" in sweep.logs()

@@ -122,6 +122,25 @@ def test_what_is_cancelled_stays_so_until_it_is_retried(cluster: Cluster, tmp_pa
     assert set(kinds(status(longer, code=1)).values()) == {"cancelled"}
 
 
+def test_what_slurmctld_forgot_in_a_crash_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    """Accounting believes for ever that those jobs run, and their nodes end them as nobody's."""
+    hold = tmp_path / "hold"
+    hold.touch()
+    two = study(steps=6, evals=1, alpha=[0.5, 1.0])
+    sweep = Sweep(cluster, tmp_path / "slurm", study=two)
+    sweep.write("pretrain.yaml", {"machine": {"hold": str(hold), "save_steps": 1}})
+    with cluster.crash_and_forget():
+        sweep.submit()
+        sweep.wait_for(lambda: {run_of(sweep, alpha).state() for alpha in ("0.5", "1")} == {"running"}, "both run", 90)
+    ended = ("interrupted", "failed")
+    sweep.wait_for(lambda: all(run_of(sweep, alpha).state() in ended for alpha in ("0.5", "1")), "both are ended", 90)
+    hold.unlink()
+    assert kinds(status(sweep, code=1)) == {"0.5": "lost", "1.0": "lost"}
+    assert "4 runs queued now" in sweep.command("reconcile", *ON_SLURM)
+    sweep.wait_for_end(4)
+    assert sweep.results() == undisturbed(cluster, tmp_path / "local", two)
+
+
 def test_a_parent_that_slurm_has_forgotten_is_not_evaluated(cluster: Cluster, tmp_path: Path) -> None:
     """SLURM lifts afterok on a job that it has purged, though that failed: the evaluation looks for itself."""
     trouble = tmp_path / "trouble"
