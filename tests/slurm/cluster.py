@@ -121,7 +121,7 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
 
-    def wait_for_nodes(self, seconds: float = 60) -> None:
+    def wait_for_nodes(self, seconds: float = 120) -> None:
         def ready() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %t", check=False).split("\n")
             up = [line for line in states if line and line.split()[1] in ("idle", "mix", "alloc", "comp")]
@@ -259,7 +259,7 @@ class Cluster:
         return done.returncode == 0 and "DOWN" not in done.stdout
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 60, poll: float = 0.2) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 120, poll: float = 0.2) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

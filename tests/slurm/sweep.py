@@ -101,7 +101,7 @@ class Sweep:
             }
         return found
 
-    def wait_for_end(self, runs: int, seconds: float = 150, hurry: bool = True) -> None:
+    def wait_for_end(self, runs: int, seconds: float = 300, hurry: bool = True) -> None:
         """Until that many runs are done; jobs that went back into the queue need not wait out their two minutes."""
 
         idle = 0
@@ -142,7 +142,7 @@ class Sweep:
         files = sorted(self.folder.glob("runs/jobs/*/logs/*_log.*"))
         return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-most:]}" for file in files)
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 120) -> None:
         wait_until(condition, what, seconds)
 
 

@@ -108,6 +108,7 @@ def take_a_node_away(cluster: Cluster) -> None:
     wait_until(lambda: cluster.run(*state).strip() == "COMPLETED", "the job of higher priority is done", 90)
 
 
+@pytest.mark.timeout(1200)
 def test_the_tables_are_those_of_this_machine_alone(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +126,7 @@ def test_the_tables_are_those_of_this_machine_alone(
     take_a_node_away(cluster)
     cluster.lose_controller()
     cluster.start_controller()
-    sweep.wait_for_end(18, 300)
+    sweep.wait_for_end(18, 600)
 
     reference = alone(cluster, tmp_path / "alone", monkeypatch)
     assert sweep.results() == reference.results()
