@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pretrain.parallel import RandomState, gather_random_states, set_random_state
 from pretrain.probe import OnlineProbe
@@ -128,4 +128,5 @@ def drop_all_but_last(checkpoint: Path, count: int) -> None:
 def save_backbone(model: VICRegLModel, path: Path) -> None:
     """The timm network alone, with its own key names, on the CPU."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.backbone.trunk.state_dict().items()}
-    files.write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    # Not its save_file, whose own temporary file outlives a kill, and which nobody but the user may read afterwards.
+    files.write_atomic(path, lambda temporary: temporary.write_bytes(save(tensors)))

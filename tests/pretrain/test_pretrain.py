@@ -124,6 +124,7 @@ def test_what_a_run_leaves_behind(tmp_path, arguments, command):
     run = only_run(tmp_path)
     names = {path.name for path in run.path.iterdir()}
     assert {"run.yaml", "metrics.jsonl", "checkpoint.pt", "backbone.safetensors", "result.json", "tensorboard"} <= names
+    assert len({path.stat().st_mode for path in run.path.glob("*.*")}) == 1  # who may read one may read all
     result = run.result()
     assert result["steps"] == STEPS
     for key in (
