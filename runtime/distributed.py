@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from runtime.errors import Unfinished, UserError
+from runtime.errors import Unfinished, UserError, leave_at_once
 from runtime.world import World, world_from_environment
 
 __all__ = [
@@ -81,6 +81,7 @@ def join(world: World, device: torch.device) -> Iterator[None]:
     store = _connect(world, listen=not world.hosted and world.is_main)
     timeout = timedelta(minutes=TIMEOUT_MINUTES)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    leave_at_once()
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     _watch = _Watch(world, _connect(world, listen=False))
     try:
@@ -144,8 +145,12 @@ class _Watch:
         who = f"process {self.world.rank} of {self.world.size} on {socket.gethostname()}"
         with suppress(RuntimeError):  # process 0, which hosts the store, is gone: the others see that
             self.store.set(_FAILED, f"{who} failed: {name}{said}")
+        self._let_others_read()
+
+    def _let_others_read(self) -> None:
+        """The store goes with process 0, if that hosts it."""
         if self.world.is_main and not self.world.hosted:
-            time.sleep(2 * _POLL_SECONDS)  # the store goes with this process, and the others are to read it first
+            time.sleep(2 * _POLL_SECONDS)
 
     def leave_together(self) -> None:
         """Wait until every process is about to leave: a launcher may end the others once one has left with an error
@@ -155,6 +160,7 @@ class _Watch:
             self.store.add(_LEAVING, 1)
             while self.store.add(_LEAVING, 0) < self.world.size and time.monotonic() < end:
                 time.sleep(_POLL_SECONDS / 10)
+        self._let_others_read()
 
     def failure(self) -> str | None:
         """What another process said, or that process 0, where they meet, is gone."""

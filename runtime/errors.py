@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 
@@ -31,6 +34,18 @@ class Unfinished(Exception):  # noqa: N818  # not an error
     exit_code = 75  # EX_TEMPFAIL: repeat the command
 
 
+_leaves_at_once = False
+
+
+def leave_at_once() -> None:
+    """Let `run_command` end this process without taking the interpreter apart.
+
+    Threads of torch.distributed that are at work meanwhile abort it (exit code -6), though its run is done.
+    """
+    global _leaves_at_once
+    _leaves_at_once = True
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run `main(argv)` and leave the process: 0 if it returned None or 0.
 
@@ -49,9 +64,19 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except Unfinished as reason:
         print(f"stopped: {reason}; all is saved, and the same command goes on where this one stopped", file=sys.stderr)
         code = Unfinished.exit_code
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            full = f"error: no space left on the disk ({error.filename}); free some and repeat the command"
+            print(full, file=sys.stderr)
+            code = UserError.exit_code
+        elif _leaves_at_once:
+            traceback.print_exc()
+            code = 1
+        else:
             raise
-        print(f"error: no space left on the disk ({error.filename}); free some and repeat the command", file=sys.stderr)
-        code = UserError.exit_code
+    if _leaves_at_once:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
     sys.exit(code)

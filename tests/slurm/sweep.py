@@ -87,6 +87,11 @@ class Sweep:
         submissions = [folder.name for folder in self.folder.glob("runs/jobs/*/") if folder.is_dir()]
         return sorted(line for line in text.splitlines() if any(name in line for name in submissions))
 
+    def pretraining(self) -> str:
+        """The name of the job of its only submission's pretrainings."""
+        (array,) = self.folder.glob("runs/jobs/*/arrays/*-pretrain-*.json")
+        return array.stem
+
     def jobs_left(self) -> list[str]:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         return [job for job in self.jobs() if not job.startswith(ended)]
