@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, wait_until
+from cluster import Cluster
 from sweep import CLUSTER, Sweep, study, undisturbed
 
 # What takes minutes begins now, to be looked at by test_time_limit.py.
@@ -61,10 +61,7 @@ def test_preempted_by_a_partition_of_higher_priority(
     # Saved when it is told to, or not at all: what it goes on with is what the signal made it save.
     sweep.write("pretrain.yaml", {"machine": {"hold": str(sweep.folder.parent / "hold"), "save_steps": 0}})
     submit_and_wait(sweep)
-    above = ("sbatch", "--parsable", "-p", "high", "-N2", "--cpus-per-task=6", "--mem=100", "-o", "/dev/null")
-    job = cluster.run(*above, "--wrap", "true").strip()
-    done = ("squeue", "-h", "-j", job, "--states=all", "-o", "%T")
-    wait_until(lambda: cluster.run(*done).strip() == "COMPLETED", "the job of higher priority is done", 90)
+    cluster.take_nodes("-N2", "--cpus-per-task=6", "--mem=100")
     release(sweep)
     sweep.wait_for_end(4)
     assert sweep.results() == truth

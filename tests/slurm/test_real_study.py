@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from cluster import Cluster, wait_until
+from cluster import Cluster
 from sweep import CLUSTER, PROJECT, Sweep, is_measured
 
 from analysis.results import load_results
@@ -98,16 +98,6 @@ def alone(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Re
     return sweep
 
 
-def take_a_node_away(cluster: Cluster) -> None:
-    """For a job of higher priority, in the middle of a pretraining."""
-    on_it = ("squeue", "-h", "-w", "n1", "-t", "R", "-o", "%j")
-    wait_until(lambda: "-pretrain-" in cluster.run(*on_it), "a pretraining is at work on n1", 120)
-    above = ("sbatch", "--parsable", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "true")
-    job = cluster.run(*above).strip()
-    state = ("squeue", "-h", "-j", job, "--states=all", "-o", "%T")
-    wait_until(lambda: cluster.run(*state).strip() == "COMPLETED", "the job of higher priority is done", 90)
-
-
 @pytest.mark.timeout(1200)
 def test_the_tables_are_those_of_this_machine_alone(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,7 +113,9 @@ def test_the_tables_are_those_of_this_machine_alone(
     sweep.write("study.yaml", STUDY)  # five more of them, on one node each
     sweep.write("cluster.yaml", {"all": {**resources, "parallel": 2}})
     assert "15 runs queued now" in sweep.submit()
-    take_a_node_away(cluster)
+    on_it = ("squeue", "-h", "-w", "n1", "-t", "R", "-o", "%j")
+    sweep.wait_for(lambda: "-pretrain-" in cluster.run(*on_it), "a pretraining is at work on n1")
+    cluster.take_nodes("-w", "n1", "--exclusive")
     cluster.lose_controller()
     cluster.start_controller()
     sweep.wait_for_end(18, 600)
