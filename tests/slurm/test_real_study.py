@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from cluster import Cluster
+from cluster import NODES, Cluster
 from sweep import CLUSTER, PROJECT, Sweep, is_measured
 
 from analysis.results import load_results
@@ -113,9 +113,14 @@ def test_the_tables_are_those_of_this_machine_alone(
     sweep.write("study.yaml", STUDY)  # five more of them, on one node each
     sweep.write("cluster.yaml", {"all": {**resources, "parallel": 2}})
     assert "15 runs queued now" in sweep.submit()
-    on_it = ("squeue", "-h", "-w", "n1", "-t", "R", "-o", "%j")
-    sweep.wait_for(lambda: "-pretrain-" in cluster.run(*on_it), "a pretraining is at work on n1")
-    cluster.take_nodes("-w", "n1", "--exclusive")
+
+    def one_is_preempted() -> bool:  # on whichever node SLURM put it
+        at_work = [line.split() for line in cluster.run("squeue", "-h", "-t", "R", "-o", "%N %j").splitlines()]
+        for node in {node for node, name in at_work if "-pretrain-" in name} & set(NODES):
+            cluster.take_nodes("-w", node, "--exclusive")
+        return "DUE TO PREEMPTION" in sweep.logs()
+
+    sweep.wait_for(one_is_preempted, "a pretraining is preempted")
     cluster.lose_controller()
     cluster.start_controller()
     sweep.wait_for_end(18, 600)
@@ -131,4 +136,3 @@ def test_the_tables_are_those_of_this_machine_alone(
     attempts = yaml.safe_load(of_two[0].read_text())["attempts"]
     assert [attempt["processes"] for attempt in attempts] == [2, 2]
     assert all(Path(attempt["snapshot"]).is_relative_to(sweep.folder) for attempt in attempts)
-    assert "DUE TO PREEMPTION" in sweep.logs()
