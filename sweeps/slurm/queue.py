@@ -79,26 +79,22 @@ def ask(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]:
     wanted = list(dict.fromkeys(jobs))
     if not wanted:
         return {}
-    found = _ask_accounting(wanted, since) or {}
-    doubtful = [job for job in wanted if _is_doubtful(found.get(job))]
+    accounted = _ask_accounting(wanted, since) or {}
+    found = {job: accounted.get(job, JobInfo()) for job in wanted}
+    doubtful = [job for job, info in found.items() if info.state in _MAY_COME_BACK or not info.ended]
     listed = _ask_controller(doubtful) if doubtful else {}
     if listed is None:
-        return {job: found.get(job, JobInfo()) for job in wanted}
+        return {job: JobInfo() if info.state == UNKNOWN else info for job, info in found.items()}
     for job in doubtful:
-        now, before = listed.get(job), found.get(job)
-        if now is not None and (before is None or not now.ended):
-            former = before.former if before else ()
-            found[job] = replace(now, former=former, restarts=len(former))
-        elif before is not None and before.of_range and before.waiting:
+        now, before = listed.get(job), found[job]
+        if now is not None and (before.state == UNKNOWN or not now.ended):
+            found[job] = replace(now, former=before.former, restarts=len(before.former))
+        elif before.of_range and not before.ended:
             found[job] = replace(before, state="CANCELLED", reason=_WHILE_IT_WAITED)
-        elif before is not None and not before.ended:
+        elif not before.ended:
             # The controller forgot it when it crashed, and accounting never heard of an end.
             found[job] = JobInfo(source="squeue")
-    return {job: found.get(job, JobInfo(source="squeue")) for job in wanted}
-
-
-def _is_doubtful(info: JobInfo | None) -> bool:
-    return info is None or info.state in _MAY_COME_BACK or not info.ended
+    return found
 
 
 def active(prefix: str) -> list[Active]:
@@ -131,8 +127,10 @@ def _seconds_since(time_s: float) -> int:
 
 
 def parse_accounting(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
-    """Rows of `sacct --parsable2`: the newest life of each wanted job. A task that is not among those of its array
-    was cancelled while it waited.
+    """Rows of `sacct --parsable2`: the newest life of each wanted job.
+
+    A task that is not among those of its array (UNKNOWN, of_range) was cancelled while it waited, or began just now:
+    while an array is taken apart accounting leaves out tasks that have begun.
     """
     wanted = set(wanted)
     lives: dict[str, list[JobInfo]] = {}
@@ -150,9 +148,8 @@ def parse_accounting(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
             if one in wanted:
                 lives.setdefault(one, []).append(_accounting_row(fields))
     found = {job: _newest(rows) for job, rows in lives.items()}
-    dropped = JobInfo("CANCELLED", _WHILE_IT_WAITED, source="sacct", of_range=True)
-    absent = {job: dropped for job in wanted - found.keys() if "_" in job and job.partition("_")[0] in arrays}
-    return found | absent
+    absent = JobInfo(source="sacct", of_range=True)
+    return found | {job: absent for job in wanted - found.keys() if "_" in job and job.partition("_")[0] in arrays}
 
 
 def _newest(rows: list[JobInfo]) -> JobInfo:

@@ -89,7 +89,7 @@ def test_a_step_of_a_worker_killed_for_memory_is_not_its_exception(tmp_path: Pat
     ("job", "kind"),
     [
         *[("1_1", "exception"), ("1_2", "lost"), ("1_3", "cancelled"), ("1_4", "time_limit"), ("1_6", "lost")],
-        *[("1_0", "lost"), ("12_2", "cancelled"), ("16_0", "node_failure"), ("10", "cancelled")],
+        *[("1_0", "lost"), ("16_0", "node_failure"), ("10", "cancelled")],
     ],
 )
 def test_without_a_record_the_job_tells(tmp_path: Path, job: str, kind: str) -> None:
