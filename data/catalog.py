@@ -35,6 +35,15 @@ class Dataset:
             raise UserError(f"dataset {self.name} has no split {split!r}; allowed: train, val")
         return self._images(split)
 
+    def steps_per_epoch(self, images: int, batch_size: int) -> int:
+        """Whole batches in that many training images. Raises UserError where there is none."""
+        if images < batch_size:
+            raise UserError(
+                f"dataset {self.name} at {self.root} has {images} training images, "
+                f"fewer than one batch of {batch_size}; choose a batch size of at most {images}"
+            )
+        return images // batch_size
+
     @property
     def has_masks(self) -> bool:
         return self._segmentation is not None

@@ -152,11 +152,7 @@ class PretrainLoader:
         images = dataset.images("train")
         source = open_source(dataset, images, views.short_side)
         self._store = ImageStore(images, data.on_bad_image, memory_bytes, source)
-        if len(self._store) < batch_size:
-            raise UserError(
-                f"dataset {data.name} at {dataset.root} has {len(self._store)} training images, "
-                f"fewer than one batch of {batch_size}; choose a batch size of at most {len(self._store)}"
-            )
+        self.steps_per_epoch = dataset.steps_per_epoch(len(self._store), batch_size)
         self._steps = _Steps(self._store, ViewMaker(views, grid_size), batch_size, seed, share)
         self._views = views
         self._workers = workers
@@ -165,7 +161,6 @@ class PretrainLoader:
         self._recycler = Recycler()
         self.wait_seconds = 0.0
         self.bad_files = self._store.bad_files
-        self.steps_per_epoch = self._steps.steps_per_epoch
 
     @property
     def samples(self) -> int:

@@ -33,10 +33,10 @@ def main(argv: Sequence[str]) -> None:
     world = world_from_environment()
     config.train.share(world.size)
     name = identity(config)
-    if Run.at(config.machine.runs, name).result() is None:
-        from data.catalog import open_dataset
+    if Run.at(config.machine.runs, name).state() == "new":
+        from pretrain.preflight import preflight
 
-        open_dataset(config.data)  # one that is missing is told before anything is made
+        preflight(config)
 
     def work(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         from pretrain.train import Training, train  # here, so that a wrong config is told at once

@@ -7,6 +7,7 @@ from typing import Any
 
 from data.config import WORKER_KINDS, DataConfig, ViewsConfig
 from runtime.config import Duration, MachineConfig, added_later, require, split_machine
+from runtime.errors import UserError
 from runtime.rundir import Identity
 from vicregl.model_config import ModelConfig
 from vicregl.options import CriterionConfig
@@ -121,6 +122,18 @@ class PretrainConfig:
         weights, stages = self.loss.local_stage_weights, len(self.model.local_stages)
         fits = len(weights) in (0, stages)
         require(fits, "loss.local_stage_weights", weights, f"one for each of the {stages} model.local_stages, or none")
+
+
+def durations(config: PretrainConfig, steps_per_epoch: int) -> tuple[int, int]:
+    """(steps in all, steps of the warm-up); UserError where the warm-up is not shorter."""
+    total = Duration.parse(config.train.duration).steps(steps_per_epoch)
+    warmup = Duration.parse(config.optimizer.warmup).steps(steps_per_epoch)
+    if total and warmup >= total:
+        raise UserError(
+            f"config: optimizer.warmup = {config.optimizer.warmup!r} is {warmup} steps, and the whole training "
+            f"(train.duration = {config.train.duration!r}) has {total}; make the warm-up shorter"
+        )
+    return total, warmup
 
 
 def identity(config: PretrainConfig) -> Identity:

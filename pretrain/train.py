@@ -12,16 +12,15 @@ from torch import nn
 from data.catalog import open_dataset
 from data.loader import PretrainLoader
 from pretrain.checkpoint import TrainingState, drop_all_but_last, keep, save_backbone
-from pretrain.config import PretrainConfig
+from pretrain.config import PretrainConfig, durations
 from pretrain.logger import Logger
 from pretrain.optimizers import learning_rate, make_optimizer
 from pretrain.parallel import prepare_model, seed_apart, wrapped
 from pretrain.probe import OnlineProbe
 from pretrain.scores import final_scores
 from pretrain.step import refuse_batch_statistics, training_step
-from runtime.config import Duration
 from runtime.distributed import World, largest
-from runtime.errors import Unfinished, UserError
+from runtime.errors import Unfinished
 from runtime.rundir import Run
 from runtime.stopping import StopRequest, stop_request
 from vicregl.criterion import VICRegLCriterion
@@ -111,18 +110,6 @@ def make_loader(config: PretrainConfig, model: VICRegLModel, device: torch.devic
         worker_kind=config.machine.worker_kind,
         share=(world.rank, world.size),
     )
-
-
-def durations(config: PretrainConfig, steps_per_epoch: int) -> tuple[int, int]:
-    """(steps in all, steps of the warm-up); UserError where the warm-up is not shorter."""
-    total = Duration.parse(config.train.duration).steps(steps_per_epoch)
-    warmup = Duration.parse(config.optimizer.warmup).steps(steps_per_epoch)
-    if total and warmup >= total:
-        raise UserError(
-            f"config: optimizer.warmup = {config.optimizer.warmup!r} is {warmup} steps, and the whole training "
-            f"(train.duration = {config.train.duration!r}) has {total}; make the warm-up shorter"
-        )
-    return total, warmup
 
 
 def make_probe(config: PretrainConfig, model: VICRegLModel, device: torch.device) -> OnlineProbe | None:

@@ -11,9 +11,11 @@ import matplotlib as mpl
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
-from analysis.labels import score_label
+from analysis.labels import is_percent, score_label
 from analysis.material import Material
 from runtime import files
 
@@ -64,14 +66,25 @@ def _save(figure: Figure, path: Path, kind: str) -> None:
     files.write_atomic(path, save)
 
 
-def axis_label(score: str) -> str:
+class _PercentLocator(AutoLocator):
+    """No tick where no share can be, though an interval reach there."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        return [float(tick) for tick in super().tick_values(vmin, vmax) if 0 <= tick <= 100]
+
+
+def describe_axis(axis: Axis, score: str) -> None:
+    """What the axis shows, and ticks that suit it."""
     label = score_label(score)
-    return label[0].upper() + label[1:]
+    axis.set_label_text(label[0].upper() + label[1:])
+    if is_percent(score):
+        axis.set_major_locator(_PercentLocator())
 
 
 def empty(x: str, y: str, words: str) -> Figure:
     """Axes without points, and why."""
     figure, axes = plt.subplots()
-    axes.set(xlabel=axis_label(x), ylabel=axis_label(y))
+    describe_axis(axes.xaxis, x)
+    describe_axis(axes.yaxis, y)
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=GREY)
     return figure

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analysis.figures.base import GREY, MANY_POINTS, PAGE, Plot, axis_label
+from analysis.figures.base import GREY, MANY_POINTS, PAGE, Plot, describe_axis
 from analysis.figures.training import Rgba, varied_colors
 from analysis.labels import symbol, value_text
 from analysis.material import Material
@@ -34,7 +34,7 @@ def draw(material: Material) -> Figure | None:
     for i, score in enumerate(scores):
         for j, name in enumerate(names):
             _draw_panel(grid[i, j], pairs[score, name], colors)
-        grid[i, 0].set_ylabel(axis_label(score))
+        describe_axis(grid[i, 0].yaxis, score)
     for j, name in enumerate(names):
         grid[-1, j].set_xlabel(name.partition(".")[2].replace("_", " "))
     vary = symbol(material.study.report.vary)

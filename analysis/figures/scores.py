@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.base import GREY, MANY_POINTS, Plot, axis_label
+from analysis.figures.base import GREY, MANY_POINTS, Plot, describe_axis
 from analysis.labels import symbol, value_text
 from analysis.material import Material
 from analysis.summary import Row, Summary
@@ -75,7 +75,8 @@ def _draw_seeds(axes: Axes, rows: list[Row], score: str, color: str, positions: 
 
 
 def _colour_axis(axes: Axes, score: str, color: str, side: str) -> None:
-    axes.set_ylabel(axis_label(score), color=color)
+    describe_axis(axes.yaxis, score)
+    axes.yaxis.label.set_color(color)
     axes.tick_params(axis="y", labelcolor=color)
     if side == "right":
         axes.spines["right"].set_visible(True)

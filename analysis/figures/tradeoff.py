@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.base import GREY, MANY_CURVES, MANY_LABELS, MARKERS, Plot, axis_label, empty
+from analysis.figures.base import GREY, MANY_CURVES, MANY_LABELS, MARKERS, Plot, describe_axis, empty
 from analysis.labels import is_percent, number, symbol, value_text
 from analysis.material import Material
 from analysis.placement import place_labels
@@ -40,7 +40,8 @@ def draw(material: Material) -> Figure:
     if not curves:
         return empty(report.x, report.y, "no run has both scores yet")
     figure, axes = plt.subplots()
-    axes.set(xlabel=axis_label(report.x), ylabel=axis_label(report.y))
+    describe_axis(axes.xaxis, report.x)
+    describe_axis(axes.yaxis, report.y)
     for index, curve in enumerate(curves):
         _draw_curve(axes, curve, f"C{index % 7}", MARKERS[index % 7], summary)
     overlay = _draw_published(axes, material)

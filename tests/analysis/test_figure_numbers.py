@@ -56,6 +56,18 @@ def drawn(draw: Callable[[Material], Figure | None], material: Material) -> Figu
     return figure
 
 
+def test_no_tick_of_a_share_lies_beyond_all_of_it(material_of: MaterialOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": s}, 97 - 8 * s, 3 + 8 * s) for a in (0.0, 1.0) for s in range(2)]
+    material = material_of({"loss.alpha": [0.0, 1.0], "seed": [0, 1]}, rows)
+    for draw in (tradeoff.draw, scores.draw):
+        for axes in drawn(draw, material).axes:
+            for score, axis in ((axes.get_xlabel(), axes.xaxis), (axes.get_ylabel(), axes.yaxis)):
+                if "%" in score:
+                    low, high = sorted(axis.get_view_interval())
+                    assert low < 0 or high > 100  # the intervals of two seeds are wide
+                    assert 0 <= min(axis.get_majorticklocs()) < max(axis.get_majorticklocs()) <= 100
+
+
 def test_the_pareto_front() -> None:
     points = [(1.0, 5.0), (2.0, 4.0), (2.0, 3.0), (3.0, 4.5), (4.0, 1.0), (4.0, 1.0), (0.0, 5.0)]
     brute = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}

@@ -192,6 +192,7 @@ def test_bad_input_ends_in_one_clear_message(tmp_path, arguments, overrides, cod
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
     assert all(part in stderr for part in expected), stderr
+    assert (tmp_path / "pretrain").exists() == (code == 3)  # nothing is made for what cannot be trained
 
 
 @pytest.fixture
