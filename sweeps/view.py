@@ -121,7 +121,14 @@ def _ask(jobs: Mapping[Node, Job], nodes: Iterable[Node]) -> dict[Node, JobInfo]
     if not wanted:
         return {}
     answers = queue.ask([job.job for job in wanted.values()], since=min(job.time for job in wanted.values()))
-    return {node: answers[job.job] for node, job in wanted.items()}
+    return {node: _if_it_began(node, job, answers[job.job]) for node, job in wanted.items()}
+
+
+def _if_it_began(node: Node, job: Job, info: JobInfo) -> JobInfo:
+    """A task that has an output did begin: accounting left it out, and the controller has forgotten it."""
+    if info.never_began and any(log.is_file() for log in _logs_of_job(node.root, job)):
+        return JobInfo(source=info.source)
+    return info
 
 
 def _view(node: Node, state: str, job: Job | None, info: JobInfo | None, parent: View | None) -> View:
@@ -141,11 +148,13 @@ def _view(node: Node, state: str, job: Job | None, info: JobInfo | None, parent:
 
 def logs_of(node: Node, job: Job | None) -> list[Path]:
     """Where the output of a run may be: of its own file here, of its newest job."""
-    files = [node.run.path / LOG]
-    if job is not None:
-        folder = Path(node.root) / "jobs" / job.submission / "logs"
-        files += [folder / f"{job.job}_0_log.{kind}" for kind in ("err", "out")]
-    return files
+    return [node.run.path / LOG, *(_logs_of_job(node.root, job) if job is not None else [])]
+
+
+def _logs_of_job(root: str, job: Job) -> list[Path]:
+    """SLURM makes the second one when the job begins."""
+    folder = Path(root) / "jobs" / job.submission / "logs"
+    return [folder / f"{job.job}_0_log.{kind}" for kind in ("err", "out")]
 
 
 def last_rows(file: Path, most_bytes: int = _METRICS_BYTES) -> list[dict[str, Any]]:

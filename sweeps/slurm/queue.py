@@ -23,7 +23,7 @@ WORKING = frozenset(
 )
 # Accounting shows these for a moment before the same job, requeued, waits again.
 _MAY_COME_BACK = frozenset({"PREEMPTED", "NODE_FAIL", "REQUEUED", UNKNOWN})
-_WHILE_IT_WAITED = "while it waited"  # a cancelled task that had not begun has no row of its own
+_WHILE_IT_WAITED = "while it waited"
 _ARGUMENT_CHARACTERS = 100_000  # Linux takes 131,072 in one argument
 
 
@@ -61,6 +61,11 @@ class JobInfo:
         """SLURM was asked, and has never heard of it, or has forgotten it."""
         return self.state == UNKNOWN and bool(self.source)
 
+    @property
+    def never_began(self) -> bool:
+        """Inferred: a task without a row of its own, which is also how a cancelled one looks that had not begun."""
+        return self.state == "CANCELLED" and self.reason == _WHILE_IT_WAITED
+
 
 @dataclass(frozen=True)
 class Active:
@@ -82,14 +87,15 @@ def ask(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]:
     accounted = _ask_accounting(wanted, since) or {}
     found = {job: accounted.get(job, JobInfo()) for job in wanted}
     doubtful = [job for job, info in found.items() if info.state in _MAY_COME_BACK or not info.ended]
-    listed = _ask_controller(doubtful) if doubtful else {}
-    if listed is None:
+    answer = _ask_controller(doubtful) if doubtful else ({}, set())
+    if answer is None:
         return {job: JobInfo() if info.state == UNKNOWN else info for job, info in found.items()}
+    listed, known = answer
     for job in doubtful:
         now, before = listed.get(job), found[job]
         if now is not None and (before.state == UNKNOWN or not now.ended):
             found[job] = replace(now, former=before.former, restarts=len(before.former))
-        elif before.of_range and not before.ended:
+        elif before.of_range and not before.ended and (number_of(job) in known or before.state == UNKNOWN):
             found[job] = replace(before, state="CANCELLED", reason=_WHILE_IT_WAITED)
         elif not before.ended:
             # The controller forgot it when it crashed, and accounting never heard of an end.
@@ -143,13 +149,13 @@ def parse_accounting(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
         if dot:
             _learn_from_step(lives.get(job), fields)
             continue
-        arrays.add(job.partition("_")[0] if "_" in job else "")
+        arrays.add(number_of(job) if "_" in job else "")
         for one in expand(job, wanted):
             if one in wanted:
                 lives.setdefault(one, []).append(_accounting_row(fields))
     found = {job: _newest(rows) for job, rows in lives.items()}
     absent = JobInfo(source="sacct", of_range=True)
-    return found | {job: absent for job in wanted - found.keys() if "_" in job and job.partition("_")[0] in arrays}
+    return found | {job: absent for job in wanted - found.keys() if "_" in job and number_of(job) in arrays}
 
 
 def _newest(rows: list[JobInfo]) -> JobInfo:
@@ -188,16 +194,21 @@ def _accounting_row(fields: Sequence[str]) -> JobInfo:
     )
 
 
-def _ask_controller(wanted: Sequence[str]) -> dict[str, JobInfo] | None:
-    """None where squeue is missing or the controller does not answer."""
+def _ask_controller(wanted: Sequence[str]) -> tuple[dict[str, JobInfo], set[str]] | None:
+    """Its rows, and the numbers of all jobs and arrays among them that it has not forgotten.
+
+    None where squeue is missing or the controller does not answer.
+    """
     found: dict[str, JobInfo] = {}
+    known: set[str] = set()
     for numbers in _arguments(wanted):
         argv = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%M|%V", f"--jobs={numbers}"]
         text = _call(argv, forgotten="Invalid job id")
         if text is None:
             return None
         found |= parse_queue(text, wanted)
-    return found
+        known |= {number_of(line.partition("|")[0]) for line in text.splitlines()}
+    return found, known
 
 
 def parse_queue(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
@@ -227,7 +238,7 @@ def expand(job: str, wanted: set[str]) -> list[str]:
     if not bracket:
         return [job.partition("+")[0]]
     if "..." in tasks:
-        return [one for one in wanted if one.partition("_")[0] == base]
+        return [one for one in wanted if number_of(one) == base]
     numbers: list[int] = []
     for part in tasks.rstrip("]").partition("%")[0].split(","):
         span = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part.strip())
@@ -235,6 +246,11 @@ def expand(job: str, wanted: set[str]) -> list[str]:
             first, last, step = int(span[1]), int(span[2] or span[1]), int(span[3] or 1)
             numbers.extend(range(first, last + 1, step))
     return [f"{base}_{number}" for number in numbers]
+
+
+def number_of(job: str) -> str:
+    """ "7_3" and "7_[0-2]" -> "7"."""
+    return job.partition("_")[0]
 
 
 def seconds_of(elapsed: str) -> int | None:
@@ -262,7 +278,7 @@ def _integer(text: str) -> int | None:
 
 def _arguments(jobs: Sequence[str]) -> list[str]:
     """Comma-separated numbers, arrays as a whole, each text short enough for one argument."""
-    numbers = list(dict.fromkeys(job.partition("_")[0] for job in jobs))
+    numbers = list(dict.fromkeys(number_of(job) for job in jobs))
     texts, length = [[]], 0  # type: tuple[list[list[str]], int]
     for number in numbers:
         if length + len(number) + 1 > _ARGUMENT_CHARACTERS:

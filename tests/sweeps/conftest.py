@@ -1,7 +1,8 @@
-"""A study of fake stages in a temporary folder."""
+"""A study of fake stages in a temporary folder, and commands of SLURM that print what a test wants."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,3 +59,22 @@ def edit(folder: Path) -> Callable[..., Path]:
 @pytest.fixture
 def make_graph(folder: Path) -> Callable[[], Graph]:
     return lambda: build(load_study("study.yaml"))
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Put a command of SLURM onto the PATH that prints a recording, or fails; each call is a line in `calls`."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def make(name: str, prints: str = "", code: int = 0, error: str = "", seconds: float = 0) -> Path:
+        (tmp_path / f"{name}.out").write_text(prints)
+        script = tmp_path / name
+        wait = f"exec sleep {seconds}\n" if seconds else ""
+        script.write_text(
+            f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n{wait}cat {tmp_path}/{name}.out\n'
+            f'echo "{error}" >&2\nexit {code}\n'
+        )
+        script.chmod(0o755)
+        return tmp_path / "calls"
+
+    return make

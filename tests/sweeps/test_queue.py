@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,25 +14,6 @@ RECORDED = Path(__file__).parent / "recorded"
 TASKS = [f"1_{i}" for i in range(10)]
 JOBS = [*TASKS, "10", "11", "12_0", "12_1", "12_2", "12_3", "15", "16_0", "17"]
 Fake = Callable[..., Path]
-
-
-@pytest.fixture
-def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Put a command of SLURM onto the PATH that prints a recording, or fails; each call is a line in `calls`."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def make(name: str, prints: str = "", code: int = 0, error: str = "", seconds: float = 0) -> Path:
-        (tmp_path / f"{name}.out").write_text(prints)
-        script = tmp_path / name
-        wait = f"exec sleep {seconds}\n" if seconds else ""
-        script.write_text(
-            f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n{wait}cat {tmp_path}/{name}.out\n'
-            f'echo "{error}" >&2\nexit {code}\n'
-        )
-        script.chmod(0o755)
-        return tmp_path / "calls"
-
-    return make
 
 
 def recorded(name: str) -> str:
@@ -105,6 +85,14 @@ def test_what_the_controller_forgot_is_over_whatever_accounting_says(commands: F
     assert found["8"].waiting
     commands("squeue", code=1, error="Unable to contact slurm controller")
     assert ask(["7"])["7"].working
+
+
+def test_an_array_that_waited_when_the_controller_crashed_is_not_cancelled(commands: Fake) -> None:
+    commands("sacct", "7_[0-1]|PENDING|0:0|None assigned|0|1700000000|Priority\n")
+    commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
+    assert ask(["7_0"])["7_0"].gone
+    commands("squeue", "7_1|PENDING|Priority||0:00|1700000000\n")
+    assert ask(["7_0"])["7_0"].never_began
 
 
 def test_one_call_for_all(commands: Fake) -> None:
