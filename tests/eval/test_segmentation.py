@@ -125,6 +125,7 @@ def test_loss_that_is_not_finite(scenes, parent, evaluate):
     assert run.result() is None
 
 
+@pytest.mark.slow
 def test_fcn_head_is_a_protocol_of_its_own(scenes, parent, evaluate):
     _, error, run = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL, "finetune=true", "head=fcn")
     assert run.result() is not None, error

@@ -101,12 +101,14 @@ def test_the_first_host_of_a_node_list(nodes, host) -> None:
         assert asked.returncode or asked.stdout.split()[0] == host
 
 
+@pytest.mark.slow
 def test_they_agree(ranks) -> None:
     for rank, (code, said, errors) in enumerate(ranks.ended(ranks(3, WORKER, "agree"))):
         assert code == 0, errors
         assert said.strip() == f"{rank}/3 [False, True, 14, {{'rank': 0}}]"
 
 
+@pytest.mark.slow
 def test_a_slurm_step_meets_by_its_job_number() -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
