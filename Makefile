@@ -7,10 +7,10 @@ WORKERS ?= 2
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help install install-slurm study test test-fast lint format smoke clean
+.PHONY: help install install-slurm install-report study test test-fast lint format smoke clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(INSTALLED)  ## make .venv with everything in it
 
@@ -34,6 +34,11 @@ install-slurm:  ## as root on Debian: SLURM, for the tests of tests/slurm; start
 	    slurm-wlm slurm-client slurmdbd mariadb-server munge; }
 	@# torch.distributed looks the nodes of the test cluster up by name.
 	for node in n1 n2; do getent hosts $$node >/dev/null || echo "127.0.0.1 $$node" >> /etc/hosts; done
+
+install-report:  ## as root on Debian: a browser and LaTeX, by which tests look at the pages and tables of reports
+	which chromium pdflatex >/dev/null || { apt-get update -q && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+	    chromium fonts-liberation texlive-latex-base texlive-latex-recommended; }
 
 study: $(INSTALLED)  ## pretrain, evaluate, report: STUDY=sweeps/studies/quickstart.yaml WORKERS=2
 	$(RUN) -m sweeps run $(STUDY) --workers $(WORKERS)

@@ -92,8 +92,10 @@ def test_the_page_is_whole(report: Path) -> None:
 def photograph(page: Path, to: Path, width: int, height: int, dark: bool) -> np.ndarray:
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     size = f"--window-size={width},{height}"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", scheme, size, f"--screenshot={to}"]
-    subprocess.run([CHROMIUM, *options, page.resolve().as_uri()], check=True, capture_output=True, timeout=120)
+    # Containers often have a /dev/shm that is too small for it.
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    argv = [CHROMIUM, *options, scheme, size, f"--screenshot={to}", page.resolve().as_uri()]
+    subprocess.run(argv, check=True, capture_output=True, timeout=300)
     with Image.open(to) as image:
         return np.asarray(image.convert("L"), dtype=float)
 
@@ -101,7 +103,7 @@ def photograph(page: Path, to: Path, width: int, height: int, dark: bool) -> np.
 @pytest.mark.slow
 def test_a_browser_shows_it(report: Path, tmp_path: Path) -> None:
     if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
+        pytest.skip(f"no browser at {CHROMIUM}: make install-report")
     light = photograph(report / "index.html", tmp_path / "light.png", 1000, 1600, dark=False)
     dark = photograph(report / "index.html", tmp_path / "dark.png", 1000, 1600, dark=True)
     assert light.shape == dark.shape == (1600, 1000)

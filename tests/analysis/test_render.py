@@ -73,7 +73,7 @@ def test_latex_is_sound(material_of: MaterialOf) -> None:
 def test_latex_compiles(material_of: MaterialOf, tmp_path: Path) -> None:
     engine = next(filter(None, map(shutil.which, ("pdflatex", "lualatex", "xelatex", "tectonic"))), None)
     if engine is None:
-        pytest.skip("no LaTeX engine on this machine")
+        pytest.skip("no LaTeX engine on this machine: make install-report")
     known = render.to_latex(published.published_table(published.published()), "ρ")
     tables = [render.to_latex(NASTY), render.to_latex(results_table(a_material(material_of).summary)), known]
     (tmp_path / "t.tex").write_text(document(*tables))
