@@ -74,6 +74,9 @@ _TYPICAL = {
     "node_failure": "its node failed",
     "lost": "it ended without a word: nobody works on it, and nothing tells why",
 }
+# scancel leaves the number of its user. What SLURM cancels by itself waited for a job that failed, or was open when
+# slurmctld came back from a crash without its state.
+_BY_SLURM = "SLURM cancelled it by itself: a job that it waited for failed, or slurmctld forgot it in a crash"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -
     if is_cancelled(run):
         return Failure("cancelled", "it was cancelled; `retry` takes it up again")
     record = _record(run, info)
-    by_state = _OF_STATE.get(info.state) if info is not None else None
+    by_state = _kind_of_state(info)
     if record is not None:
         kind, line = _kind_of_record(record), _line_of_record(record)
         if kind == "lost" or (kind == "exception" and info is not None and info.state in _STATE_BEFORE_EXCEPTION):
@@ -109,6 +112,12 @@ def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -
     if told is not None:
         return Failure(told, lines[-1])
     return Failure("lost", "; it ends: ".join([_TYPICAL["lost"], *lines[-1:]]))
+
+
+def _kind_of_state(info: JobInfo | None) -> str | None:
+    if info is not None and info.by_slurm:
+        return "lost"
+    return _OF_STATE.get(info.state) if info is not None else None
 
 
 def _record(run: Run, info: JobInfo | None) -> dict[str, Any] | None:
@@ -165,6 +174,8 @@ def _kind_of_log(lines: Sequence[str]) -> str | None:
 
 
 def _explained(kind: str, info: JobInfo | None, lines: Sequence[str]) -> str:
+    if info is not None and info.by_slurm:
+        return _BY_SLURM
     reason = info.reason if info is not None else ""
     told = f" ({reason})" if reason else ""
     ending = f"; its log ends: {lines[-1]}" if lines and kind in ("out_of_memory", "node_failure") else ""

@@ -18,6 +18,7 @@ from submitit.slurm.slurm import SlurmExecutor
 from runtime.errors import UserError
 from sweeps.slurm.config import Resources
 from sweeps.slurm.job import Task
+from sweeps.slurm.queue import number_of
 
 # A controller that is being restarted answers again within this long.
 PATIENCE_SECONDS = 60.0
@@ -94,7 +95,7 @@ def queue_order(order: Order, array_file: Path, logs: Path, code: Path) -> str:
             jobs = [executor.submit(task) for task in tasks]
     except Exception as error:  # submitit raises FailedJobError, with sbatch's words at the end
         raise UserError(f"sbatch refused {order.name}: {_last_words(str(error))}") from error
-    return str(jobs[0].job_id).partition("_")[0]
+    return number_of(str(jobs[0].job_id))
 
 
 def test_only(order: Order, logs: Path, code: Path) -> None:

@@ -41,6 +41,7 @@ class JobInfo:
     restarts: int = 0
     former: tuple[str, ...] = ()  # states in which its former lives ended
     source: str = ""  # sacct, squeue, or "" where neither answered
+    by_slurm: bool = False  # CANCELLED, and accounting names no user who did it
     of_range: bool = False  # read from a row such as 7_[0-9], which accounting may not have mended yet
 
     @property
@@ -63,7 +64,7 @@ class JobInfo:
 
     @property
     def never_began(self) -> bool:
-        """Inferred: a task without a row of its own, which is also how a cancelled one looks that had not begun."""
+        """Cancelled while it waited: concluded from its having no row of its own. An output of it proves that wrong."""
         return self.state == "CANCELLED" and self.reason == _WHILE_IT_WAITED
 
 
@@ -98,7 +99,7 @@ def ask(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]:
         elif before.of_range and not before.ended and (number_of(job) in known or before.state == UNKNOWN):
             found[job] = replace(before, state="CANCELLED", reason=_WHILE_IT_WAITED)
         elif not before.ended:
-            # The controller forgot it when it crashed, and accounting never heard of an end.
+            # The controller forgot it, or the whole array, when it crashed: accounting never heard of an end.
             found[job] = JobInfo(source="squeue")
     return found
 
@@ -190,12 +191,13 @@ def _accounting_row(fields: Sequence[str]) -> JobInfo:
         elapsed_s=_integer(elapsed),
         submitted=_integer(submitted),
         source="sacct",
+        by_slurm=state.strip() == "CANCELLED",
         of_range="[" in job,
     )
 
 
 def _ask_controller(wanted: Sequence[str]) -> tuple[dict[str, JobInfo], set[str]] | None:
-    """Its rows, and the numbers of all jobs and arrays among them that it has not forgotten.
+    """What it says of each job, and the numbers of the jobs and arrays that it knows at all.
 
     None where squeue is missing or the controller does not answer.
     """

@@ -12,9 +12,11 @@ from cluster import Cluster, wait_until
 from sweep import CLUSTER, PROJECT, Sweep, study, undisturbed
 
 from runtime.rundir import Run
+from sweeps.slurm.queue import number_of
 from sweeps.slurm.records import Job, read_jobs
 
 pytestmark = pytest.mark.slurm
+ACCOUNTED = ["PENDING", "RUNNING", "RUNNING"]
 ON_SLURM = ("--cluster", "slurm", "--cluster-config", "cluster.yaml")
 
 
@@ -123,22 +125,30 @@ def test_what_is_cancelled_stays_so_until_it_is_retried(cluster: Cluster, tmp_pa
 
 
 def test_what_slurmctld_forgot_in_a_crash_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
-    """Accounting believes for ever that those jobs run, and their nodes end them as nobody's."""
+    """Two tasks run and two wait: accounting calls them CANCELLED, by nobody, and the nodes end the two as nobody's."""
     hold = tmp_path / "hold"
     hold.touch()
-    two = study(steps=6, evals=1, alpha=[0.5, 1.0])
-    sweep = Sweep(cluster, tmp_path / "slurm", study=two)
+    four = study(steps=6, evals=1, alpha=[0.5, 1.0, 0.0, 0.25])
+    sweep = Sweep(cluster, tmp_path / "slurm", study=four)
+    sweep.write("cluster.yaml", {**CLUSTER, "pretrain": {"parallel": 2}})
     sweep.write("pretrain.yaml", {"machine": {"hold": str(hold), "save_steps": 1}})
     with cluster.crash_and_forget():
         sweep.submit()
         sweep.wait_for(lambda: {run_of(sweep, alpha).state() for alpha in ("0.5", "1")} == {"running"}, "both run", 90)
+        array = number_of(job_of(sweep, "0.5").job)
+        sweep.wait_for(
+            lambda: sorted(cluster.run("sacct", "-X", "-n", "-P", "-j", array, "-o", "State").split()) == ACCOUNTED,
+            "accounting knows the array as it is",
+            90,
+        )
     ended = ("interrupted", "failed")
     sweep.wait_for(lambda: all(run_of(sweep, alpha).state() in ended for alpha in ("0.5", "1")), "both are ended", 90)
     hold.unlink()
-    assert kinds(status(sweep, code=1)) == {"0.5": "lost", "1.0": "lost"}
-    assert "4 runs queued now" in sweep.command("reconcile", *ON_SLURM)
-    sweep.wait_for_end(4)
-    assert sweep.results() == undisturbed(cluster, tmp_path / "local", two)
+    assert not any(run_of(sweep, alpha).path.exists() for alpha in ("0", "0.25"))
+    assert kinds(status(sweep, code=1)) == dict.fromkeys(("0.5", "1.0", "0.0", "0.25"), "lost")
+    assert "8 runs queued now" in sweep.command("reconcile", *ON_SLURM)
+    sweep.wait_for_end(8)
+    assert sweep.results() == undisturbed(cluster, tmp_path / "local", four)
 
 
 def test_a_parent_that_slurm_has_forgotten_is_not_evaluated(cluster: Cluster, tmp_path: Path) -> None:

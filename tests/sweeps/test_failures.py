@@ -89,12 +89,15 @@ def test_a_step_of_a_worker_killed_for_memory_is_not_its_exception(tmp_path: Pat
     ("job", "kind"),
     [
         *[("1_1", "exception"), ("1_2", "lost"), ("1_3", "cancelled"), ("1_4", "time_limit"), ("1_6", "lost")],
-        *[("1_0", "lost"), ("16_0", "node_failure"), ("10", "cancelled")],
+        *[("1_0", "lost"), ("16_0", "node_failure"), ("11", "cancelled")],
+        ("10", "lost"),  # by SLURM itself: the job that it waited for had failed
     ],
 )
 def test_without_a_record_the_job_tells(tmp_path: Path, job: str, kind: str) -> None:
     info = parse_accounting((RECORDED / "sacct_ended.txt").read_text(), [job, "12_1"])[job]
-    assert classify(begun(tmp_path), info).kind == kind
+    failure = classify(begun(tmp_path), info)
+    assert failure.kind == kind
+    assert ("SLURM cancelled it by itself" in failure.last_line) == (job == "10")
 
 
 @pytest.mark.parametrize(

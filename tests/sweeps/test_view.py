@@ -13,7 +13,7 @@ from sweeps.view import look, run_name
 def test_a_task_with_an_output_was_not_cancelled_before_it_began(
     make_graph: Callable[[], Graph], commands: Callable[..., Path]
 ) -> None:
-    """Accounting left it out when it began, and the controller has forgotten it: seen after a crash of slurmctld."""
+    """Accounting left it out when it began, and the controller has forgotten it since."""
     graph = make_graph()
     first, second = [node for node in graph.nodes if node.parent is None][:2]
     submission = Submission.begin(Path(first.root), {})
