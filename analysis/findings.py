@@ -1,16 +1,17 @@
 """What the numbers say, computed: does pretraining beat the control, and what happens as the varied field falls?
 
-Every statement that rests on one seed says so; with more, a direction is stated where the 95 % interval
-of the difference (paired by seed) excludes 0, and as undecided elsewhere.
+Every statement that rests on one seed says so. With more, each sentence allows for all the differences that it was
+chosen from (statistics.decided_together), so that it decides something that is not so in at most 5 % of studies; the
+rest is undecided. That every setting beats the control needs no allowance: each of the tests has to succeed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
 
 from analysis.labels import is_percent, number, score_name, value_text
-from analysis.statistics import Estimate
+from analysis.statistics import Estimate, K, decided_together, rejected
 from analysis.summary import Row, Summary
 
 ONE_SEED = "one seed cannot support it"
@@ -38,13 +39,13 @@ def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: 
     if not known:
         return ""
     below = [value for value, d in known.items() if d.mean <= 0]
-    unsure = [value for value, d in known.items() if d.mean > 0 and d.sign == 0 and d.half is not None]
+    decided = decided_together(known)
+    unsure = [value for value, d in known.items() if value not in decided and d.half is not None]
     low, high = (number(f(d.mean for d in known.values()), is_percent(score), signed=True) for f in (min, max))
     spread = f"{low} to {high}" if low != high else low
     if not _is_untrained(summary, control):
         settings = f"every {vary} that was scored differs by {spread}"
-        undecided = [value for value, d in known.items() if d.sign == 0 and d.half is not None]
-        text = f", undecided at {_values(undecided)}: the interval includes 0" if undecided else ""
+        text = f", undecided at {_values(unsure)}: {_doubt(known, unsure)}" if unsure else ""
         return f"{name}: from the control {control.control!r} {settings}{text}.{_reservation(known.values())}"
     if below:
         where = f"{vary} = {_values(below)}"
@@ -53,10 +54,10 @@ def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: 
             f"{spread}). Look for the mistake before reading on.{_reservation(known.values())}"
         )
     text = f"{name}: pretraining beats {control.control!r} at every {vary} that was scored, by {spread}"
-    if unsure:
-        text += f", but the 95 % interval of the difference includes 0 at {vary} = {_values(unsure)}"
-    elif all(d.half is not None for d in known.values()):
+    if all(d.sign > 0 for d in known.values()):
         text += ", and every 95 % interval of the difference excludes 0"
+    elif unsure:
+        text += f", but undecided at {vary} = {_values(unsure)}: {_doubt(known, unsure)}"
     return f"{text}.{_reservation(known.values())}"
 
 
@@ -77,31 +78,35 @@ def course(summary: Summary, rows: Sequence[Row], score: str) -> str:
     values = list(means)  # falling
     extremes = {values[0], values[-1], max(values, key=means.__getitem__), min(values, key=means.__getitem__)}
     turns = [value for value in values if value in extremes]
+    pairs = {(a, b): summary.difference(scored[b], scored[a], score) for a, b in combinations(values, 2)}
+    decided = decided_together(pairs)
     legs, differences = [], []
     for start, end in pairwise(turns):
-        found = summary.difference(scored[end], scored[start], score)
+        found = pairs[start, end]
         if found is None:
             continue
         differences.append(found)
+        open_end = found.half is not None and (start, end) not in decided
+        verdict = f", undecided: {_doubt(pairs, [(start, end)])}" if open_end else ""
         way = "rises" if found.mean > 0 else "falls" if found.mean < 0 else "stays the same"
         size = _size(found, score)
-        legs.append(f"{way} from {value_text(start)} to {value_text(end)} ({size}{_verdict(found)})")
+        legs.append(f"{way} from {value_text(start)} to {value_text(end)} ({size}{verdict})")
     return f"{score_name(score)}, as {vary} falls, {', then '.join(legs)}.{_reservation(differences)}"
 
 
 def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
     """Which settings give up the first score for the second, against the baseline."""
     report = summary.study.report
-    kinds: dict[str, list[object]] = {}
-    differences = []
+    known: dict[object, tuple[Estimate, Estimate]] = {}
     for row in rows:
         base = summary.baseline(row)
-        found = [summary.difference(row, base, score) for score in (report.x, report.y)]
-        x, y = found
-        if row is base or x is None or y is None:
-            continue
-        differences += [x, y]
-        kinds.setdefault(_kind(_direction(x), _direction(y)), []).append(row.varied)
+        x, y = (summary.difference(row, base, score) for score in (report.x, report.y))
+        if row is not base and x is not None and y is not None:
+            known[row.varied] = x, y
+    kinds: dict[str, list[object]] = {}
+    decided = _both_decided(known)
+    for value, (x, y) in known.items():
+        kinds.setdefault(_kind(x, y) if value in decided else "undecided", []).append(value)
     if not kinds:
         return ""
     x_name, y_name = score_name(report.x), score_name(report.y)
@@ -114,20 +119,27 @@ def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
     }
     parts = [f"{text} {_values(kinds[kind])}" for kind, text in texts.items() if kind in kinds]
     if "trade" not in kinds:
-        parts.insert(0, f"no setting gains {y_name} at the cost of {x_name}")
+        gains = "is shown to gain" if "undecided" in kinds else "gains"
+        parts.insert(0, f"no setting {gains} {y_name} at the cost of {x_name}")
     where = f"Against {report.vary} = {value_text(report.baseline)}"
-    return f"{where}: {'; '.join(parts)}.{_reservation(differences)}"
+    return f"{where}: {'; '.join(parts)}.{_reservation(d for pair in known.values() for d in pair)}"
 
 
-def _direction(found: Estimate) -> int:
-    """1 up, -1 down, 0 undecided: by the interval, and by the bare sign where there is none."""
-    return found.sign if found.half is not None else (found.mean > 0) - (found.mean < 0)
+def _both_decided(known: Mapping[object, tuple[Estimate, Estimate]]) -> set[object]:
+    """The settings whose two differences both hold among all settings; with one seed all, by the bare sign.
+
+    Both have to be decided, so the larger of the two p-values is that of the pair.
+    """
+    bare = {value for value, pair in known.items() if any(found.p is None for found in pair)}
+    return bare | rejected({v: max(x.p or 0.0, y.p or 0.0) for v, (x, y) in known.items() if v not in bare})
 
 
-def _kind(x: int, y: int) -> str:
-    if 0 in (x, y):
+def _kind(x: Estimate, y: Estimate) -> str:
+    if 0 in (x.mean, y.mean):
         return "undecided"
-    return {(-1, 1): "trade", (1, -1): "other way", (1, 1): "both up", (-1, -1): "both down"}[x, y]
+    return {(False, True): "trade", (True, False): "other way", (True, True): "both up", (False, False): "both down"}[
+        x.mean > 0, y.mean > 0
+    ]
 
 
 def _size(found: Estimate, score: str) -> str:
@@ -135,8 +147,11 @@ def _size(found: Estimate, score: str) -> str:
     return text if found.half is None else f"{text} ± {number(found.half, is_percent(score))}"
 
 
-def _verdict(found: Estimate) -> str:
-    return "" if found.half is None or found.sign else ", undecided: the interval includes 0"
+def _doubt(known: Mapping[K, Estimate | None], undecided: Sequence[K]) -> str:
+    """Why these of the known differences are not decided."""
+    if any((found := known[key]) is not None and found.sign for key in undecided):
+        return f"not beyond chance among {len(known)} differences"
+    return "the interval includes 0"
 
 
 def _values(values: Sequence[object]) -> str:

@@ -1,14 +1,18 @@
-"""Means over seeds with their 95 % intervals (Student's t), differences paired by seed."""
+"""Means over seeds with their 95 % intervals (Student's t), differences paired by seed, many differences at once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Estimate:
     mean: float
     half: float | None
     n: int
+    freedom: float = math.nan  # degrees of freedom of the interval
 
     @property
     def sign(self) -> int:
@@ -25,6 +30,21 @@ class Estimate:
         if self.half is None or abs(self.mean) <= self.half:
             return 0
         return 1 if self.mean > 0 else -1
+
+    @property
+    def p(self) -> float | None:
+        """Of the two-sided t-test that the mean is 0: at most 0.05 where the interval excludes 0. None without one."""
+        if self.half is None:
+            return None
+        if self.half == 0:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(_quantile(self.freedom) * abs(self.mean) / self.half, self.freedom))
+
+
+@lru_cache(maxsize=1000)
+def _quantile(freedom: float) -> float:
+    """How many standard errors half of a 95 % interval is."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -35,8 +55,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     n = len(array)
     if n == 1:
         return Estimate(float(array[0]), None, 1)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * array.std(ddof=1) / np.sqrt(n)
-    return Estimate(float(array.mean()), float(half), n)
+    half = _quantile(n - 1) * array.std(ddof=1) / np.sqrt(n)
+    return Estimate(float(array.mean()), float(half), n, n - 1)
 
 
 def difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Estimate | None:
@@ -59,8 +79,29 @@ def difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Esti
     if total == 0:
         return Estimate(mean, 0.0, n)
     freedom = total**2 / (errors[0] ** 2 / (len(x) - 1) + errors[1] ** 2 / (len(y) - 1))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(total)
-    return Estimate(mean, float(half), n)
+    half = _quantile(freedom) * np.sqrt(total)
+    return Estimate(mean, float(half), n, freedom)
+
+
+def decided_together(differences: Mapping[K, Estimate | None]) -> set[K]:
+    """The differences that are not 0 though they were chosen among all of these (Holm 1979, over their t-tests).
+
+    If any of them are 0, one of those is in the answer in at most 5 % of data sets, whatever the scatter of each and
+    however they depend on each other. Tukey's range for blocks would find more where every setting scatters alike,
+    and is wrong three times as often where one scatters more. One without an interval is never decided.
+    """
+    p_values = {key: found.p for key, found in differences.items() if found is not None}
+    return rejected({key: p for key, p in p_values.items() if p is not None})
+
+
+def rejected(p_values: Mapping[K, float]) -> set[K]:
+    """Holm's procedure: the smallest p-value against 5 % over their number, the next over one less, until one fails."""
+    found: set[K] = set()
+    for key, p in sorted(p_values.items(), key=lambda item: item[1]):
+        if p > (1 - CONFIDENCE) / (len(p_values) - len(found)):
+            break
+        found.add(key)
+    return found
 
 
 def seeds_to_settle(differences: Sequence[float], most: int = 10_000) -> int | None:

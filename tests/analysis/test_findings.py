@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 
-from analysis.findings import ONE_SEED, findings
-from analysis.summary import Summary
+from analysis.findings import ONE_SEED, course, findings, tradeoff
+from analysis.summary import Scores, Summary
 
 SummaryOf = Callable[..., Summary]
 ALPHAS = [0.0, 0.5, 1.0]
@@ -105,3 +108,102 @@ def test_a_partial_study_speaks_of_what_there_is(summary_of: SummaryOf, missing:
     lines = findings(summary_of({"loss.alpha": ALPHAS, "seed": [0]}, rows))
     assert any(line.startswith("segmentation mIoU, as loss.alpha falls, falls from 1 to 0") for line in lines)
     assert not any("nan" in line for line in lines)
+
+
+NOISES = {"alike": [1.0] * 5, "one scatters ten times as much": [1.0, 1.0, 1.0, 1.0, 10.0]}
+COUNT = 1000  # data sets of a simulation
+AT_MOST = 0.05 + 2 * math.sqrt(0.05 * 0.95 / COUNT)  # one in twenty, and two standard errors of the simulation
+
+
+def drawn_summaries(summary_of: SummaryOf, draws: np.ndarray) -> Iterator[Summary]:
+    """A summary for each of the draws (data sets, settings, seeds), NaN for no score; both scores are the same."""
+    settings, seeds = draws.shape[1:]
+    grid: dict[str, list[object]] = {"loss.alpha": [*range(settings)], "seed": [*range(seeds)]}
+    rows = [(None, {"loss.alpha": a, "seed": s}, 1.0, 1.0) for a in range(settings) for s in range(seeds)]
+    summary = summary_of(grid, rows, baseline=settings - 1)
+    for draw in draws:
+        for row in summary.settings:
+            scores = Scores({s: x for s, x in enumerate(draw[row.varied]) if not math.isnan(x)})
+            row.scores.update({"linear.top1": scores, "segmentation.miou": scores})
+        yield summary
+
+
+def share(summary_of: SummaryOf, draws: np.ndarray, decides: Callable[[Summary], bool]) -> float:
+    return sum(map(decides, drawn_summaries(summary_of, draws))) / len(draws)
+
+
+def decides_a_course(summary: Summary) -> bool:
+    return re.search(r"± [\d.]+\)", course(summary, summary.settings, "linear.top1")) is not None
+
+
+def decides_against_the_baseline(summary: Summary) -> bool:
+    return re.search("both (gain|lose) at", tradeoff(summary, summary.settings)) is not None
+
+
+def equal_settings(seeds: int, noise: list[float], seed_effect: float = 20.0, count: int = COUNT) -> np.ndarray:
+    """Settings of one mean: (data sets, settings, seeds)."""
+    random = np.random.default_rng(seeds + round(seed_effect))
+    own = random.normal(size=(count, len(noise), seeds)) * np.array(noise)[:, None]
+    return 50 + own + seed_effect * random.normal(size=(count, 1, seeds))
+
+
+@pytest.mark.parametrize("seed_effect", [0.0, 20.0])
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_equal_settings_seldom_make_a_course(
+    summary_of: SummaryOf, seeds: int, noise: list[float], seed_effect: float
+) -> None:
+    draws = equal_settings(seeds, noise, seed_effect)
+    assert share(summary_of, draws, decides_a_course) <= AT_MOST
+    draws[:, 0, 0] = draws[:, 2, 1] = math.nan  # runs that failed
+    assert share(summary_of, draws, decides_a_course) <= AT_MOST
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_equal_settings_seldom_beat_the_baseline(summary_of: SummaryOf, seeds: int, noise: list[float]) -> None:
+    assert share(summary_of, equal_settings(seeds, noise), decides_against_the_baseline) <= AT_MOST
+
+
+@pytest.mark.parametrize("lower", [0.0, 50.0], ids=["all alike", "two alike, far above the others"])
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_equal_settings_seldom_have_a_best(summary_of: SummaryOf, noise: list[float], lower: float) -> None:
+    """The best has to beat every other one, which needs no allowance for its choice (Gutmann and Maymin 1987)."""
+    draws = equal_settings(3, noise) - np.array([lower, lower, lower, 0, 0])[:, None]
+    assert share(summary_of, draws, lambda s: s.best(s.settings, "linear.top1") is not None) <= AT_MOST
+
+
+@pytest.mark.parametrize(("seeds", "effect"), [(3, 16.0), (5, 5.0)])
+def test_a_real_rise_is_found(summary_of: SummaryOf, seeds: int, effect: float) -> None:
+    """Four settings alike, one above them by that many deviations of a single score; a strong effect of the seed."""
+    draws = equal_settings(seeds, [1.0] * 5, count=200) + np.array([0, 0, effect, 0, 0])[:, None]
+    assert share(summary_of, draws, decides_a_course) > 0.9
+
+
+def test_a_difference_that_one_of_many_shows_by_chance_is_undecided(summary_of: SummaryOf) -> None:
+    """The own interval of the widest difference, 2.5 ± 2.0, excludes 0, and it was chosen because it is the widest."""
+    ends = {0.0: 58.0, 0.5: 60.0, 0.75: 59.0, 1.0: 60.5}
+    shift = {0.0: 0.3, 0.5: 0.5, 0.75: 0.1, 1.0: -0.5}
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, x + shift[a] * (s - 1), x + shift[a] * (s - 1))
+        for a, x in ends.items()
+        for s in range(3)
+    ]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 57.0 + 0.1 * (s - 1), 0.0) for s in range(3)]
+    control, _, top1, _, trade = findings(summary_of({"loss.alpha": list(ends), "seed": [0, 1, 2]}, rows))
+    assert "every 95 % interval of the difference excludes 0" in control  # each has to: no allowance is needed
+    assert "falls from 1 to 0 (−2.5 ± 2.0, undecided: not beyond chance among 6 differences)" in top1
+    assert "no setting is shown to gain segmentation mIoU" in trade
+    assert "one or both undecided at 0, 0.5, 0.75" in trade
+
+
+def test_a_setting_that_does_not_beat_the_control_takes_the_others_allowance_away(summary_of: SummaryOf) -> None:
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, x + d * (s - 1), 60.0)
+        for a, x, d in ((0.0, 59.0, 0.7), (1.0, 59.0, 3.0))
+        for s in range(3)
+    ]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 57.0, 50.0) for s in range(3)]
+    top1, miou, *_ = findings(summary_of({"loss.alpha": [0.0, 1.0], "seed": [0, 1, 2]}, rows))
+    assert "but undecided at loss.alpha = 0, 1: not beyond chance among 2 differences" in top1
+    assert "every 95 % interval of the difference excludes 0" in miou

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.statistics import difference, estimate
+from analysis.statistics import decided_together, difference, estimate, rejected
 
 scores = st.floats(0, 100).map(lambda value: round(value, 3))
 samples = st.lists(scores, min_size=2, max_size=8).filter(lambda values: max(values) - min(values) > 0.01)
@@ -66,3 +67,23 @@ def test_equal_scores_have_an_interval_of_no_width() -> None:
     assert found is not None
     assert (found.mean, found.half, found.sign) == (1.0, 0.0, 1)
     assert not math.isnan(found.mean)
+
+
+@given(samples)
+def test_a_p_value_is_that_of_scipy(values: list[float]) -> None:
+    found = estimate([value - 50 for value in values])
+    assert found is not None
+    assert found.p == pytest.approx(stats.ttest_1samp(values, 50.0).pvalue, rel=1e-6)
+
+
+@given(st.lists(st.floats(0, 0.1), max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
+    """A hypothesis falls when every set of hypotheses that it is in does, by its smallest p-value."""
+    named = dict(enumerate(p_values))
+    sets = [s for size in range(1, len(named) + 1) for s in itertools.combinations(named, size)]
+    falls = {s: min(named[i] for i in s) <= (1 - 0.95) / len(s) for s in sets}
+    assert rejected(named) == {i for i in named if all(falls[s] for s in sets if i in s)}
+
+
+def test_what_has_no_interval_is_never_decided() -> None:
+    assert decided_together({"one seed": estimate([3.0]), "none": None, "sure": estimate([1.0, 1.0])}) == {"sure"}
