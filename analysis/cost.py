@@ -127,6 +127,9 @@ def _commits(runs: pd.DataFrame) -> str:
 
 
 def _commit_text(commit: str) -> str:
+    version, colon, sources = commit.partition(":")
+    if colon:
+        return f"version {version} without a git commit, sources {sources[:12]} (SHA-256)"
     name, plus, _ = commit.partition("+")
     return f"commit {name[:12]}" + (" with uncommitted changes (the runs keep the diff)" if plus else "")
 

@@ -29,9 +29,9 @@ from sweeps.study import PRETRAIN, Study, load_study
 # A result.json that holds no mapping: neither done nor absent.
 DAMAGED = "damaged"
 # Of a run's provenance: what says nothing about the result, or only about one person's machine.
-_LEFT_OUT = ("host", "job", "argv")
+_LEFT_OUT = ("host", "job", "argv", "no_commit")
 # Columns whose text may look like a number.
-_TEXTS = (".hash", ".commit", ".commits", ".python")
+_TEXTS = (".hash", ".commit", ".commits", ".python", "provenance.version", ".sources")
 # The same as yaml.safe_load, many times as quick where PyYAML was built with libyaml.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -126,6 +126,9 @@ def _attempts(file: Path) -> list[dict[str, Any]]:
 
 
 def _commit(attempt: dict[str, Any]) -> str:
+    """The commit, "+dirty" where it was changed; of code without one "<version>:<SHA-256 of its sources>"."""
+    if not attempt.get("commit") and attempt.get("sources"):
+        return f"{attempt.get('version') or 'unknown'}:{attempt['sources']}"
     return f"{attempt.get('commit') or 'unknown'}{'+dirty' if attempt.get('dirty') else ''}"
 
 

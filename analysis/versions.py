@@ -43,6 +43,9 @@ def _marks(frame: pd.DataFrame) -> pd.Series:
 
 
 def _short(commit: str) -> str:
+    version, colon, sources = commit.partition(":")  # without a commit: as analysis.results writes it
+    if colon:
+        return f"{version}:{sources[:7]}"
     name, plus, _ = commit.partition("+")
     return name[:7] + plus
 

@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import platform
 import socket
 import subprocess
 import sys
 import time
+import tomllib
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from runtime import files
+
 PROJECT = Path(__file__).resolve().parent.parent
+DISTRIBUTION = "vicregl-bench"
+# The project's own top-level packages: beside an installed copy lie everybody else's.
+PACKAGES = ("analysis", "data", "eval", "pretrain", "runtime", "sweeps", "vicregl")
+# What of them can change a result; a run's directory holds its resolved config, whatever file that came from.
+_HASHED = (".py", ".csv")
 # In the folder of code that was copied for a submission (sweeps/slurm/snapshot.py): where the copy came from.
 SNAPSHOT = "snapshot.json"
 VERSIONS_OF = ("torch", "torchvision", "timm", "mmengine", "mmsegmentation", "mmcv-lite", "mmcv", "numpy")
+# Of a repository that is not the project's: git sets them for its hooks and aliases.
+_FOREIGN_GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+_GIT_FAILED = "git does not answer"
+
+
+class NoCommitError(Exception):
+    """The code has no commit, or git cannot name it; the text says why."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """What identifies the code: its commit and what differs from it, or else its version and a hash of its sources."""
+
+    commit: str | None = None
+    diff: str = ""  # of tracked files
+    no_commit: str | None = None  # why there is none
+    version: str | None = None
+    sources: str | None = None  # SHA-256
+
+    def to_record(self) -> dict[str, Any]:
+        """For run.yaml and submission.yaml, without the text of the diff."""
+        if self.commit is not None:
+            return {"commit": self.commit, "dirty": bool(self.diff)}
+        return {key: value for key, value in asdict(self).items() if key != "diff"} | {"dirty": None}
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know: there is a checkout, and git does not say which."""
+        failed = self.no_commit is not None and self.no_commit.startswith(_GIT_FAILED)
+        return f"{self.no_commit}; the run names the code by a hash of its sources" if failed else None
 
 
 def collect() -> dict[str, Any]:
-    """Commit, dirty or not, versions, host, processor, command and time of this process."""
+    """The code, versions, host, processor, command and time of this process."""
     import torch
 
     from runtime import distributed
 
     return {
-        "commit": commit(),
-        "dirty": bool(dirty_diff()),
+        **code().to_record(),
         **({"snapshot": str(PROJECT)} if _snapshot() is not None else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": socket.gethostname(),
@@ -42,36 +80,99 @@ def collect() -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """The commit of the code, or None outside a git checkout."""
+def code() -> Code:
+    """Of a checkout, of a copy that was made for a submission, or of an installed or unpacked copy without git."""
     copied = _snapshot()
-    return _git("rev-parse", "HEAD") if copied is None else copied["commit"]
+    if copied is not None:
+        return Code(**{field.name: copied.get(field.name, field.default) for field in fields(Code)})
+    try:
+        _require_own_repository()
+        # reports/ is left out: it is made by the code, so remaking it changes no result.
+        diff = _git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", ".", ":!reports")
+        return Code(_git("rev-parse", "HEAD").decode().strip(), diff.decode(errors="replace").strip())
+    except NoCommitError as reason:
+        return Code(no_commit=str(reason), version=_version(), sources=_hash_of_sources())
+
+
+def commit() -> str | None:
+    """The commit of the code, or None where it has none."""
+    return code().commit
 
 
 def dirty_diff() -> str:
-    """What tracked files of the code differ from the commit in ('' if nothing, or outside git).
-
-    reports/ is left out: it is made by the code, so remaking it changes no result.
-    """
-    copied = _snapshot()
-    return (_git("diff", "HEAD", "--", ".", ":!reports") if copied is None else copied["diff"]) or ""
+    """How tracked files of the code differ from the commit; "" where they do not, or there is none."""
+    return code().diff
 
 
 def _snapshot() -> dict[str, Any] | None:
-    """What is told of this copy of the code, None where it is no copy. It may lie within another checkout."""
-    try:
-        told: dict[str, Any] = json.loads((PROJECT / SNAPSHOT).read_text())
-    except FileNotFoundError:
-        return None
-    return told
+    """The record of this copy of the code; None where it is no copy."""
+    copied = files.read_json(PROJECT / SNAPSHOT)
+    return copied if isinstance(copied, dict) else None
 
 
-def _git(*arguments: str) -> str | None:
+def checkout_files(*which: str) -> list[str]:
+    """Sorted paths that `git ls-files` lists, `which` as --cached; NoCommitError where there is no checkout."""
+    _require_own_repository()
+    listed = _git("ls-files", *which, "--exclude-standard", "-z")
+    return sorted(os.fsdecode(name) for name in listed.split(b"\0") if name)
+
+
+def _git(*arguments: str) -> bytes:
+    """What git prints about the project's folder. NoCommitError where that is no checkout, or git fails.
+
+    An outer repository is not looked at: an installed copy may lie within somebody's checkout.
+    """
+    if not (PROJECT / ".git").exists():
+        raise NoCommitError("not a git checkout")
+    environment = {key: value for key, value in os.environ.items() if key not in _FOREIGN_GIT}
+    environment |= {"GIT_CEILING_DIRECTORIES": str(PROJECT.parent), "LC_ALL": "C"}
     try:
-        done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(["git", *arguments], cwd=PROJECT, env=environment, capture_output=True, check=True)
+    except OSError as error:
+        raise NoCommitError(f"{_GIT_FAILED}: it cannot be started ({error.strerror})") from error
+    except subprocess.CalledProcessError as error:
+        raise NoCommitError(f"{_GIT_FAILED}: {' '.join(error.stderr.decode(errors='replace').split())}") from error
+    return done.stdout
+
+
+def _require_own_repository() -> None:
+    """NoCommitError where the folder is somebody else's repository, into which this code was copied or installed."""
+    if not _git("ls-files", "--", str(Path(__file__).resolve().relative_to(PROJECT))):
+        raise NoCommitError("in a git repository that does not hold this code")
+
+
+def package_files() -> list[str]:
+    """Every file of the project's own packages, sorted, as paths from its folder; not what was made at work."""
+    found = []
+    for package in PACKAGES:
+        for folder, inner, names in os.walk(PROJECT / package):
+            cache = Path(folder) == PROJECT / "data"
+            inner[:] = [n for n in inner if n != "__pycache__" and n[0] != "." and not (cache and n == "cache")]
+            found += [(Path(folder) / name).relative_to(PROJECT).as_posix() for name in names]
+    return sorted(found)
+
+
+def _hash_of_sources() -> str:
+    digest = hashlib.sha256()
+    for name in package_files():
+        if name.endswith(_HASHED):
+            content = (PROJECT / name).read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def _version() -> str | None:
+    """Of the project's own pyproject.toml, where one lies beside it; else of what is installed."""
+    try:
+        described = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+    except (OSError, ValueError):
+        described = {}
+    if described.get("name") == DISTRIBUTION:
+        return described.get("version")
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
         return None
-    return done.stdout.strip()
 
 
 def processor_name() -> str:

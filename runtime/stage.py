@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from runtime import provenance
 from runtime.config import split_machine
 from runtime.device import prepare
 from runtime.distributed import World, barrier, broadcast, device_of, explained, join
@@ -32,6 +34,8 @@ def carry_out(config: Any, name: Identity, work: Work, world: World, described: 
         with _held(config, name, run, world, described or {}) as run:  # the one whose progress the heartbeat tells
             processes = f", {world.size} processes" if world.size > 1 else ""
             _say(world, f"{run.path} on {device}{processes}")
+            if world.is_main and (warning := provenance.code().warning):
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
             scores = work(run, device, world)
             if world.is_main:
                 run.write_result(scores)

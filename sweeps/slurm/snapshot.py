@@ -6,60 +6,42 @@ runs that were submitted before it, half of a study, or between two attempts of 
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from runtime import files, provenance
-from runtime.provenance import PROJECT, SNAPSHOT
+from runtime.provenance import PROJECT, SNAPSHOT, Code, NoCommitError
 
-# Made by the code, or of no use to a run; and what a folder that is no git checkout may hold besides code.
-_LEFT_OUT = frozenset({"reports", ".git", ".venv", "runs", "__pycache__", ".ci", ".github"})
+# Of a checkout: made by the code, or of no use to a run.
+_LEFT_OUT = frozenset({"reports", "runs", ".ci", ".github"})
 
 
-def take(folder: Path) -> dict[str, Any]:
-    """Copy the project's files, uncommitted and untracked ones too, to `folder`; returns what is told of them."""
+def take(folder: Path) -> Code:
+    """Copy the project's files, uncommitted and untracked ones too, to `folder`; returns what identifies them."""
     for name in _files():
         source, target = PROJECT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)
-    told = {
-        "commit": provenance.commit(),
-        "diff": provenance.dirty_diff(),
-        "untracked": _git_lines("ls-files", "--others", "--exclude-standard", "-z"),
-        "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    files.write_json(folder / SNAPSHOT, told)
-    return told
+    code = provenance.code()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    files.write_json(folder / SNAPSHOT, {**asdict(code), "untracked": _untracked(), "taken": stamp})
+    return code
 
 
 def _files() -> list[str]:
-    """Paths from the project's folder."""
-    listed = _git_lines("ls-files", "--cached", "--others", "--exclude-standard", "-z")
-    found = listed or [name for name in _walk() if name != SNAPSHOT]
-    chosen = [name for name in found if not _LEFT_OUT & set(Path(name).parts)]
+    """Paths from the project's folder: of a checkout what git knows or would take, else the project's own packages."""
+    try:
+        listed = provenance.checkout_files("--cached", "--others")
+    except NoCommitError:
+        listed = [*provenance.package_files(), "pyproject.toml"]
+    chosen = [name for name in listed if not _LEFT_OUT & set(Path(name).parts)]
     return [name for name in chosen if (PROJECT / name).is_file()]  # deleted, and not committed yet
 
 
-def _walk() -> list[str]:
-    """Where there is no git checkout: an installed project, or a snapshot that submits."""
-    found = []
-    for folder, inner, names in os.walk(PROJECT):
-        inner[:] = [name for name in inner if name not in _LEFT_OUT and not name.startswith(".")]
-        if Path(folder) == PROJECT / "data":
-            inner[:] = [name for name in inner if name != "cache"]
-        found += [str((Path(folder) / name).relative_to(PROJECT)) for name in names]
-    return found
-
-
-def _git_lines(*arguments: str) -> list[str]:
-    if (PROJECT / SNAPSHOT).exists():  # within somebody's checkout, perhaps, whose files it is not
-        return []
+def _untracked() -> list[str]:
     try:
-        done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        return provenance.checkout_files("--others")
+    except NoCommitError:
         return []
-    return sorted(name for name in done.stdout.split("\0") if name)

@@ -186,8 +186,8 @@ class _Submitter:
         study = {"file": self.graph.study.file, "name": self.graph.study.name}
         self._check(plan)
         self.submission = Submission.begin(self.runs, study)
-        told = snapshot.take(self.submission.code)
-        self.submission.describe(commit=told["commit"], dirty=bool(told["diff"]), snapshot=str(self.submission.code))
+        code = snapshot.take(self.submission.code)
+        self.submission.describe(**code.to_record(), snapshot=str(self.submission.code))
         for number, batch in enumerate(plan.batches):
             self._queue_batch(number, batch)
 

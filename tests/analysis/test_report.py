@@ -22,6 +22,7 @@ from analysis import report as report_module
 from analysis.figures import tradeoff
 from analysis.pictures.study import source
 from analysis.report import of_one_type, write_report
+from analysis.results import load_results
 from analysis.shown import CAPTION, SOURCE
 from runtime import provenance
 from runtime.errors import UserError
@@ -199,3 +200,19 @@ def test_what_cannot_be_read_leaves_the_former_report(fill: Callable[..., Graph]
     with pytest.raises(UserError, match="did you mean"):
         write_report("study.yaml", figures=())
     assert contents(folder / "reports" / "fake") == before
+
+
+def test_runs_of_two_installed_versions_are_told_apart(fill: Callable[..., Graph], folder: Path) -> None:
+    graph = fill(top1, top5)
+    commit = f"commit: {provenance.collect()['commit']}"
+    for place, point in enumerate(graph.points):
+        for node in (point.pretrain, *point.evals.values()):
+            text, sources = node.run.path.joinpath("run.yaml").read_text(), ("ab" if place == 0 else "12") * 32
+            made = text.replace(commit, f"commit: null\n  version: 0.1.0\n  sources: '{sources}'")
+            node.run.path.joinpath("run.yaml").write_text(made)
+    page = (write_report("study.yaml", figures=()) / "README.md").read_text()
+    assert "version 0.1.0 without a git commit, sources abababababab (SHA-256) (2 runs)" in page
+    assert "sources 121212121212 (SHA-256) (14 runs)" in page
+    assert "several code versions" in page
+    frame = load_results("reports/fake/results.csv")
+    assert frame["pretrain.provenance.sources"][1] == "12" * 32  # text, though it looks like a number

@@ -61,6 +61,11 @@ def test_commits_split_rows_and_differences() -> None:
     assert "several code versions" in notes(Summary(found.study, [], found.row_keys))
 
 
+def test_code_without_a_commit_is_told_apart_by_its_sources() -> None:
+    rows = [row(0.5, s, 60 + s, f"0.1.0:{sources}") for s, sources in enumerate(("1" * 64, "2" * 64))]
+    assert means(summary(rows)) == {(0.5, "0.1.0:1111111"): 60, (0.5, "0.1.0:2222222"): 61}
+
+
 @pytest.mark.parametrize("protocol", ["linear cached", "finetuned", "linear 1percent", "finetuned 10percent", "knn"])
 def test_protocols_split_rows(protocol: str) -> None:
     found = summary([row(0.5, 0, 60, A), row(0.5, 1, 80, A, protocol), row(1.0, 0, 61, A), row(1.0, 1, 62, A)])

@@ -1,0 +1,145 @@
+"""Every run names the code that made it, wherever that code lies: never by a commit of somebody else's repository."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import provenance
+
+ROOT = Path(__file__).resolve().parents[2]
+ASK = (
+    "import json, dataclasses; from runtime import provenance; print(json.dumps(dataclasses.asdict(provenance.code())))"
+)
+TAKE = "import sys; from pathlib import Path; from sweeps.slurm import snapshot; snapshot.take(Path(sys.argv[1]))"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit_all(folder: Path) -> str:
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "all")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def python(project: Path, code: str, *arguments: object, **environment: str) -> str:
+    settings = os.environ | {"PYTHONPATH": str(project)} | environment
+    argv = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(argv, cwd=project, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ask(project: Path, **environment: str) -> provenance.Code:
+    return provenance.Code(**json.loads(python(project, ASK, **environment)))
+
+
+@pytest.fixture
+def packages(tmp_path) -> Path:
+    """The project's packages alone, as an installation has them: in site-packages, in somebody's repository."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "README").write_text("another project\n")
+    (tmp_path / "theirs" / ".gitignore").write_text("venv\n")
+    site = tmp_path / "theirs" / "venv" / "site-packages"
+    for package in provenance.PACKAGES:
+        shutil.copytree(ROOT / package, site / package, ignore=shutil.ignore_patterns("__pycache__", "cache"))
+    commit_all(tmp_path / "theirs")
+    return site
+
+
+def test_the_packages_are_all_there_are():
+    found = {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    assert found - {"benchmarks", "tests"} == set(provenance.PACKAGES)
+
+
+def test_a_copy_in_somebody_elses_repository_has_no_commit(packages):
+    code = ask(packages)
+    assert (code.commit, code.diff, code.warning) == (None, "", None)
+    assert code.no_commit == "not a git checkout"
+    assert code.version == provenance.metadata.version(provenance.DISTRIBUTION)
+    assert code.sources is not None
+    assert len(code.sources) == 64
+    assert code.to_record()["dirty"] is None
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [("vicregl/criterion.py", True), ("data/ade20k.csv", True), ("eval/new.py", True), ("eval/configs/x.yaml", False)],
+)
+def test_the_hash_follows_the_sources(packages, file, changes):
+    before = ask(packages).sources
+    assert ask(packages).sources == before
+    with open(packages / file, "a") as edited:
+        edited.write("# changed\n")
+    (packages / "torch_of_somebody").mkdir()
+    (packages / "torch_of_somebody" / "__init__.py").touch()
+    assert (ask(packages).sources != before) == changes
+
+
+def test_an_unpacked_archive_says_what_it_is(packages):
+    """It has the hash of an installed copy of the same sources, and the version that its pyproject.toml says."""
+    installed = ask(packages)
+    text = f'[project]\nname = "{provenance.DISTRIBUTION}"\nversion = "7.8"\n'
+    (packages / "pyproject.toml").write_text(text)
+    unpacked = ask(packages)
+    assert (unpacked.commit, unpacked.version, unpacked.sources) == (None, "7.8", installed.sources)
+    (packages / "pyproject.toml").write_text('[project]\nname = "theirs"\nversion = "9"\n')
+    assert ask(packages).version == installed.version
+
+
+def test_a_repository_around_site_packages_is_not_the_projects(packages):
+    (packages / "README").write_text("my environment\n")
+    (packages / ".gitignore").write_text("\n".join(provenance.PACKAGES))
+    commit_all(packages)
+    code = ask(packages)
+    assert (code.commit, code.no_commit) == (None, "in a git repository that does not hold this code")
+    (packages / "snapshot").mkdir()
+    python(packages, TAKE, packages / "snapshot")
+    assert not (packages / "snapshot" / "README").exists()
+
+
+def test_a_checkout_is_named_by_its_commit_whatever_git_is_said_to_look_at(packages, tmp_path):
+    (packages / "runtime" / "latin.txt").write_bytes(b"gr\xfc\xdfe\n")
+    commit = commit_all(packages)
+    code = ask(packages, GIT_DIR=str(tmp_path / "theirs" / ".git"))
+    assert (code.commit, code.diff, code.sources) == (commit, "", None)
+    (packages / "runtime" / "latin.txt").write_bytes(b"gr\xfc\xdf Gott\n")
+    code = ask(packages)
+    assert code.commit == commit
+    assert "+gr\ufffd\ufffd Gott" in code.diff
+    assert code.to_record() == {"commit": commit, "dirty": True}
+
+
+def test_git_that_fails_is_told_from_no_checkout(packages, tmp_path):
+    commit_all(packages)
+    (tmp_path / "bin").mkdir()
+    missing = ask(packages, PATH=str(tmp_path / "bin"))
+    assert missing.no_commit is not None
+    assert missing.no_commit.startswith("git does not answer: it cannot be started")
+    foreign = ask(packages, GIT_TEST_ASSUME_DIFFERENT_OWNER="1")  # git's own switch, for its own tests
+    assert foreign.no_commit is not None
+    assert "dubious ownership" in foreign.no_commit
+    assert "safe.directory" in str(foreign.warning)  # git's own advice
+    assert missing.sources == foreign.sources is not None
+
+
+def test_a_snapshot_of_an_installed_copy_takes_the_project_alone(packages, tmp_path):
+    for name in ("torch/lib.so", "data/cache/scenes/train.png", "eval/__pycache__/knn.pyc"):
+        (packages / name).parent.mkdir(parents=True)
+        (packages / name).write_text("large")
+    copy = tmp_path / "copy"
+    python(packages, TAKE, copy)
+    assert {path.name for path in copy.iterdir()} == {*provenance.PACKAGES, provenance.SNAPSHOT}
+    assert not list(copy.rglob("*.pyc"))
+    assert not (copy / "data" / "cache").exists()
+    assert ask(copy) == ask(packages)
+    python(copy, TAKE, tmp_path / "again")  # a job that submits
+    assert ask(tmp_path / "again") == ask(packages)
