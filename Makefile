@@ -7,7 +7,7 @@ WORKERS ?= 2
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help install install-slurm install-report study test test-fast lint format smoke clean
+.PHONY: help install install-slurm install-report study reports check-reports test test-fast lint format smoke clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,12 @@ lint: $(INSTALLED)  ## ruff check, ruff format --check, mypy
 format: $(INSTALLED)  ## let ruff write the format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+check-reports: $(INSTALLED)  ## do the committed reports say which settings they have, and is each what its table makes?
+	$(RUN) -m analysis --check
+
+reports: $(INSTALLED)  ## write every committed report again from its results.csv
+	$(RUN) -m analysis --refresh
 
 smoke: $(INSTALLED)  ## a whole study in two minutes, to see that every stage works
 	$(RUN) -m sweeps run sweeps/studies/smoke.yaml --workers $(WORKERS)

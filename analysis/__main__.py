@@ -4,6 +4,8 @@
     python -m analysis STUDY STUDY ... --together NAME    one table of several studies: reports/NAME/
     python -m analysis compare STUDY A B              does A beat B? paired over seeds; A as 0.9, or KEY=VALUE,KEY=VALUE
     python -m analysis best STUDY --by miou --min-top1 70    the settings by a score, of those that reach another
+    python -m analysis --check      do all reports say which settings they have, and are they what their tables make?
+    python -m analysis --refresh    write all of them again from their tables
 
 `machine.runs=...` after the study says where the runs are. `--results reports/scenes/results.csv` answers from what a
 report was made of instead, whose run directories may be gone.
@@ -12,8 +14,9 @@ report was made of instead, whose run directories may be gone.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from analysis.committed import check, refresh
 from analysis.material import Material, load_material
 from analysis.questions import best, compare
 from analysis.report import require_parquet, write_report
@@ -23,13 +26,14 @@ from runtime.errors import UserError, run_command
 LEAST = "--min-"
 
 
-def main(argv: Sequence[str]) -> None:
-    commands = {"compare": _compare, "best": _best}
+def main(argv: Sequence[str]) -> int | None:
+    commands: dict[str, Callable[[Sequence[str]], int | None]]
+    commands = {"compare": _compare, "best": _best, "--check": _check, "--refresh": _refresh}
     name, *rest = argv or [""]
     if name in commands:
-        commands[name](rest)
-    else:
-        _report(argv)
+        return commands[name](rest)
+    _report(argv)
+    return None
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -57,7 +61,8 @@ def _report(argv: Sequence[str]) -> None:
     parser.add_argument("--together", metavar="NAME", help="one table of all the studies, in its own report")
     parser.add_argument("--results", help="results.csv of the study's report, in place of the run directories")
     parser.add_argument("--parquet", action="store_true", help="results.parquet too; needs pyarrow")
-    parser.add_argument("--reports", default="reports", help="where to write (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace a report that has scores which this one has not")
+    _add_reports(parser)
     arguments = parser.parse_intermixed_args(argv)
     studies = [word for word in arguments.words if "=" not in word]
     machine = [word for word in arguments.words if "=" in word]
@@ -66,13 +71,37 @@ def _report(argv: Sequence[str]) -> None:
     if arguments.results and (arguments.together or len(studies) > 1):
         raise UserError(f"--results is the table of one study, and {len(studies)} were given; report on each by itself")
     if arguments.together:
-        print(write_together(studies, arguments.together, arguments.reports, machine) / "README.md")
+        folder = write_together(studies, arguments.together, arguments.reports, machine, arguments.force)
+        print(folder / "README.md")
         return
     if arguments.parquet:
         require_parquet()
-    options = {"parquet": arguments.parquet, "results": arguments.results}
+    options = {"parquet": arguments.parquet, "results": arguments.results, "force": arguments.force}
     for study in studies:
         print(write_report(study, arguments.reports, machine, **options) / "README.md", flush=True)
+
+
+def _add_reports(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reports", default="reports", help="where the reports lie (default: %(default)s)")
+
+
+def _check(argv: Sequence[str]) -> int:
+    parser = _parser(" --check")
+    _add_reports(parser)
+    verdicts = check(parser.parse_args(argv).reports)
+    for verdict in verdicts:
+        print(f"{'ok   ' if verdict.sound else 'WRONG'} {verdict.name}: {verdict.text}")
+    if all(verdict.sound for verdict in verdicts):
+        return 0
+    print("`make reports` writes them again from their results.csv; a page that quotes one is yours to mend")
+    return 1
+
+
+def _refresh(argv: Sequence[str]) -> None:
+    parser = _parser(" --refresh")
+    _add_reports(parser)
+    for folder in refresh(parser.parse_args(argv).reports):
+        print(folder / "README.md", flush=True)
 
 
 def _compare(argv: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.changes import changes
 from analysis.history import history_of
 from analysis.results import load_results, results_of
 from analysis.summary import Summary, summarize
@@ -23,12 +24,18 @@ class Material:
     study: Study
     frame: pd.DataFrame  # of results.results_of
     history: pd.DataFrame = field(default_factory=pd.DataFrame)  # of history.history_of
+    of_a_table: bool = False  # the frame was read from a results.csv, so nothing is known of what the runs logged
 
     @cached_property
     def summary(self) -> Summary:
         """The scores that the study reports."""
         report = self.study.report
         return summarize(self.frame, self.study, list(dict.fromkeys([*self.study.scores, report.x, report.y])))
+
+    @cached_property
+    def changes(self) -> list[str]:
+        """Settings of the frame that are no longer those of the study; none of a frame of run directories."""
+        return changes(self.frame, build(self.study)) if self.of_a_table else []
 
     @cached_property
     def diagnostics(self) -> Summary:
@@ -45,7 +52,7 @@ def load_material(
     """
     read = study if isinstance(study, Study) else load_study(study)
     if results is not None:
-        return Material(read, _of_the_study(load_results(results), read, results))
+        return Material(read, _of_the_study(load_results(results), read, results), of_a_table=True)
     graph = build(read, machine)
     return Material(read, results_of(graph), history_of(graph))
 

@@ -1,6 +1,7 @@
 """The report of a study: tables, figures, a README.md for a git forge and an index.html that show them.
 
-A function of the study and of its runs' directories alone: unchanged results make the same bytes.
+A function of the study and of its runs' directories alone: unchanged results make the same bytes. Of a results.csv
+whose settings are no longer those of the study it says so at its top.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ import pandas as pd
 from analysis import cost, html, published, render, table
 from analysis.figures import FIGURES, Plot, write
 from analysis.findings import findings
+from analysis.former import CURVES, RESULTS, keeps_curves, require_no_loss
 from analysis.labels import project_path
 from analysis.material import Material, load_material
 from analysis.page import Block, Code, Heading, Items, Paragraph, Picture, to_markdown
+from analysis.settings import settings_table
 from analysis.shown import pictures_of
 from analysis.values import table_values
 from runtime import files
 from runtime.errors import UserError
 from sweeps.study import PRETRAIN
 
+# What a report begins with whose settings are no longer those of its study; analysis/committed.py looks for it.
+STALE = "Made with other settings than this checkout's"
 # The figures that show what the study asks; the others stand where they help to judge the answer.
 _ANSWERS = ("tradeoff", "scores")
 
@@ -34,14 +39,17 @@ def write_report(
     figures: Sequence[Plot] | None = None,
     parquet: bool = False,
     results: str | Path | None = None,
+    force: bool = False,
 ) -> Path:
     """Write reports/<study name>/ from whatever runs there are, and return that folder.
 
     `figures` are all by default; `parquet`: results.parquet too; `results`: a results.csv in place of the runs, which
-    draws all but training curves. Raises UserError for a study that cannot be read. Each file is replaced in one step.
+    draws all but training curves, and leaves those that are there. Raises UserError for a study that cannot be read,
+    and without `force` where the report in place has scores or curves that this one would not have. Each file is
+    replaced in one step.
     """
     material = load_material(study_file, machine, results)
-    folder = write_material(material, reports, figures)
+    folder = write_material(material, reports, figures, force)
     if parquet:
         files.write_atomic(
             folder / "results.parquet", lambda to: of_one_type(material.frame).to_parquet(to, index=False)
@@ -61,33 +69,42 @@ def of_one_type(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{str(c): v.where(v.isna(), v.astype(str)) for c, v in mixed.items()})
 
 
-def write_material(material: Material, reports: str | Path, figures: Sequence[Plot] | None = None) -> Path:
+def write_material(
+    material: Material, reports: str | Path, figures: Sequence[Plot] | None = None, force: bool = False
+) -> Path:
     """The report of material that is loaded already."""
     folder = Path(reports) / material.study.name
+    if not force:
+        require_no_loss(material.frame, folder)
+    kept = {CURVES} if keeps_curves(material, folder, force) else set()
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "results.csv", material.frame.to_csv(index=False))
-    _write_tables(material, folder)
-    pictures = {
-        plot.name: Picture(plot.name, plot.alt(material), plot.caption(material))
-        for plot in (FIGURES if figures is None else figures)
-        if write(plot, material, folder)
-    }
-    page = blocks(material, pictures, pictures_of(folder, material.frame))
-    files.write_text(folder / "README.md", to_markdown(page))
-    files.write_text(folder / "index.html", html.to_html(material.study.name, page, folder))
+    files.write_text(folder / RESULTS, material.frame.to_csv(index=False))
+    plots = FIGURES if figures is None else figures
+    shown = [plot for plot in plots if plot.name in kept or write(plot, material, folder)]
+    for name, text in texts_of(material, folder, shown).items():
+        files.write_text(folder / name, text)
     return folder
 
 
-def _write_tables(material: Material, folder: Path) -> None:
-    """table.md, .tex and .csv; published-rows.tex apart, to be set below or left out."""
+def texts_of(material: Material, folder: Path, plots: Sequence[Plot]) -> dict[str, str]:
+    """The contents of every text file but results.csv, by name; the figures of the plots lie in the folder already.
+
+    published-rows.tex stands apart, to be set below the table or left out.
+    """
     summary = material.summary
     results, notes = table.results_table(summary), table.notes(summary)
     rows = published.rows_beside(material.frame)
-    files.write_text(folder / "table.md", f"{render.to_markdown(results)}\n\n{notes}\n")
-    files.write_text(folder / "table.tex", render.to_latex(results, notes))
-    files.write_text(folder / "table.csv", table_values(summary, rows).to_csv(index=False))
-    known = render.to_latex(published.published_table(rows), published.notes(material.frame, rows))
-    files.write_text(folder / "published-rows.tex", known)
+    pictures = {plot.name: Picture(plot.name, plot.alt(material), plot.caption(material)) for plot in plots}
+    page = blocks(material, pictures, pictures_of(folder, material.frame))
+    known = published.published_table(rows)
+    return {
+        "table.md": f"{render.to_markdown(results)}\n\n{notes}\n",
+        "table.tex": render.to_latex(results, notes),
+        "table.csv": table_values(summary, rows).to_csv(index=False),
+        "published-rows.tex": render.to_latex(known, published.notes(material.frame, rows)),
+        "README.md": to_markdown(page),
+        "index.html": html.to_html(material.study.name, page, folder),
+    }
 
 
 def blocks(material: Material, pictures: dict[str, Picture], photos: Sequence[Block] = ()) -> list[Block]:
@@ -95,14 +112,43 @@ def blocks(material: Material, pictures: dict[str, Picture], photos: Sequence[Bl
     study, frame = material.study, material.frame
     rows = published.rows_beside(frame)
     answers = [pictures[name] for name in _ANSWERS if name in pictures]
-    page: list[Block] = [Heading(study.name, 1), Paragraph(study.question), Heading("What came out")]
-    page += [Items(findings(material.summary)), *answers]
+    page: list[Block] = [Heading(study.name, 1), *_staleness(material), Paragraph(study.question)]
+    page += [Heading("What came out"), Items(findings(material.summary)), *_allowance(material), *answers]
     page += [Heading("Scores"), table.results_table(material.summary), Paragraph(table.notes(material.summary))]
+    page += _settings(material)
     page += [Heading("What was published"), published.published_table(rows), Paragraph(published.notes(frame, rows))]
     page += _shown(pictures, "published")
     page += photos
     page += _training(material, pictures) + _trouble(material)
     return page + _cost(material, pictures) + _origin(material, bool(photos))
+
+
+def _staleness(material: Material) -> list[Block]:
+    if not material.changes:
+        return []
+    text = f"{'; '.join(material.changes)}. The commands at the end of this page would make a different report."
+    return [Paragraph(f"**{STALE}** ({_commits(material)} → now): {text}")]
+
+
+def _commits(material: Material) -> str:
+    """The code that made the runs: commit 0463b78b4457."""
+    made = dict.fromkeys(text.partition("+")[0][:12] for line in cost.commits(material.frame) for text in line.split())
+    return f"commit{'s' * (len(made) > 1)} {', '.join(made)}"
+
+
+def _allowance(material: Material) -> list[Block]:
+    if not any(len(scores.by_seed) > 1 for row in material.summary.rows for scores in row.scores.values()):
+        return []
+    words = (
+        "What is not undecided holds among all the differences that its sentence was chosen from: Holm's procedure "
+        "over their t-tests, wrong in at most 5 % of studies for each sentence."
+    )
+    return [Paragraph(words)]
+
+
+def _settings(material: Material) -> list[Block]:
+    found = settings_table(material.frame, material.study)
+    return [] if found is None else [Heading("Settings"), found]
 
 
 def _shown(pictures: dict[str, Picture], *names: str) -> list[Block]:
@@ -155,7 +201,7 @@ def _origin(material: Material, pictures: bool) -> list[Block]:
     return [
         Heading("Where it comes from"),
         Items(cost.provenance(material.frame, material.study, file)),
-        Paragraph("Made by"),
+        Paragraph(_made_by(material)),
         Code("\n".join([f"python -m sweeps run {file}", *pictured, f"python -m analysis {file}"])),
         Paragraph(
             "[results.csv](results.csv) has one row for each pretraining and evaluation, with every field of both "
@@ -163,3 +209,11 @@ def _origin(material: Material, pictures: bool) -> list[Block]:
             "as [LaTeX](table.tex) and as [numbers](table.csv)."
         ),
     ]
+
+
+def _made_by(material: Material) -> str:
+    if not material.changes:
+        return "Made by"
+    return (
+        f"Made at {_commits(material)} by these commands, which now make a different report (see the top of this page)"
+    )

@@ -4,8 +4,8 @@ One row a (pretraining, evaluation) pair, its columns:
 
     study, control       the study's name; the control's name, empty for the grid
     grid.<key>           the value of each grid key (empty where a control does not take it from the grid)
-    pretrain.run, .hash, .state, pretrain.<config key>, pretrain.result.<score>, pretrain.provenance.<what>
-    eval.name, .stage, .run, .hash, .state, eval.<config key>, score.<score>, eval.provenance.<what>
+    pretrain.run, .hash, .format, .state, pretrain.<config key>, pretrain.result.<score>, pretrain.provenance.<what>
+    eval.name, .stage, .run, .hash, .format, .state, eval.<config key>, score.<score>, eval.provenance.<what>
 
 What is not there (a run that is missing, running or failed, a score it did not write) is NaN or None, never a zero.
 """
@@ -90,8 +90,12 @@ def _describe(node: Node, state: str) -> dict[str, Any]:
     result = node.run.result() if state == "done" else {}
     if not isinstance(result, dict):
         state, result = DAMAGED, {}
-    columns = {"stage": node.stage.name, "run": f"{node.stage.name}/{node.run.name}", "hash": node.identity.hash}
-    columns |= {"state": state, "config_file": project_path(node.config_file)}
+    columns: dict[str, Any] = {
+        "stage": node.stage.name,
+        "run": f"{node.stage.name}/{node.run.name}",
+        "hash": node.identity.hash,
+    }
+    columns |= {"format": node.identity.format, "state": state, "config_file": project_path(node.config_file)}
     columns |= {key: as_text(value) for key, value in configs.flatten(node.identity.config).items()}
     columns |= {f"result.{key}": _finite(value) for key, value in configs.flatten(result).items()}
     return columns | {f"provenance.{key}": value for key, value in _provenance(node).items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import cost, html, published, render
+from analysis.former import RESULTS, require_no_loss
 from analysis.labels import project_path, score_label
 from analysis.material import Material, load_material
 from analysis.page import Block, Code, Heading, Items, Paragraph, to_markdown
@@ -23,7 +24,11 @@ AGAINST = "Δ to its baseline"
 
 
 def write_together(
-    studies: Sequence[str | Path], name: str, reports: str | Path = "reports", machine: Sequence[str] = ()
+    studies: Sequence[str | Path],
+    name: str,
+    reports: str | Path = "reports",
+    machine: Sequence[str] = (),
+    force: bool = False,
 ) -> Path:
     """Write reports/<name>/ with one table of all the studies, and return that folder. UserError as write_report."""
     if not is_name(name):
@@ -34,13 +39,15 @@ def write_together(
         raise UserError(f"--together {name!r} is the name of one of the studies, whose own report lies there")
     if len(set(names)) < len(names):
         raise UserError(f"the studies {names} share a name; rows are grouped by it, so each must be there once")
-    folder = Path(reports) / name
+    folder, frame = Path(reports) / name, pd.concat([m.frame for m in materials])
+    if not force:
+        require_no_loss(frame, folder)
     folder.mkdir(parents=True, exist_ok=True)
     page = blocks(materials, name)
     table, notes = together_table(materials), " ".join(remarks(materials))
     values = [table_values(m.summary, published.published()[:0]).assign(study=m.study.name) for m in materials]
     for file, text in {
-        "results.csv": pd.concat([m.frame for m in materials]).to_csv(index=False),
+        RESULTS: frame.to_csv(index=False),
         "table.csv": pd.concat(values).to_csv(index=False),
         "table.md": f"{render.to_markdown(table)}\n\n{notes}\n",
         "table.tex": render.to_latex(table, notes),

@@ -186,6 +186,18 @@ def _drop_added_defaults(config: Any, values: dict[str, Any]) -> None:
             _drop_added_defaults(value, values[name])
 
 
+def added_defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> default of every field that was added later, in a config and in the configs that it holds."""
+    found: dict[str, Any] = {}
+    for name, default in _added_fields(type(config)):  # type: ignore[arg-type]  # a class can be hashed
+        value = getattr(config, name) if default is None else default()
+        if default is not None:
+            found |= flatten({name: to_dict(value) if dataclasses.is_dataclass(value) else value}, prefix)
+        elif dataclasses.is_dataclass(value):
+            found |= added_defaults(value, f"{prefix}{name}.")
+    return found
+
+
 @cache
 def _added_fields(schema: type) -> list[tuple[str, Callable[[], Any] | None]]:
     """(name, what makes its default if it was added later) of each field; studies ask for it thousands of times."""

@@ -119,8 +119,10 @@ def smoothed(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def caption(material: Material) -> str:
-    unfinished = (material.frame["pretrain.state"] != "done") & material.frame["control"].isna()
-    if _of_the_grid(material).get("run", pd.Series(dtype=str)).nunique() > MANY:
+    grid = material.frame[material.frame["control"].isna()]
+    unfinished = grid["pretrain.state"] != "done"
+    runs = grid["pretrain.run"] if material.of_a_table else _of_the_grid(material).get("run", pd.Series(dtype=str))
+    if runs.nunique() > MANY:
         return "Training, step by step: the mean over the runs of a setting, and the range of nine in ten of them."
     text = "Training of every run of the grid: logged values thin, smoothed (Gaussian, σ = 5 % of the run) thick"
     return f"{text}; runs that are not done are drawn as far as they got." if unfinished.any() else f"{text}."

@@ -168,7 +168,7 @@ def test_pictures_are_shown_while_they_are_of_these_runs(fill: Callable[..., Gra
     assert "an earlier state of these: `pictures/unknown.png`" in page
     assert "python -m analysis.pictures --study study.yaml" in page
     (graph.points[0].pretrain.run.path / "result.json").unlink()
-    page = (write_report("study.yaml", figures=()) / "README.md").read_text()
+    page = (write_report("study.yaml", figures=(), force=True) / "README.md").read_text()
     assert "![Maps]" not in page
     assert "`pictures/maps.png`, `pictures/unknown.png`" in page
 

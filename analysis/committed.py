@@ -1,0 +1,90 @@
+"""All reports of a folder at once: are they what their results make, and do they say whose settings they have?
+
+`check` looks, `refresh` writes: each from its own results.csv, for no run directories lie beside the reports.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.figures import FIGURES
+from analysis.former import RESULTS
+from analysis.material import load_material
+from analysis.report import STALE, texts_of, write_report
+from runtime.errors import UserError
+from runtime.provenance import PROJECT
+
+STUDIES = PROJECT / "sweeps" / "studies"
+_PHRASE = STALE.removeprefix("Made with ").lower()
+_QUOTE = re.compile(r"\]\(reports/([^/)]+)/")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one report, or of the page that quotes them."""
+
+    name: str
+    text: str
+    sound: bool = True
+    stale: bool = False
+
+
+def check(reports: str | Path) -> list[Verdict]:
+    """A verdict a report, then one a report that the README.md beside the folder quotes wrongly. UserError for none."""
+    found = [_verdict(folder) for folder in _folders(reports)]
+    return [*found, *_quotes(Path(reports).parent / "README.md", {v.name for v in found if v.stale})]
+
+
+def refresh(reports: str | Path) -> Iterator[Path]:
+    """Write every report again from its results.csv; what cannot be drawn from there stays."""
+    for folder in _folders(reports):
+        yield write_report(STUDIES / f"{folder.name}.yaml", reports, results=folder / RESULTS)
+
+
+def _folders(reports: str | Path) -> list[Path]:
+    folders = sorted(file.parent for file in Path(reports).glob(f"*/{RESULTS}"))
+    if not folders:
+        raise UserError(f"no report lies in {reports}; expected {reports}/<study>/{RESULTS}, as analysis writes it")
+    return folders
+
+
+def _verdict(folder: Path) -> Verdict:
+    name = folder.name
+    try:
+        material = load_material(STUDIES / f"{name}.yaml", results=folder / RESULTS)
+        changes = material.changes
+    except UserError as error:
+        return Verdict(name, f"cannot be compared with its study: {error}", sound=False)
+    plots = [plot for plot in FIGURES if (folder / f"{plot.name}.svg").is_file()]
+    other = [file for file, text in texts_of(material, folder, plots).items() if not _is(folder / file, text)]
+    settings, stale = "; ".join(changes), bool(changes)
+    if stale and not _is_said(folder / "README.md"):
+        return Verdict(name, f"has other settings than this checkout and does not say so: {settings}", False, stale)
+    if other:
+        return Verdict(name, f"{', '.join(other)} is not what {RESULTS} makes", False, stale)
+    text = f"says that its settings are not this checkout's: {settings}" if stale else "current"
+    return Verdict(name, text, stale=stale)
+
+
+def _is_said(page: Path) -> bool:
+    return page.is_file() and STALE in page.read_text()
+
+
+def _is(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_text() == text
+
+
+def _quotes(page: Path, stale: set[str]) -> list[Verdict]:
+    """Reports of other settings that the page links to, where none of its paragraphs with the link says so."""
+    if not page.is_file():
+        return []
+    said: dict[str, bool] = {}
+    for paragraph in page.read_text().split("\n\n"):
+        words = " ".join(paragraph.split()).lower()
+        for name in _QUOTE.findall(paragraph):
+            said[name] = said.get(name, False) or _PHRASE in words
+    text = f'quotes reports/{{}} and does not say that it has "{_PHRASE}"'
+    return [Verdict(page.name, text.format(name), False) for name in said if name in stale and not said[name]]

@@ -1,0 +1,105 @@
+"""The check of all reports fails for each thing that it is for, and the command that mends them mends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis import committed
+from analysis import report as report_module
+from analysis.__main__ import main
+from analysis.figures import scores
+from analysis.report import STALE, write_report
+from runtime.errors import UserError
+from sweeps.graph import Graph
+
+
+@pytest.fixture
+def check(fill: Callable[..., Graph], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int | None]:
+    """`--check` of one report, whose study lies in the working directory."""
+    monkeypatch.setattr(report_module, "FIGURES", (scores.PLOT,))
+    monkeypatch.setattr(committed, "STUDIES", folder)
+    (folder / "study.yaml").rename(folder / "fake.yaml")
+    Path("study.yaml").symlink_to("fake.yaml")
+    fill(lambda a, s: 10.0 if a is None else 50 + 20 * a + s, lambda a, s: 20.0 if a is None else 95 - 10 * a)
+    write_report("fake.yaml")
+    return lambda: main(["--check"])
+
+
+def change_a_setting() -> None:
+    Path("linear.yaml").write_text("noise: 0.5\n")
+
+
+def test_a_current_report_passes(check: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("README.md").write_text("![it](reports/fake/tradeoff.png)")
+    assert check() == 0
+    assert capsys.readouterr().out == "ok    fake: current\n"
+
+
+def test_a_report_of_other_settings_has_to_say_so(
+    check: Callable[[], int | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_a_setting()
+    assert check() == 1
+    assert "WRONG fake: has other settings than this checkout and does not say so: linear `noise` 0 → 0.5" in (
+        capsys.readouterr().out
+    )
+    main(["--refresh"])
+    assert STALE in Path("reports/fake/README.md").read_text()
+    assert check() == 0
+    assert (
+        "ok    fake: says that its settings are not this checkout's: linear `noise` 0 → 0.5" in capsys.readouterr().out
+    )
+
+
+def test_a_report_that_says_so_no_longer_has_to(check: Callable[[], int | None]) -> None:
+    change_a_setting()
+    main(["--refresh"])
+    Path("linear.yaml").write_text("noise: 0.0\n")
+    assert check() == 1
+
+
+@pytest.mark.parametrize("file", ["README.md", "index.html", "table.md", "table.tex", "table.csv"])
+def test_a_file_that_the_table_does_not_make(
+    check: Callable[[], int | None], capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    path = Path("reports/fake") / file
+    path.write_text(path.read_text().replace("50", "51"))
+    assert check() == 1
+    assert f"WRONG fake: {file} " in capsys.readouterr().out
+    path.unlink()
+    assert check() == 1
+
+
+def test_a_figure_that_is_missing_from_the_page(check: Callable[[], int | None]) -> None:
+    for file in Path("reports/fake").glob("scores.*"):
+        file.unlink()
+    assert check() == 1
+
+
+def test_the_page_that_quotes_a_report_of_other_settings_says_so(
+    check: Callable[[], int | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_a_setting()
+    main(["--refresh"])
+    Path("README.md").write_text("![it](reports/fake/tradeoff.png)\n\nOf [it](reports/fake/README.md): 50 %.")
+    assert check() == 1
+    assert "WRONG README.md: quotes reports/fake and does not say" in capsys.readouterr().out
+    page = f"![it](reports/fake/tradeoff.png)\n\n[It](reports/fake/README.md) ({STALE.lower()}):\n50 %."
+    Path("README.md").write_text(page.replace("other settings", "other\nsettings"))
+    assert check() == 0
+    Path("README.md").write_text(f"{page.split('(made')[0]}\n\nElsewhere: {STALE}.")
+    assert check() == 1
+
+
+def test_a_report_without_its_study(check: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("fake.yaml").unlink()
+    assert check() == 1
+    assert "WRONG fake: cannot be compared with its study" in capsys.readouterr().out
+
+
+def test_no_report_at_all_is_no_success(folder: Path) -> None:
+    with pytest.raises(UserError, match="no report lies in reports"):
+        main(["--check"])
