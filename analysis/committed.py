@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Verdict:
 def check(reports: str | Path) -> list[Verdict]:
     """A verdict a report, then one a report that the README.md beside the folder quotes wrongly. UserError for none."""
     found = [_verdict(folder) for folder in _folders(reports)]
-    return [*found, *_quotes(Path(reports).parent / "README.md", {v.name for v in found if v.stale})]
+    return [*found, *_quotes(Path(reports).parent / "README.md", {v.name: v.stale for v in found})]
 
 
 def refresh(reports: str | Path) -> Iterator[Path]:
@@ -77,8 +77,8 @@ def _is(file: Path, text: str) -> bool:
     return file.is_file() and file.read_text() == text
 
 
-def _quotes(page: Path, stale: set[str]) -> list[Verdict]:
-    """Reports of other settings that the page links to, where none of its paragraphs with the link says so."""
+def _quotes(page: Path, stale: Mapping[str, bool]) -> list[Verdict]:
+    """Reports that the page links to: those of other settings it has to call so where it does, and no others."""
     if not page.is_file():
         return []
     said: dict[str, bool] = {}
@@ -86,5 +86,9 @@ def _quotes(page: Path, stale: set[str]) -> list[Verdict]:
         words = " ".join(paragraph.split()).lower()
         for name in _QUOTE.findall(paragraph):
             said[name] = said.get(name, False) or _PHRASE in words
-    text = f'quotes reports/{{}} and does not say that it has "{_PHRASE}"'
-    return [Verdict(page.name, text.format(name), False) for name in said if name in stale and not said[name]]
+    problem = {True: "does not say", False: "says without reason"}
+    return [
+        Verdict(page.name, f'quotes reports/{name} and {problem[stale[name]]} that it has "{_PHRASE}"', False)
+        for name in said
+        if name in stale and said[name] != stale[name]
+    ]

@@ -121,12 +121,12 @@ def _commits(runs: pd.DataFrame) -> str:
         return "no run yet"
     texts = []
     for commits, count in counted.items():
-        named = " then ".join(_commit_text(commit) for commit in commits.split())
+        named = " then ".join(commit_text(commit) for commit in commits.split())
         texts.append(f"{named} ({_runs(count)})" if len(counted) > 1 else named)
     return "; ".join(texts)
 
 
-def _commit_text(commit: str) -> str:
+def commit_text(commit: str) -> str:
     version, colon, sources = commit.partition(":")
     if colon:
         return f"version {version} without a git commit, sources {sources[:12]} (SHA-256)"

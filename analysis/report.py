@@ -132,8 +132,7 @@ def _staleness(material: Material) -> list[Block]:
 
 def _commits(material: Material) -> str:
     """The code that made the runs: commit 0463b78b4457."""
-    made = dict.fromkeys(text.partition("+")[0][:12] for line in cost.commits(material.frame) for text in line.split())
-    return f"commit{'s' * (len(made) > 1)} {', '.join(made)}"
+    return ", ".join(dict.fromkeys(cost.commit_text(c) for line in cost.commits(material.frame) for c in line.split()))
 
 
 def _allowance(material: Material) -> list[Block]:

@@ -90,6 +90,12 @@ def test_the_page_that_quotes_a_report_of_other_settings_says_so(
     page = f"![it](reports/fake/tradeoff.png)\n\n[It](reports/fake/README.md) ({STALE.lower()}):\n50 %."
     Path("README.md").write_text(page.replace("other settings", "other\nsettings"))
     assert check() == 0
+    Path("linear.yaml").write_text("noise: 0.0\n")
+    main(["--refresh"])
+    assert check() == 1
+    assert "WRONG README.md: quotes reports/fake and says without reason that" in capsys.readouterr().out
+    change_a_setting()
+    main(["--refresh"])
     Path("README.md").write_text(f"{page.split('(made')[0]}\n\nElsewhere: {STALE}.")
     assert check() == 1
 

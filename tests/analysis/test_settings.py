@@ -1,0 +1,91 @@
+"""The real stages: their settings are shown, and any of them that changes is named."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from analysis.changes import changes
+from analysis.results import load_results, results_of
+from analysis.settings import settings_table
+from runtime.provenance import PROJECT
+from sweeps.graph import build
+from sweeps.study import Study, load_study
+
+CHANGES = [
+    ("segmentation", "optimizer.power", 1.0, "`optimizer.power` 0.9 → 1"),
+    ("segmentation", "flip", True, "`flip` false → true"),
+    ("segmentation", "image_scale", [64, 32], "`image_scale` null → [64, 32]"),
+    ("segmentation", "scale_range", [0.5, 1.5], "`scale_range` [0.5, 2.0] → [0.5, 1.5]"),
+    ("segmentation", "crop_width", 64, "`crop_width` 0 → 64"),
+    ("segmentation", "precision", "bfloat16", "`precision` float32 → bfloat16"),
+    ("linear", "data.scenes.distractors", 1, "`data.scenes.distractors` 2 → 1"),
+    ("linear", "seed", 3, "`seed` 0 → 3"),
+]
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load_study(PROJECT / "sweeps" / "studies" / "scenes.yaml")
+
+
+@pytest.fixture(scope="module")
+def table(study: Study, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """What was planned, through a file and back."""
+    folder = tmp_path_factory.mktemp("table")
+    results_of(build(study, [f"machine.runs={folder}"])).to_csv(folder / "results.csv", index=False)
+    return load_results(folder / "results.csv")
+
+
+def test_nothing_has_changed(study: Study, table: pd.DataFrame) -> None:
+    assert changes(table, build(study)) == []
+
+
+@pytest.mark.parametrize(("part", "key", "value", "text"), CHANGES)
+def test_a_changed_field_is_named_alone(
+    study: Study, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, part: str, key: str, value: object, text: str
+) -> None:
+    monkeypatch.setitem(study.evals[part].set, key, value)
+    assert changes(table, build(study)) == [f"{part} {text}"]
+    changed = results_of(build(study))  # and the other way round, from a field that is at its default again
+    monkeypatch.undo()
+    _, _, then = text.rpartition(" → ")
+    assert [line.partition(" → ")[0].rpartition(" `")[2] for line in changes(changed, build(study))] == [
+        f"{key}` {then}"
+    ]
+
+
+def test_a_pretraining_that_changed(study: Study, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(study.pretrain.set, "optimizer.base_lr", 0.5)
+    base = OmegaConf.load(PROJECT / study.pretrain.config).optimizer.base_lr
+    assert changes(table, build(study)) == [f"pretrain `optimizer.base_lr` {base} → 0.5"]
+
+
+def test_the_settings_are_those_of_the_configs(study: Study, table: pd.DataFrame) -> None:
+    found = settings_table(table, study)
+    assert found is not None
+    assert found.header == ["setting", "pretrain", "linear", "segmentation"]
+    cells = {line[0]: dict(zip(found.header[1:], line[1:], strict=True)) for line in found.blocks[0]}
+    pretrain, linear, segmentation = (
+        OmegaConf.load(PROJECT / file)
+        for file in (study.pretrain.config, study.evals["linear"].config, study.evals["segmentation"].config)
+    )
+    assert cells["learning rate"] == {
+        "pretrain": f"{pretrain.optimizer.base_lr} (base)",
+        "linear": str([float(rate) for rate in linear.learning_rates]),
+        "segmentation": str(segmentation.optimizer.lr),
+    }
+    assert cells["length"]["segmentation"] == f"{segmentation.iterations} iterations"
+    assert cells["length"]["pretrain"] == str(study.pretrain.set["train.duration"])
+    assert cells["optimiser"] == {
+        "pretrain": pretrain.optimizer.name,
+        "linear": "sgd, momentum 0.9",
+        "segmentation": segmentation.optimizer.name,
+    }
+    assert cells["batch (images)"]["segmentation"] == str(segmentation.batch_size)
+    assert cells["crop or image (pixels)"]["segmentation"] == str(segmentation.crop_size)
+
+
+def test_a_table_without_configs_has_no_settings(study: Study) -> None:
+    assert settings_table(pd.DataFrame({"control": [None], "eval.name": ["linear"]}), study) is None
