@@ -70,11 +70,11 @@ def _verdict(folder: Path) -> Verdict:
 
 
 def _is_said(page: Path) -> bool:
-    return page.is_file() and STALE in page.read_text()
+    return page.is_file() and STALE in page.read_text(encoding="utf-8")
 
 
 def _is(file: Path, text: str) -> bool:
-    return file.is_file() and file.read_text() == text
+    return file.is_file() and file.read_text(encoding="utf-8") == text
 
 
 def _quotes(page: Path, stale: Mapping[str, bool]) -> list[Verdict]:
@@ -82,7 +82,7 @@ def _quotes(page: Path, stale: Mapping[str, bool]) -> list[Verdict]:
     if not page.is_file():
         return []
     said: dict[str, bool] = {}
-    for paragraph in page.read_text().split("\n\n"):
+    for paragraph in page.read_text(encoding="utf-8").split("\n\n"):
         words = " ".join(paragraph.split()).lower()
         for name in _QUOTE.findall(paragraph):
             said[name] = said.get(name, False) or _PHRASE in words

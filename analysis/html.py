@@ -22,7 +22,7 @@ def to_html(title: str, blocks: Sequence[Block], folder: Path) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -38,7 +38,7 @@ def _html(block: Block, folder: Path) -> str:
         case Code(text):
             return f"<pre><code>{html.escape(text)}</code></pre>"
         case Picture(name, alt, caption):
-            drawing = _inline_svg((folder / f"{name}.svg").read_text(), name, alt)
+            drawing = _inline_svg((folder / f"{name}.svg").read_text(encoding="utf-8"), name, alt)
             return f"<figure>\n{drawing}\n<figcaption>{markup.to_html(caption)}</figcaption>\n</figure>"
         case Photo(path, alt, caption):
             content = base64.b64encode((folder / path).read_bytes()).decode()

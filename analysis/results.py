@@ -122,7 +122,7 @@ def _attempts(file: Path) -> list[dict[str, Any]]:
     Empty for a run that was not begun, or a file that a crash of the machine cut off.
     """
     try:
-        _, found, section = f"\n{file.read_text()}".partition("\nattempts:")
+        _, found, section = f"\n{file.read_text(encoding='utf-8')}".partition("\nattempts:")
         attempts = yaml.load(f"attempts:{section}", Loader=_LOADER)["attempts"] if found else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return []

@@ -90,7 +90,7 @@ def _point(root: Path, varied: dict[str, Any], random: np.random.Generator, atte
     log = (
         {"step": 50 * (i + 1), "loss": 30 / (i + 1), "probe_top1": 90.0 * i / LOGGED, **quality} for i in range(LOGGED)
     )
-    (pretrain.run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    (pretrain.run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
     scores = {
         "linear": {"top1": 90 + 6 * alpha + random.normal()},
         "segmentation": {"miou": 30 - 6 * alpha + random.normal()},
@@ -114,8 +114,8 @@ def _fill(node: Node, result: dict[str, Any], attempt: dict[str, Any]) -> None:
     identity = node.identity
     document = {"stage": identity.stage, "hash": identity.hash, "config": identity.config, "attempts": [attempt]}
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    (node.run.path / "run.yaml").write_text(yaml.dump(document, Dumper=dumper, sort_keys=False))
-    (node.run.path / "result.json").write_text(json.dumps(result))
+    (node.run.path / "run.yaml").write_text(yaml.dump(document, Dumper=dumper, sort_keys=False), encoding="utf-8")
+    (node.run.path / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     best = {key: combine(results) for key, results in found.items()}
     check_losses(best)
     out = options.out or HERE / ("criterion.md" if options.device == "cpu" else "criterion_cuda.md")
-    out.write_text(criterion_table.document(best, options.device, options.threads, options.shrink))
+    out.write_text(criterion_table.document(best, options.device, options.threads, options.shrink), encoding="utf-8")
     print(f"wrote {out}")
 
 
@@ -56,7 +56,9 @@ def measure_apart(name: str, contender: str, options: argparse.Namespace) -> Mea
     request = {"case": name, "contender": contender, "device": options.device}
     request |= {"threads": options.threads, "shrink": options.shrink}
     command = [sys.executable, "-m", "benchmarks.criterion_cases", json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, cwd=HERE.parent
+    )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["killed: out of memory?"]
         raise UserError(f"case {name}, {contender} ended with {done.returncode}: {last[0]}")

@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         page = measure(options.rounds, options.batch, options.batches)
     out = options.out or HERE / ("data.md" if options.device == "cpu" else "data_cuda.md")
-    out.write_text(page)
+    out.write_text(page, encoding="utf-8")
     print(f"wrote {out}")
 
 

@@ -52,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chdir(folder)
-        (folder / "many.yaml").write_text(yaml.safe_dump(study_of(options.runs)))
+        (folder / "many.yaml").write_text(yaml.safe_dump(study_of(options.runs)), encoding="utf-8")
         graph = build(load_study("many.yaml"))
         make_runs(graph)
         make_commands(folder, graph)
         measured = [measure(folder, verb) for verb in ("plan", "status", "analysis")]
     text = page(len(graph.nodes), measured)
-    options.output.write_text(text)
+    options.output.write_text(text, encoding="utf-8")
     print(text)
 
 
@@ -86,7 +86,7 @@ def make_runs(graph: Graph) -> None:
     jobs = Path(graph.nodes[0].root) / "jobs" / "20260101-000000-abcd"
     jobs.mkdir(parents=True)
     now = time.time()
-    with open(jobs / "jobs.jsonl", "w") as records:
+    with open(jobs / "jobs.jsonl", "w", encoding="utf-8") as records:
         for number, node in enumerate(graph.nodes):
             fate = fate_of(graph, node)
             if fate != "new":
@@ -113,20 +113,22 @@ def fill(node: Node, fate: str, attempt: dict[str, Any], dumper: Any, now: float
     folder.mkdir(parents=True)
     document = {"stage": identity.stage, "format": 1, "hash": identity.hash, "parent": identity.parent}
     document |= {"config": identity.config, "machine": {}, "attempts": [attempt]}
-    (folder / "run.yaml").write_text(yaml.dump(document, Dumper=dumper, sort_keys=False))
+    (folder / "run.yaml").write_text(yaml.dump(document, Dumper=dumper, sort_keys=False), encoding="utf-8")
     (folder / "lock").touch()
     beat = {"host": "elsewhere", "pid": 1, "job": "1", "time": now + 1e6, "ended": fate != "running"}
-    (folder / "heartbeat.json").write_text(json.dumps(beat | {"progress": {"done": 7, "total": 9, "unit": "steps"}}))
+    (folder / "heartbeat.json").write_text(
+        json.dumps(beat | {"progress": {"done": 7, "total": 9, "unit": "steps"}}), encoding="utf-8"
+    )
     if node.parent is None:
         rows = ({"step": i, "epoch": i // 9, "time": now, "seconds": float(i), "loss": 9.0} for i in range(1, 25))
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     score = int(identity.hash, 16) % 1000 / 10
     if fate == "done":
         result = {"top1": score, "seconds": 60.0} if node.parent else {"rank_local": score, "seconds": 300.0, "loss": 9}
-        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     if fate == "failed":
         record = {"class": "RuntimeError", "message": "CUDA error", "time": now}
-        (folder / "failure.json").write_text(json.dumps(record))
+        (folder / "failure.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def make_commands(folder: Path, graph: Graph) -> None:
@@ -135,8 +137,8 @@ def make_commands(folder: Path, graph: Graph) -> None:
     (folder / "bin").mkdir()
     for name, lines in (("sacct", _accounting(graph, states)), ("squeue", _queue(graph, states))):
         output, script = folder / f"{name}.txt", folder / "bin" / name
-        output.write_text("".join(f"{line}\n" for line in lines))
-        script.write_text(f"#!/bin/sh\nexec cat {output}\n")
+        output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        script.write_text(f"#!/bin/sh\nexec cat {output}\n", encoding="utf-8")
         script.chmod(0o755)
 
 
@@ -164,7 +166,7 @@ def measure(folder: Path, verb: str) -> Measured:
     argv = ["analysis", "many.yaml"] if verb == "analysis" else ["sweeps", verb, "many.yaml"]
     if verb == "plan":
         argv += ["--cluster", "slurm", "--cluster-config", str(folder / "cluster.yaml")]
-        (folder / "cluster.yaml").write_text("all: {gpus: 1}\n")
+        (folder / "cluster.yaml").write_text("all: {gpus: 1}\n", encoding="utf-8")
     environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
     began = time.perf_counter()
     with open(folder / f"{verb}.txt", "wb") as output:
@@ -172,7 +174,7 @@ def measure(folder: Path, verb: str) -> Measured:
         _, status, used = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     if os.waitstatus_to_exitcode(status) not in (0, 1):  # 1: some runs failed, which status says
-        raise RuntimeError((folder / f"{verb}.txt").read_text()[-3000:])
+        raise RuntimeError((folder / f"{verb}.txt").read_text(encoding="utf-8")[-3000:])
     name = f"python -m {argv[0]}{'' if verb == 'analysis' else ' ' + verb}"
     return Measured(name, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 

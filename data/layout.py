@@ -56,7 +56,7 @@ class SegmentationLayout:
 
     def _read_names(self, split: SegmentationSplit) -> list[str]:
         if split.list_file:
-            return (self.root / split.list_file).read_text().split()
+            return (self.root / split.list_file).read_text(encoding="utf-8").split()
         return sorted(strip(files_in(self.root / split.image_dir), self.img_suffix))
 
     def image(self, split: str, name: str) -> Path:

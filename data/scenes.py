@@ -113,7 +113,7 @@ def write_dataset(config: ScenesConfig, folder: Path) -> None:
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / name).mkdir(parents=True)
     digest = hashlib.sha256()
-    with open(folder / "manifest.csv", "w", newline="") as file:
+    with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as file:
         manifest = csv.DictWriter(file, Scene.MANIFEST_COLUMNS, lineterminator="\n")
         manifest.writeheader()
         for split, count in (("train", config.train), ("val", config.val)):
@@ -122,7 +122,9 @@ def write_dataset(config: ScenesConfig, folder: Path) -> None:
                 names.append(name)
                 manifest.writerow({"image": name, "split": split, **scene.manifest_row()})
                 digest.update(_write_scene(folder, split, name, scene))
-            (folder / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
+            (folder / "ImageSets/Segmentation" / f"{split}.txt").write_text(
+                "".join(f"{n}\n" for n in names), encoding="utf-8"
+            )
     files.write_json(
         folder / "complete.json",
         {"config": configs.to_dict(config), "contents": _contents(folder), "sha256": digest.hexdigest()},

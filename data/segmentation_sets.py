@@ -50,7 +50,7 @@ def vocfolder(root: Path, train: str) -> SegmentationLayout:
     file = root / CLASSES_FILE
     if not file.is_file():
         raise UserError(f"vocfolder at {root}: {CLASSES_FILE} is missing; expected one class a line, value 0 first")
-    classes = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    classes = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not 2 <= len(classes) <= IGNORE or len(set(classes)) < len(classes):
         raise UserError(f"{file} names {len(classes)} classes; expected 2 to {IGNORE}, each once, one a line")
     suffix = image_suffix(root / IMAGES)
@@ -131,7 +131,7 @@ def inner_folder(root: Path, *names: str) -> Path:
 
 
 def read_table(file: str) -> list[dict[str, str]]:
-    with open(Path(__file__).with_name(file), newline="") as table:
+    with open(Path(__file__).with_name(file), newline="", encoding="utf-8") as table:
         return list(csv.DictReader(table))
 
 

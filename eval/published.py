@@ -46,7 +46,7 @@ def published_score(file: str, arch: str, stage: str, data: DataConfig, result: 
     if data.name == "voc" and data.segmentation_train != "train_aug":
         return None
     column, score = measured
-    with open(FILE, newline="") as rows:
+    with open(FILE, newline="", encoding="utf-8") as rows:
         for row in csv.DictReader(rows):
             same = row["method"] == "VICRegL" and row["backbone"] == arch and row["alpha"]
             if same and float(row["alpha"]) == float(named[2]) and row[column]:

@@ -23,7 +23,7 @@ def read_lines(path: str | Path) -> list[str]:
     """The lines of a list; UserError where there is none, or one stands twice."""
     file = Path(path).expanduser()
     try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"config: subset = {path} cannot be read ({error}); expected a text file with an image a line"

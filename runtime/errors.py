@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -46,6 +47,13 @@ def leave_at_once() -> None:
     _leaves_at_once = True
 
 
+def _print_any_text() -> None:
+    """Let no locale stop a line: UTF-8 into files and pipes, as logs are read; a terminal's own encoding, escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts in its place
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run `main(argv)` and leave the process: 0 if it returned None or 0.
 
@@ -53,6 +61,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     becomes 75.
     Any other exception is a bug of ours and keeps its traceback.
     """
+    _print_any_text()
     try:
         code = main(sys.argv[1:])
     except UserError as error:

@@ -53,7 +53,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    """In UTF-8, whatever the locale; a file name of other bytes, which Python holds as surrogates, is written as it is."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -67,7 +68,7 @@ def write_yaml(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any | None:
     """The file's value, or None where the file is missing or was damaged by a crash of the machine."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # a JSONDecodeError and a UnicodeDecodeError are ValueErrors
         return None
 
@@ -76,7 +77,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a .jsonl file; a last line cut off by a kill is left out."""
     if not path.exists():
         return
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         for line in file:
             try:
                 yield json.loads(line)

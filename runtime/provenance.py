@@ -178,7 +178,7 @@ def _version() -> str | None:
 def processor_name() -> str:
     """The processor's model name where Linux tells it, else the architecture."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

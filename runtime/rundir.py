@@ -75,7 +75,7 @@ class Run:
         if not file.is_file():
             raise UserError(f"{self.path} is not a run directory: it holds no run.yaml")
         try:
-            document = yaml.safe_load(file.read_text())
+            document = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
         if not isinstance(document, dict) or not {"stage", "hash", "config"} <= set(document):
@@ -131,7 +131,7 @@ class Run:
         self._progress = {"done": done, "total": total, "unit": unit, **extra}
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def start(graph: Graph, options: Sequence[str]) -> dict[str, Any] | None:
     folder = folder_of(graph)
     folder.mkdir(parents=True, exist_ok=True)
     # An flock belongs to the open file, which the sweep inherits: held until it dies, however it dies.
-    with open(folder / "lock", "a") as lock:
+    with open(folder / "lock", "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,7 +66,7 @@ def at_work(graph: Graph) -> dict[str, Any] | None:
     """Who works on the study in the background now, if anybody does."""
     folder = folder_of(graph)
     try:
-        with open(folder / "lock") as lock:
+        with open(folder / "lock", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None

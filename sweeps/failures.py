@@ -205,7 +205,7 @@ def tail(log: Path, count: int, most_bytes: int = _TAIL_BYTES) -> list[str]:
 def oom_kills() -> int:
     """How many processes the kernel has killed for memory in this process's cgroup: compare before and after."""
     try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     count = 0
@@ -220,7 +220,7 @@ def oom_kills() -> int:
 
 def _oom_count(file: Path) -> int:
     with suppress(OSError, ValueError):
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(" ")
             if name == "oom_kill":
                 return int(value)

@@ -186,7 +186,7 @@ def steps_a_second(rows: list[dict[str, Any]]) -> float | None:
 def _attempts(file: Path) -> int:
     """How many attempts run.yaml lists, read as text: parsing thousands of them would take seconds."""
     try:
-        _, found, section = f"\n{file.read_text(errors='replace')}".partition("\nattempts:")
+        _, found, section = f"\n{file.read_text(encoding='utf-8', errors='replace')}".partition("\nattempts:")
     except OSError:
         return 0
     return section.count("\n- ") if found else 0

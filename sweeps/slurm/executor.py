@@ -125,7 +125,9 @@ def call(argv: Sequence[str], text: str | None = None) -> str:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                argv, input=text, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False
+            )
         except OSError as error:
             raise UserError(f"{argv[0]} cannot be started ({error}): is this a login node of a cluster?") from error
         if done.returncode == 0:

@@ -45,7 +45,7 @@ class Task:
     index: int
 
     def __call__(self) -> None:
-        array = json.loads(Path(self.array_file).read_text())
+        array = json.loads(Path(self.array_file).read_text(encoding="utf-8"))
         code = Supervisor(array, array["tasks"][self.index]).run()
         if code:  # not an Exception, of which submitit would make its own ending
             raise SystemExit(code)
@@ -164,7 +164,7 @@ class Supervisor:
         progress = (_read_json(folder / "heartbeat.json") or {}).get("progress") or {}
         file = Path(self.array["logs"]) / f"{job_id()}_limits.json"
         ends = [*(_read_json(file) or []), progress.get("done")]
-        file.write_text(json.dumps(ends))
+        file.write_text(json.dumps(ends), encoding="utf-8")
         if len(ends) <= IDLE_LIMITS or len(set(ends[-IDLE_LIMITS - 1 :])) > 1:
             return False
         minutes = self.array["resources"]["minutes"]
@@ -172,7 +172,7 @@ class Supervisor:
             f"no step done in {IDLE_LIMITS} jobs of {minutes} minutes each; give {self.array['part']} more minutes"
         )
         record = {"class": "TimeLimit", "kind": "time_limit", "message": message, "time": time.time()}
-        (folder / "failure.json").write_text(json.dumps(record))
+        (folder / "failure.json").write_text(json.dumps(record), encoding="utf-8")
         say(message)
         return True
 
@@ -218,7 +218,7 @@ def _ask(argv: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
     """A command of SLURM, repeated while the controller is away; None where it stays so."""
     deadline = time.monotonic() + 60 * CONTROLLER_MINUTES
     while time.monotonic() < deadline:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if not re.search(r"unable to contact|timed out|refused", done.stderr, re.IGNORECASE):
             return done
         time.sleep(5.0)
@@ -227,7 +227,7 @@ def _ask(argv: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -296,7 +296,13 @@ def _call(argv: Sequence[str], forgotten: str = "") -> str | None:
     environment = os.environ | {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
     try:
         done = subprocess.run(
-            argv, env=environment, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
+            argv,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=ANSWER_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

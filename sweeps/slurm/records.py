@@ -79,7 +79,7 @@ class Submission:
     def describe(self, **values: Any) -> None:
         """Add to submission.yaml."""
         file = self.path / "submission.yaml"
-        known = yaml.safe_load(file.read_text()) if file.exists() else {}
+        known = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
         files.write_yaml(file, {**known, **values})
 
     def intend(self, name: str, array: dict[str, Any]) -> Path:
@@ -147,6 +147,6 @@ def lock(runs: str | Path) -> Iterator[None]:
     folder = Path(runs) / JOBS
     folder.mkdir(parents=True, exist_ok=True)
     # A POSIX lock, as run directories have: the kernel drops it when the process dies.
-    with open(folder / "lock", "a") as file:
+    with open(folder / "lock", "a", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield

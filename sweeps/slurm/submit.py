@@ -243,7 +243,7 @@ class _Submitter:
     def _task(self, node: Node, resources: Resources) -> dict[str, Any]:
         config = self.submission.path / "configs" / f"{node.identity.stage}-{node.identity.hash}.yaml"
         values = {**node.identity.config, "machine": self._machine(node)}
-        config.write_text(yaml.dump(values, Dumper=_DUMPER, sort_keys=False))
+        config.write_text(yaml.dump(values, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
         parent = None if node.parent is None else (self.runs / node.parent.run.path.relative_to(node.root)).resolve()
         where = [f"machine.runs={self.runs}", *self.machine]
         argv = node.stage.argv(str(config), where, parent)

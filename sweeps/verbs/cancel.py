@@ -80,7 +80,9 @@ def scancel(jobs: Sequence[str]) -> None:
     for start in range(0, len(jobs), _JOBS_A_CALL):
         argv = ["scancel", "--quiet", *jobs[start : start + _JOBS_A_CALL]]
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+            done = subprocess.run(
+                argv, capture_output=True, encoding="utf-8", errors="replace", timeout=120, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UserError(f"scancel cannot be run: {error}") from error
         if done.returncode and "Invalid job id" not in done.stderr:
