@@ -6,6 +6,7 @@ A new dataset is a name in data/config.py and a function in `_OPENERS` that retu
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,17 +111,24 @@ def _open_imagenet(config: DataConfig) -> Dataset:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the class folders of a split. Raises UserError where there are none."""
+    """Sorted names of the class folders of a split. Raises UserError where there are none.
+
+    As torchvision's ImageFolder, but for a hidden folder without images (.ipynb_checkpoints), which it stops at.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; expected one folder a class in it, with the images of that class")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    names = [name for name in names if not name.startswith(".") or _split_files(folder / name)[0]]
     if not names:
         raise UserError(f"{folder} holds no class folders; expected one folder a class, with the images of that class")
     return names
 
 
 def read_folders(root: Path, split: str, classes: list[str]) -> ImageList:
-    """Images of root/split/<class>/, sorted, labelled by the place of their class in `classes`."""
+    """Images at any depth of root/split/<class>/, labelled by the place of their class in `classes`.
+
+    The same files in the same order as torchvision's ImageFolder.
+    """
     folder = root / split
     found = class_folders(folder)
     if found != classes:
@@ -131,17 +139,44 @@ def read_folders(root: Path, split: str, classes: list[str]) -> ImageList:
         )
     paths: list[Path] = []
     labels: list[int] = []
+    beside = [entry.name for entry in os.scandir(folder) if _is_image(entry.name) and not entry.is_dir()]
+    left_out = Counter({"beside the class folders": len(beside)} if beside else {})
     for label, name in enumerate(classes):
-        images = sorted(file for file in os.listdir(folder / name) if _is_image(file))  # as text: Paths sort slowly
+        images, others = _split_files(folder / name)
         if not images:
             raise UserError(f"{folder / name} holds no image; allowed: {', '.join(sorted(IMAGE_SUFFIXES))}")
-        paths += [folder / name / file for file in images]
+        paths += map(Path, images)
         labels += [label] * len(images)
-    return ImageList(paths, labels)
+        left_out.update(f"ending in {suffix}" if (suffix := _suffix(file)) else "without a suffix" for file in others)
+    return ImageList(paths, labels, dict(left_out))
 
 
 def _is_image(file: str) -> bool:
-    return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith(".")
+    return file.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _suffix(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
+
+
+def _split_files(folder: Path) -> tuple[list[str], list[str]]:
+    """(images, other files) at any depth of a folder, as text, because Paths sort slowly; no file is asked for itself.
+
+    Sorted by folder, then by name. UserError for a folder that cannot be read, and for a link that leads in a circle.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+    found: list[tuple[str, list[str]]] = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        for link in (path for name in folders if os.path.islink(path := os.path.join(place, name))):
+            if os.path.realpath(link) in [os.path.realpath(above) for above in (place, *Path(place).parents)]:
+                raise UserError(f"{link} is a link to a folder that it lies in, so its images never end; remove it")
+        found.append((place, files))
+    paths = [f"{place}/{file}" for place, files in sorted(found) for file in sorted(files)]
+    images = [path for path in paths if _is_image(path)]
+    return images, [] if len(images) == len(paths) else [path for path in paths if not _is_image(path)]
 
 
 def _open_masks(config: DataConfig) -> Dataset:

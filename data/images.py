@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ except ImportError:  # only faster: the pixels are PIL's
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+# torchvision's IMG_EXTENSIONS, so that a folder holds the same images here and there
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # of ImageNet, in units of 0..1, as torchvision's weights and the published recipe use them
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -134,9 +135,19 @@ class ImageList:
 
     paths: list[Path]
     labels: list[int] | None
+    left_out: dict[str, int] = field(default_factory=dict)  # files of the split that are not taken, by reason
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def describe_left_out(self) -> str | None:
+        """As "files left out: 3 (2 ending in .txt, 1 beside the class folders)"; None where there are none."""
+        if not self.left_out:
+            return None
+        most = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        more = ", ..." if len(most) > 5 else ""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in most[:5])
+        return f"files left out: {sum(self.left_out.values()):,} ({reasons}{more})"
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,8 @@ class PretrainLoader:
         require(equal, "batch size", batch_size, f"a multiple of the number of processes, {share[1]}")
         dataset = open_dataset(data)
         images = dataset.images("train")
+        if share[0] == 0 and (note := images.describe_left_out()):
+            print(f"{dataset.root / 'train'}: {note}", flush=True)
         source = open_source(dataset, images, views.short_side)
         self._store = ImageStore(images, data.on_bad_image, memory_bytes, source)
         self.steps_per_epoch = dataset.steps_per_epoch(len(self._store), batch_size)

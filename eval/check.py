@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     layout = dataset.segmentation() if dataset.has_masks else None
     print(f"{dataset.name} at {dataset.root}", flush=True)
     found = look(dataset, layout, None if arguments.all else arguments.samples)
-    print("\n".join(found.lines))
+    print("\n".join([*found.lines, *found.left_out]))
     out = arguments.out or PROJECT / "reports" / "check" / f"{dataset.name}.png"
     draw(dataset, layout, out)
     print(f"wrote {out}", flush=True)

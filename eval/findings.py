@@ -26,9 +26,10 @@ ILSVRC2012 = {"train": 1_281_167, "val": 50_000}
 
 @dataclass
 class Findings:
-    """`lines` tell what is there, `problems` what must not be."""
+    """`lines` tell what is there, `left_out` what of it is not used, `problems` what must not be."""
 
     lines: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def several(self, what: str, examples: Sequence[object]) -> None:
@@ -39,6 +40,7 @@ class Findings:
 
     def join(self, other: Findings) -> None:
         self.lines += other.lines
+        self.left_out += other.left_out
         self.problems += other.problems
 
 
@@ -47,6 +49,8 @@ def check_images(dataset: Dataset, samples: int | None) -> Findings:
     found, lists = Findings(), {split: dataset.images(split) for split in SPLITS}
     for split, images in lists.items():
         found.lines.append(f"{split}: {counts(images, dataset.classes)}")
+        if note := images.describe_left_out():
+            found.left_out.append(f"{split}: {note}")
         expected = ILSVRC2012[split]
         if dataset.name == "imagenet" and len(images) != expected:
             found.lines.append(f"{split}: note that ImageNet-1k (ILSVRC 2012) has {expected:,} images")

@@ -30,7 +30,7 @@ class Splits:
         refuse_unusable(config.data.name, train, val)
         chosen = None
         if config.subset is not None:
-            chosen = take_subset(config.subset, train, dataset.classes)
+            chosen = take_subset(config.subset, train, dataset.classes, dataset.root / "train")
             train = chosen.images
         central = eval_transform(config.resize, config.image_size)
         crops = train_transform(config.image_size, config.crop_scale, config.flip)

@@ -21,6 +21,8 @@ def preflight(config: DataConfig, masks: bool) -> None:
     """
     dataset = open_dataset(config)
     found = check_masks(dataset.segmentation(), BRIEF) if masks else check_images(dataset, BRIEF)
+    if found.left_out:
+        print("\n".join(found.left_out), flush=True)
     refuse(config.name, dataset.root, found.problems)
 
 

@@ -60,16 +60,20 @@ class Subset:
         }
 
 
-def take_subset(path: str | Path, train: ImageList, classes: Sequence[str]) -> Subset:
-    """The training images that the list at `path` names. UserError for a line that names none, or more than one."""
+def take_subset(path: str | Path, train: ImageList, classes: Sequence[str], folder: Path) -> Subset:
+    """The images of train, which lie in `folder`, that the list at `path` names.
+
+    UserError for a line that names none, or more than one.
+    """
     lines = read_lines(path)
     wanted = {_inside_train(line): line for line in lines}
     found: dict[str, list[int]] = {}
-    for index, image in enumerate(train.paths):
-        for name in (image.name, f"{image.parent.name}/{image.name}"):
+    names = [str(image)[len(f"{folder}/") :] for image in train.paths]
+    for index, under in enumerate(names):
+        for name in {under, under.rpartition("/")[2]}:
             if name in wanted:
                 found.setdefault(name, []).append(index)
-    _refuse_unclear(str(path), train, wanted, found, len(lines))
+    _refuse_unclear(str(path), names, wanted, found, len(lines))
     numbers = sorted(index for indices in found.values() for index in indices)
     chosen = subset(train, numbers)
     counts = [0] * len(classes)
@@ -83,21 +87,20 @@ def _inside_train(line: str) -> str:
 
 
 def _refuse_unclear(
-    path: str, train: ImageList, wanted: dict[str, str], found: dict[str, list[int]], lines: int
+    path: str, names: Sequence[str], wanted: dict[str, str], found: dict[str, list[int]], lines: int
 ) -> None:
     unknown = [line for name, line in wanted.items() if name not in found]
     if unknown:
-        example = train.paths[0]
         raise UserError(
             f"subset {path}: {len(unknown)} of {lines} lines name no training image, as {unknown[:SHOWN]}; "
-            f"expected names as {example.name} or {example.parent.name}/{example.name}"
+            f"expected names as {names[0].rpartition('/')[2]} or {names[0]}"
         )
     several = [name for name, indices in found.items() if len(indices) > 1]
     if several:
-        first = [f"{train.paths[i].parent.name}/{train.paths[i].name}" for i in found[several[0]][:2]]
+        first = [names[i] for i in found[several[0]][:2]]
         raise UserError(
             f"subset {path}: {len(several)} lines fit several images, as {several[0]!r}: {first}; "
-            "write the class folder before the name"
+            "write the path under train/"
         )
     if len({index for indices in found.values() for index in indices}) < lines:
         raise UserError(f"subset {path}: some lines name the same image by different paths; name each once")

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from data.catalog import _OPENERS, open_dataset
-from data.config import DATASETS, DataConfig
+from data.config import DATASETS, DataConfig, ViewsConfig
+from data.loader import PretrainLoader
 from runtime.errors import UserError
 
 
@@ -103,3 +106,85 @@ def test_missing_and_empty_folders_are_told(tree: Path, tmp_path: Path, monkeypa
     (tree / "train").mkdir()
     with pytest.raises(UserError, match="train holds no class folders"):
         open_dataset(folders(tree))
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A tree of what folders of images hold in the wild; train and val are the same."""
+    root = tmp_path / "hostile"
+    image = root / "elsewhere" / "image.png"
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8), (9, 90, 200)).save(image)
+    inside = (
+        *(
+            "b/2.png",
+            "b/10.PNG",
+            "b/deep/er/1.JPEG",
+            "b/deep-er/1.jpg",
+            "b/deep.png/3.bmp",
+            "b/Z.webp",
+            "b/.hidden.png",
+        ),
+        *("b/.jpg", "b/.folder/4.ppm", "B/1.tif", "B/2.TIFF", "B/only/3.pgm", "a b/é.png", ".hidden/1.png"),
+        *("b/notes.txt", "b/deep/list.TXT", "b/LICENSE", "b/5.gif", "b/6.png.part", "beside.png", "beside.txt"),
+    )
+    for name in inside:
+        file = root / "train" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, file)
+    (root / "train" / "b" / "link.png").symlink_to(image)
+    (root / "train" / "b" / "dangling.png").symlink_to(root / "gone.png")
+    (root / "train" / "B" / "linked folder").symlink_to(image.parent)
+    (root / "train" / "linked class").symlink_to(image.parent)
+    (root / "train" / "b" / "empty").mkdir()
+    shutil.copytree(root / "train", root / "val", symlinks=True)
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_hostile_tree_holds_what_it_holds_for_torchvision(hostile: Path, split: str) -> None:
+    expected = ImageFolder(hostile / split)
+    dataset = open_dataset(folders(hostile))
+    images = dataset.images(split)
+    assert dataset.classes == expected.classes
+    assert [(str(path), label) for path, label in zip(images.paths, images.labels, strict=True)] == expected.samples
+    assert len(images) == 18
+
+
+def test_what_is_left_out_is_counted(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = (
+        "files left out: 6 (2 ending in .txt, 1 beside the class folders, 1 ending in .gif, 1 ending in .part, "
+        "1 without a suffix)"
+    )
+    images = open_dataset(folders(hostile)).images("train")
+    assert images.describe_left_out() == told
+    (hostile / "train" / "b" / "dangling.png").unlink()
+    PretrainLoader(folders(hostile), ViewsConfig(large_size=8), lambda side: (2, 2), batch_size=4, seed=0)
+    assert capsys.readouterr().out == f"{hostile / 'train'}: {told}\n"
+
+
+def test_nothing_is_said_of_a_plain_tree(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert open_dataset(folders(tree)).images("train").describe_left_out() is None
+    PretrainLoader(folders(tree), ViewsConfig(large_size=8), lambda side: (2, 2), batch_size=4, seed=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_empty_class_stops_unless_it_is_hidden(tree: Path) -> None:
+    """torchvision stops at .ipynb_checkpoints, too; nobody means it to be a class."""
+    for split in ("train", "val"):
+        (tree / split / ".ipynb_checkpoints").mkdir()
+    assert len(open_dataset(folders(tree)).images("train")) == 48
+    (tree / "train" / "empty").mkdir()
+    (tree / "val" / "empty").mkdir()
+    (tree / "val" / "empty" / "notes.txt").touch()
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=rf"{split}/empty holds no image; allowed: .*\.pgm"):
+            open_dataset(folders(tree)).images(split)
+
+
+@pytest.mark.parametrize("target", ["train/class1", "train/class1/sub", "train", "."])
+def test_a_link_that_leads_in_a_circle_is_named(tree: Path, target: str) -> None:
+    (tree / "train" / "class1" / "sub").mkdir()
+    (tree / "train" / "class1" / "sub" / "loop").symlink_to(tree / target)
+    with pytest.raises(UserError, match="loop is a link to a folder that it lies in"):
+        open_dataset(folders(tree)).images("train")

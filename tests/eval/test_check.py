@@ -67,6 +67,25 @@ def test_a_whole_folder_passes_with_its_counts(tree, checked):
     assert "no problem found" in out
 
 
+def test_files_that_are_not_taken_are_counted(tree, checked, parent, evaluate):
+    (tree / "train" / "class1" / "more").mkdir()
+    (tree / "train" / "class1" / "3.png").rename(tree / "train" / "class1" / "more" / "3.png")
+    for name in ("a.txt", "more/b.txt", "c"):
+        (tree / "train" / "class1" / name).touch()
+    shutil.copy(tree / "val" / "class0" / "1.png", tree / "val" / "beside.png")
+    code, out, err = checked("imagefolder", f"data.root={tree}")
+    assert code == 0, err
+    assert "train: 48 images in 4 classes, 12 to 12 (median 12) a class" in out
+    lines = [
+        "train: files left out: 3 (2 ending in .txt, 1 without a suffix)",
+        "val: files left out: 1 (1 beside the class folders)",
+    ]
+    assert all(line in out.splitlines() for line in lines)
+    data = ["data.name=imagefolder", f"data.root={tree}", "image_size=8", "resize=8", "neighbours=[3]"]
+    assert evaluate(knn.main, parent, "eval/configs/knn_scenes.yaml", *data)[0] == 0
+    assert [line for line in evaluate.output if "left out" in line] == lines
+
+
 def test_damage_ends_with_2_and_a_list(tree, checked, tmp_path):
     damaged = tree / "train" / "class1" / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:200])

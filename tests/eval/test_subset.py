@@ -37,9 +37,19 @@ def written(path: Path, *lines: str) -> Path:
     ],
 )
 def test_names_and_paths(lines, train, tmp_path):
-    chosen = take_subset(written(tmp_path / "1percent.txt", *lines), train, CLASSES)
+    chosen = take_subset(written(tmp_path / "1percent.txt", *lines), train, CLASSES, Path("/data/train"))
     assert [path.name for path in chosen.images.paths] == ["n01440764_10026.JPEG", "n01443537_2.JPEG"]
     assert (chosen.images.labels, chosen.per_class, chosen.name) == ([0, 1], [1, 1], "1percent")
+
+
+def test_images_of_subfolders(tmp_path):
+    """Named by their file names or by their whole paths under train/."""
+    paths = [Path("/data/train/a") / name for name in ("1.png", "b/1.png", "b/2.png")]
+    train = ImageList(paths, [0, 0, 0])
+    listed = written(tmp_path / "list.txt", "train/a/b/1.png", "2.png")
+    assert take_subset(listed, train, ["a"], Path("/data/train")).images.paths == paths[1:]
+    with pytest.raises(UserError, match=r"1 of 1 lines name no .*as \['b/1.png'\]"):
+        take_subset(written(tmp_path / "list.txt", "b/1.png"), train, ["a"], Path("/data/train"))
 
 
 @pytest.mark.parametrize(
@@ -51,13 +61,13 @@ def test_names_and_paths(lines, train, tmp_path):
         (["n01440764_10026.JPEG"] * 2, r"1 lines stand more than once, as \['n01440764_10026.JPEG'\]"),
         (["n01440764_10026.JPEG", "train/n01440764/n01440764_10026.JPEG"], "the same image"),
         (["n01440764_10026.JPEG", "./n01440764_10026.JPEG"], "the same image"),
-        (["same.JPEG"], r"fit several images.*n01440764/same.JPEG.*n01443537/same.JPEG.*class folder"),
+        (["same.JPEG"], r"fit several images.*n01440764/same.JPEG.*n01443537/same.JPEG.*path under train/"),
         ([], "is empty"),
     ],
 )
 def test_nothing_is_guessed(lines, message, train, tmp_path):
     with pytest.raises(UserError, match=message):
-        take_subset(written(tmp_path / "list.txt", *lines), train, CLASSES)
+        take_subset(written(tmp_path / "list.txt", *lines), train, CLASSES, Path("/data/train"))
 
 
 def test_a_missing_list(tmp_path):
