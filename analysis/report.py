@@ -26,6 +26,8 @@ from runtime import files
 from runtime.errors import UserError
 from sweeps.study import PRETRAIN
 
+# Where a report cannot be written.
+ELSEWHERE = "write the report elsewhere: --reports FOLDER"
 # What a report begins with whose settings are no longer those of its study; analysis/committed.py looks for it.
 STALE = "Made with other settings than this checkout's"
 # The figures that show what the study asks; the others stand where they help to judge the answer.
@@ -77,7 +79,7 @@ def write_material(
     if not force:
         require_no_loss(material.frame, folder)
     kept = {CURVES} if keeps_curves(material, folder, force) else set()
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, ELSEWHERE)
     files.write_text(folder / RESULTS, material.frame.to_csv(index=False))
     plots = FIGURES if figures is None else figures
     shown = [plot for plot in plots if plot.name in kept or write(plot, material, folder)]

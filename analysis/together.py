@@ -13,6 +13,7 @@ from analysis.labels import project_path, score_label
 from analysis.material import Material, load_material
 from analysis.page import Block, Code, Heading, Items, Paragraph, to_markdown
 from analysis.questions import name_of
+from analysis.report import ELSEWHERE
 from analysis.table import Table, cells_of, count_cell
 from analysis.table import notes as table_notes
 from analysis.values import table_values
@@ -42,7 +43,7 @@ def write_together(
     folder, frame = Path(reports) / name, pd.concat([m.frame for m in materials])
     if not force:
         require_no_loss(frame, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, ELSEWHERE)
     page = blocks(materials, name)
     table, notes = together_table(materials), " ".join(remarks(materials))
     values = [table_values(m.summary, published.published()[:0]).assign(study=m.study.name) for m in materials]

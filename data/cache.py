@@ -54,7 +54,7 @@ def build(dataset: Dataset, short_side: int, workers: int, skip_bad: bool) -> Pa
     """
     images = dataset.images("train")
     folder = cache_folder(dataset, short_side)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, "keep caches elsewhere: VICREGL_DATA=FOLDER in the environment")
     with _lock(folder):
         source = describe(dataset, images, short_side)
         if (folder / "source.json").exists():

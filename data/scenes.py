@@ -47,7 +47,7 @@ def prepare(config: ScenesConfig, parent: Path | None = None) -> Path:
     folder = parent / f"scenes-{configs.identity_hash(configs.to_dict(config))}"
     if damage(folder) is None:
         return folder
-    parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(parent, "keep datasets elsewhere: VICREGL_DATA=FOLDER in the environment")
     with _lock(parent / f".{folder.name}.lock"):
         if damage(folder) is not None:
             _remake(config, folder)

@@ -21,6 +21,7 @@ from eval.findings import Findings, check_images
 from eval.mask_check import check_masks, check_strays
 from eval.preflight import refuse
 from runtime import config as configs
+from runtime import files
 from runtime.config import require
 from runtime.errors import UserError, run_command
 from runtime.provenance import PROJECT
@@ -45,10 +46,11 @@ def main(argv: Sequence[str]) -> None:
     config = configs.load(CheckConfig, None, [f"data.name={arguments.dataset}", *arguments.overrides])
     dataset = open_dataset(config.data)
     layout = dataset.segmentation() if dataset.has_masks else None
+    out = arguments.out or PROJECT / "reports" / "check" / f"{dataset.name}.png"
+    files.make_folder(out.parent, "write elsewhere: --out FILE")  # before minutes of reading
     print(f"{dataset.name} at {dataset.root}", flush=True)
     found = look(dataset, layout, None if arguments.all else arguments.samples)
     print("\n".join([*found.lines, *found.left_out]))
-    out = arguments.out or PROJECT / "reports" / "check" / f"{dataset.name}.png"
     draw(dataset, layout, out)
     print(f"wrote {out}", flush=True)
     refuse(dataset.name, dataset.root, found.problems)

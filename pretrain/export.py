@@ -47,6 +47,7 @@ def export(run: Run, names: str, out: Path) -> str:
     document = finished(run)
     if not out.parent.is_dir():
         raise UserError(f"{out.parent} is not a folder; make it, or choose another --out")
+    files.require_writable(out.parent, "write elsewhere: --out FILE")
     weights = run.path / "backbone.safetensors"
     described = document["config"]["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(described["name"], described.get("args", {})))

@@ -6,9 +6,12 @@ import errno
 import io
 import logging
 import os
+import pwd
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -33,6 +36,57 @@ class Unfinished(Exception):  # noqa: N818  # not an error
     """The run was asked to stop (a signal other than Ctrl-C, a time limit), and has saved where it is."""
 
     exit_code = 75  # EX_TEMPFAIL: repeat the command
+
+
+def explain(error: OSError, path: str | Path | None = None, otherwise: str = "") -> str | None:
+    """What could not be read or written, why, and what to do; None where the error says nothing of that kind.
+
+    `path`: what the caller wanted, where the error names a temporary file; `otherwise`: what else the user can do.
+    """
+    named = path if path is not None else error.filename2 or error.filename
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk ({named}); free some and repeat the command"
+    if not isinstance(named, str | Path):  # a process, say
+        return None
+    otherwise = otherwise or "choose another place"
+    if error.errno == errno.EROFS:
+        return f"cannot write {named}: its file system is mounted read-only; {otherwise}"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"cannot make {named}: a name in it is longer than the file system allows (255 bytes); shorten it"
+    there = _nearest(Path(os.fsdecode(error.filename or named)))
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return _explain_access(named, there, otherwise)
+    if error.errno == errno.EISDIR:
+        return f"cannot write {named}: it is a folder, and a file is expected; remove it, or {otherwise}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and os.path.exists(there) and not os.path.isdir(there):
+        return f"cannot reach {named}: {there} is a file, and a folder is needed; move it away, or {otherwise}"
+    return None
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the first of its parents that can be seen."""
+    path = Path(os.path.abspath(path))
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
+
+
+def _explain_access(path: str | Path, there: Path, otherwise: str) -> str:
+    """Which file or folder keeps this user out: a file that may be written can lie in a folder that may not."""
+    folder = os.path.isdir(there)
+    culprit = there if folder or not os.access(there, os.R_OK | os.W_OK) else there.parent
+    found = os.lstat(culprit)
+    verb = "write" if os.access(culprit, os.R_OK | (os.X_OK if folder else 0)) else "read"
+    owner, mode = _user(found.st_uid), stat.filemode(found.st_mode)
+    mine = found.st_uid == os.geteuid()
+    who = "is your own" if mine else f"belongs to {owner}, and you are {_user(os.geteuid())}"
+    remedy = "chmod it" if mine else f"ask {owner} for access"
+    return f"cannot {verb} {path}: {culprit} {who} (mode {mode}); {remedy}, or {otherwise}"
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:  # in a container, as often as not
+        return f"user {number}"
 
 
 _leaves_at_once = False
@@ -74,9 +128,8 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         print(f"stopped: {reason}; all is saved, and the same command goes on where this one stopped", file=sys.stderr)
         code = Unfinished.exit_code
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            full = f"error: no space left on the disk ({error.filename}); free some and repeat the command"
-            print(full, file=sys.stderr)
+        if isinstance(error, OSError) and (explained := explain(error)):
+            print(f"error: {explained}", file=sys.stderr)
             code = UserError.exit_code
         elif _leaves_at_once:
             traceback.print_exc()

@@ -6,19 +6,47 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from runtime.errors import UserError
+from runtime.errors import UserError, explain
+
+
+def make_folder(folder: Path, otherwise: str) -> None:
+    """Make the folder where it is missing; UserError, before anything is written, where that or writing there fails.
+
+    `otherwise`: how the user chooses another one.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_writable(folder, otherwise)
+    except OSError as error:
+        if explained := explain(error, folder, otherwise):
+            raise UserError(explained) from error
+        raise
+
+
+def require_writable(folder: Path, otherwise: str) -> None:
+    """UserError where files cannot be made in the folder, or where it is missing, the folder itself."""
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+    code = 0
+    if not os.path.isdir(there):
+        code = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+        code = errno.EROFS if read_only else errno.EACCES
+    if code and (explained := explain(OSError(code, os.strerror(code), str(folder)), folder, otherwise)):
+        raise UserError(explained)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary)` make the file, then put it at `path` in one step.
 
-    If anything fails, the former file at `path` survives and the temporary one is removed. A full
-    disk raises a UserError that says so.
+    If anything fails, the former file at `path` survives and the temporary one is removed. A full disk, or a folder
+    that cannot be written, raises a UserError that says so.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,10 +56,13 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where none can be written, none is
+            temporary.unlink(missing_ok=True)
         if _is_disk_full(error):
             kept = "the former version is kept" if path.exists() else "nothing was there before"
             raise UserError(f"no space left on the disk while saving {path}; {kept}. Free some and repeat.") from error
+        if isinstance(error, OSError) and (explained := explain(error, path)):
+            raise UserError(explained) from error
         raise
 
 
@@ -53,7 +84,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """In UTF-8, whatever the locale; a file name of other bytes, which Python holds as surrogates, is written as it is."""
+    """In UTF-8, whatever the locale; a file name of other bytes (surrogates in Python) is written as it is."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 

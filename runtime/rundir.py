@@ -32,6 +32,7 @@ from runtime.errors import BusyError, Unfinished, UserError
 HEARTBEAT_SECONDS = 5.0
 # A heartbeat of another host that is older than this is of a process that died.
 STALE_SECONDS = 120.0
+ELSEWHERE = "keep your runs elsewhere: machine.runs=FOLDER"
 _held_here: set[Path] = set()
 
 
@@ -105,9 +106,11 @@ class Run:
         if self.path.resolve() in _held_here:
             return True  # and opening the lock again would drop it at the close
         try:
-            handle = os.open(self.path / "lock", os.O_RDWR)
+            handle = os.open(self.path / "lock", os.O_RDONLY)  # testing a lock needs no more: others may look
         except FileNotFoundError:
             return False
+        except PermissionError:
+            return self._beats()
         try:
             os.lockf(handle, os.F_TEST, 0)
         except OSError:
@@ -119,12 +122,16 @@ class Run:
     def _other_host_works(self) -> bool:
         """Some network file systems do not carry locks between hosts: a fresh heartbeat counts too."""
         beat = self.heartbeat()
-        return (
-            beat is not None
-            and beat["host"] != socket.gethostname()
-            and not beat.get("ended")
-            and time.time() - beat["time"] < STALE_SECONDS
-        )
+        return beat is not None and beat["host"] != socket.gethostname() and self._beats()
+
+    def _beats(self) -> bool:
+        """Whether its last sign of life is fresh."""
+        beat = self.heartbeat()
+        return beat is not None and not beat.get("ended") and time.time() - beat["time"] < STALE_SECONDS
+
+    def require_writable(self) -> None:
+        """UserError where its files cannot be written: before anything begins."""
+        files.require_writable(self.path, ELSEWHERE)
 
     def progress(self, done: int, total: int, unit: str, **extra: Any) -> None:
         """Tell the heartbeat how far the run is; it reaches the file within a few seconds."""
@@ -154,7 +161,7 @@ def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> I
     failure.json; a stop that was asked for is not a failure. Whether the run is done already is for the caller to ask.
     """
     run = Run.at(root, identity)
-    run.path.mkdir(parents=True, exist_ok=True)
+    files.make_folder(run.path, ELSEWHERE)
     with _lease(run):
         files.remove_leftovers(run.path)
         (run.path / "failure.json").unlink(missing_ok=True)

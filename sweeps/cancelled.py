@@ -9,10 +9,11 @@ from runtime import files
 from runtime.rundir import Run
 
 FILE = "cancelled.json"
+BY_OWNER = "let its owner cancel it"
 
 
 def mark(run: Run) -> None:
-    run.path.mkdir(parents=True, exist_ok=True)
+    files.make_folder(run.path, BY_OWNER)
     files.write_json(run.path / FILE, {"time": time.time(), "by": getpass.getuser()})
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 from runtime import files
 from runtime.errors import UserError
+from runtime.rundir import ELSEWHERE
+from sweeps.cancelled import BY_OWNER
 from sweeps.children import GRACE_SECONDS
 from sweeps.graph import Graph
 
@@ -37,7 +39,7 @@ def log_of(graph: Graph) -> Path:
 def start(graph: Graph, options: Sequence[str]) -> dict[str, Any] | None:
     """Begin `run STUDY options` in the background; None where one is at work already, and then nothing is done."""
     folder = folder_of(graph)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, ELSEWHERE)
     # An flock belongs to the open file, which the sweep inherits: held until it dies, however it dies.
     with open(folder / "lock", "a", encoding="utf-8") as lock:
         try:
@@ -88,7 +90,10 @@ def stop(graph: Graph, seconds: float = GRACE_SECONDS + 15.0) -> bool:
         raise UserError(
             f"{graph.study.name} is at work on {who.get('host')} (process {who.get('pid')}); cancel it there"
         )
-    os.kill(int(who["pid"]), signal.SIGTERM)
+    try:
+        os.kill(int(who["pid"]), signal.SIGTERM)
+    except PermissionError as error:
+        raise UserError(f"{graph.study.name} is at work as process {who['pid']} of another user; {BY_OWNER}") from error
     deadline = time.monotonic() + seconds
     while at_work(graph) is not None:
         if time.monotonic() > deadline:

@@ -220,4 +220,7 @@ def _stop_signal() -> Iterator[list[int]]:
 
 def run(graph: Graph, workers: int, display: Display, machine: Sequence[str] = (), gpus: Sequence[str] = ()) -> int:
     """Run a graph here; the exit code says how it went."""
-    return LocalSweep(graph, workers, display, tuple(machine), tuple(gpus)).run()
+    sweep = LocalSweep(graph, workers, display, tuple(machine), tuple(gpus))
+    for node in sweep.waiting:
+        node.run.require_writable()
+    return sweep.run()

@@ -125,7 +125,7 @@ def _write(figure: Figure, path: Path, texts: Texts) -> None:
     def save(to: Path) -> None:
         figure.savefig(to, format="png", metadata={"Software": None, **texts})
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent, "write elsewhere: --out FOLDER")
     files.write_atomic(path, save)
     plt.close(figure)
 

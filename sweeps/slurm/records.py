@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from runtime import files
+from runtime.rundir import ELSEWHERE
 
 JOBS = "jobs"
 
@@ -145,7 +146,7 @@ def read_jobs(runs: str | Path) -> dict[str, Job]:
 def lock(runs: str | Path) -> Iterator[None]:
     """Held while submitting: who comes second sees what the first one queued."""
     folder = Path(runs) / JOBS
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, ELSEWHERE)
     # A POSIX lock, as run directories have: the kernel drops it when the process dies.
     with open(folder / "lock", "a", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)

@@ -192,7 +192,9 @@ class _Submitter:
             self._queue_batch(number, batch)
 
     def _check(self, plan: Plan) -> None:
-        """sbatch's opinion of each stage's resources."""
+        """Whether the runs can be written, and sbatch's opinion of each stage's resources."""
+        for node in (node for batch in plan.batches for node in batch.nodes):
+            node.run.require_writable()
         seen: set[str] = set()
         for batch in plan.batches:
             if batch.part not in seen:

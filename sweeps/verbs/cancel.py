@@ -13,6 +13,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 
+from runtime import files
 from runtime.errors import UserError
 from sweeps import cancelled, detached
 from sweeps.graph import Graph, Node
@@ -39,7 +40,10 @@ def main(request: Request) -> int:
     sweep = detached.at_work(graph)
     # Before anything is signalled: a run that is told to stop must find it when it asks whether to go on later.
     kept_from_beginning = [] if everything or sweep is None else waiting
-    for node in [*(view.node for view in active), *kept_from_beginning]:
+    to_mark = [*(view.node for view in active), *kept_from_beginning]
+    for node in to_mark:
+        files.require_writable(node.run.path, cancelled.BY_OWNER)
+    for node in to_mark:
         cancelled.mark(node.run)
     scancel([view.job.job for view in active if view.job is not None and _is_of_job(view)])
     stopped = everything and sweep is not None and detached.stop(graph)
@@ -48,7 +52,7 @@ def main(request: Request) -> int:
     count = len(active) + len(kept_from_beginning) - len(missed)
     print(f"cancelled {count} of {graph.study.name}'s runs" if count else "nothing runs or waits")
     for view in missed:
-        print(f"{view.node.title} is at work on {view.where}; stop it there")
+        print(f"{view.node.title} is at work on {view.where}; its owner can stop it there")
     return 1 if missed else 0
 
 
@@ -90,10 +94,13 @@ def scancel(jobs: Sequence[str]) -> None:
 
 
 def _stop_here(view: View) -> bool:
-    """Ask the process that holds the run to stop; False where it is another machine's."""
+    """Ask the process that holds the run to stop; False where it is another machine's or user's."""
     beat = view.heartbeat
     if beat.get("host") != socket.gethostname() or not isinstance(beat.get("pid"), int):
         return False
     if view.node.run.state() == "running":  # so the process lives: it holds the lock
-        os.kill(beat["pid"], signal.SIGTERM)
+        try:
+            os.kill(beat["pid"], signal.SIGTERM)
+        except PermissionError:  # another user's, in a folder that both can write
+            return False
     return True

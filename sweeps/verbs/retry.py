@@ -69,6 +69,10 @@ def resubmit(request: Request, nodes: Collection[Node]) -> int:
 
 def submit_here(request: Request, nodes: Collection[Node] | None = None) -> int:
     """Run them (None: all that is not done) on this machine, in the background."""
+    states = request.graph.states()
+    for node in request.graph.nodes if nodes is None else nodes:
+        if states[node] != "done":
+            node.run.require_writable()
     given = {key: getattr(request.arguments, key) for key in ("workers", "gpus")}
     options = [f"--{key}={value}" for key, value in given.items() if value is not None]
     if nodes is not None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,22 @@ def test_a_fresh_heartbeat_of_another_host_counts_as_a_lease(tmp_path):
         pass
     files.write_json(run.path / "heartbeat.json", beat | {"time": time.time() - 1000})
     assert run.state() == "interrupted"
+
+
+def test_a_lock_that_may_not_be_read_leaves_the_heartbeat_to_say(tmp_path, monkeypatch):
+    with open_run(tmp_path, IDENTITY, {}) as run:
+        pass
+    opened = os.open
+
+    def refuse(path, *arguments, **options):
+        if Path(path).name == "lock":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert run.state() == "interrupted"  # its last sign of life says that it has ended
+    files.write_json(run.path / "heartbeat.json", run.heartbeat() | {"ended": False, "time": time.time()})
+    assert run.state() == "running"
 
 
 def test_metrics_survive_a_cut_last_line_and_are_taken_back_to_a_checkpoint(tmp_path):
