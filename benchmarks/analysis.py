@@ -71,9 +71,10 @@ def make_graph(root: Path, rows: int) -> Graph:
     """A study of `rows` rows whose run directories lie under `root`, all of them done."""
     seeds = list(range(max(1, rows // (len(ALPHAS) * len(LOCALS) * len(EVALS)))))
     grid: dict[str, list[Any]] = {"loss.alpha": ALPHAS, "loss.local": LOCALS, "seed": seeds}
-    evals = {name: EvalPart(name, f"{name}.yaml") for name in EVALS}
-    report = ReportPart("loss.alpha", 1.0, "linear.top1", "segmentation.miou")
-    study = Study("many", "How long does a report take?", PretrainPart("p.yaml", {}, grid), evals, report, "many.yaml")
+    evals = {name: EvalPart(stage=name, config=f"{name}.yaml") for name in EVALS}
+    report = ReportPart(vary="loss.alpha", baseline=1.0, x="linear.top1", y="segmentation.miou")
+    pretrain = PretrainPart(config="p.yaml", grid=grid)
+    study = Study(name="many", question="How long?", pretrain=pretrain, evals=evals, report=report, file="many.yaml")
     random, attempt = np.random.default_rng(0), provenance.collect()
     points = [
         _point(root, dict(zip(grid, values, strict=True)), random, attempt)

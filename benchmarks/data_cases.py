@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,7 +130,7 @@ def one_thread(data: DataConfig, views: ViewsConfig, batch: int) -> dict[str, Co
         "published": published_batch,
         DECODING: decoded_batch,
         "cpu": _batches(loader(data, views, batch), whole=True),
-        "worker of device": _batches(loader(data, replace(views, execution="device"), batch), whole=False),
+        "worker of device": _batches(loader(data, views.replace(execution="device"), batch), whole=False),
     }
 
 
@@ -139,7 +139,7 @@ def cached(data: DataConfig, views: ViewsConfig, batch: int) -> dict[str, Conten
     found = {}
     for name, side in (("cache", 0), (f"cache, short side {CACHE_SIDE}", CACHE_SIDE)):
         cache.build(open_dataset(data), side, workers=1, skip_bad=False)
-        of_side = replace(views, execution="device", short_side=side)
+        of_side = views.replace(execution="device", short_side=side)
         found[f"worker of device, {name}"] = _batches(loader(data, of_side, batch), whole=False)
     return found
 
@@ -165,7 +165,7 @@ def end_to_end(data: DataConfig, views: ViewsConfig, batch: int, batches: int) -
     }
     for execution in ("cpu", "device"):
         for kind in ("processes", "threads"):
-            of = loader(data, replace(views, execution=execution), batch, 2, kind)
+            of = loader(data, views.replace(execution=execution), batch, 2, kind)
             # of `device`, only what a worker does and the copy to the process that trains: the rest is the GPU's
             run: Callable[..., Iterator] = of.batches if execution == "cpu" else of.raws
             contenders[f"{execution}, 2 {kind}"] = partial(run, 0, batches)

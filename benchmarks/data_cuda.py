@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -76,7 +75,7 @@ def measure(batches: int, batch: int = 256, device: str = "cuda", network: str =
     if of.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; leave --device out to measure on the CPU")
     workers = workers or min(WORKERS, available_cores())
-    views = replace(data_cases.VIEWS["2 x 224"], execution="device", short_side=data_cases.CACHE_SIDE)
+    views = data_cases.VIEWS["2 x 224"].replace(execution="device", short_side=data_cases.CACHE_SIDE)
     rows = []
     with data_cases.images(batch) as data:
         cache.build(open_dataset(data), data_cases.CACHE_SIDE, workers=workers, skip_bad=False)

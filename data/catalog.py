@@ -62,7 +62,6 @@ def open_dataset(config: DataConfig) -> Dataset:
 
     Raises UserError for an unknown name and for a dataset that is missing, empty or half-made.
     """
-    config.check()
     return _OPENERS[config.name](config)
 
 

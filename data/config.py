@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from runtime.config import require
+from runtime.config import Config, require
 
 # data/catalog.py opens them.
 DATASETS = ("scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k")
@@ -13,8 +12,7 @@ SCENES_VERSION = 1  # raised when the same options come to mean other pixels
 WORKER_KINDS = ("processes", "threads")  # data/workers.py tells them apart
 
 
-@dataclass
-class ScenesConfig:
+class ScenesConfig(Config):
     """What the images are; every combination has a folder of its own."""
 
     version: int = SCENES_VERSION
@@ -22,12 +20,12 @@ class ScenesConfig:
     size: int = 32  # pixels a side
     train: int = 5000  # images
     val: int = 1000
-    digit: list[int] = field(default_factory=lambda: [20, 28])  # pixels a side of the dominant digit
+    digit: list[int] = [20, 28]  # pixels a side of the dominant digit
     distractors: int = 2  # at most
-    distractor: list[int] = field(default_factory=lambda: [8, 12])
-    contrast: list[float] = field(default_factory=lambda: [0.15, 0.4])  # of the photograph
-    background: list[int] = field(default_factory=lambda: [30, 110])  # its mean level, of 255
-    ink: list[int] = field(default_factory=lambda: [120, 255])  # level of a digit, before its tint
+    distractor: list[int] = [8, 12]
+    contrast: list[float] = [0.15, 0.4]  # of the photograph
+    background: list[int] = [30, 110]  # its mean level, of 255
+    ink: list[int] = [120, 255]  # level of a digit, before its tint
 
     def check(self) -> None:
         allowed = f"{SCENES_VERSION}, what this code makes"
@@ -52,8 +50,7 @@ class ScenesConfig:
         require(ok, "data.scenes.contrast", self.contrast, "[low, high], 0 to 1")
 
 
-@dataclass
-class DataConfig:
+class DataConfig(Config):
     """Which dataset, and where it lies: `root`; or, where that is null, $VICREGL_<NAME> (as $VICREGL_IMAGENET), or else
     <name> in $VICREGL_DATA (or in data/cache). A root is part of a run's name; the environment never is, so a study
     that leaves it null is the same study on every machine.
@@ -63,7 +60,7 @@ class DataConfig:
     root: str | None = None
     on_bad_image: str = "stop"  # stop | skip (and count); of pretraining only
     segmentation_train: str = "train"  # list of ImageSets/Segmentation to train on; train_aug for VOC with SBD's masks
-    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    scenes: ScenesConfig = ScenesConfig()
 
     def check(self) -> None:
         require(self.name in DATASETS, "data.name", self.name, ", ".join(DATASETS))
@@ -73,17 +70,16 @@ class DataConfig:
         require(self.segmentation_train in lists, "data.segmentation_train", self.segmentation_train, allowed)
 
 
-@dataclass
-class ViewsConfig:
+class ViewsConfig(Config):
     """What the views are. The defaults are the published recipe for ResNet-50 (two crops of 224)."""
 
     large_count: int = 2
     large_size: int = 224  # pixels
-    large_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the image's area
+    large_scale: list[float] = [0.08, 1.0]  # share of the image's area
     small_count: int = 0  # 6 in the published recipe with small crops
     small_size: int = 96
-    small_scale: list[float] = field(default_factory=lambda: [0.08, 0.4])
-    aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # width / height of a crop
+    small_scale: list[float] = [0.08, 0.4]
+    aspect: list[float] = [3 / 4, 4 / 3]  # width / height of a crop
     flip: bool = True  # mirror half of the crops
     flip_grid: bool = True  # mirror their location grids with them; false: ablation (the published default)
     jitter_probability: float = 0.8
@@ -92,9 +88,9 @@ class ViewsConfig:
     saturation: float = 0.2
     hue: float = 0.1
     gray_probability: float = 0.2
-    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # pixels of the view
-    blur_probability: list[float] = field(default_factory=lambda: [1.0, 0.1])  # of even, of odd views
-    solarize_probability: list[float] = field(default_factory=lambda: [0.0, 0.2])  # of even, of odd views
+    blur_sigma: list[float] = [0.1, 2.0]  # pixels of the view
+    blur_probability: list[float] = [1.0, 0.1]  # of even, of odd views
+    solarize_probability: list[float] = [0.0, 0.2]  # of even, of odd views
     solarize_threshold: int = 128  # level of 255
     short_side: int = 0  # pixels; larger images are reduced to it before their views are cut; 0: as they are
     # cpu: all in the loader's workers. device: these decode, cut and resize; mirror and colour follow on the device, in

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.catalog import Dataset, open_dataset
@@ -22,16 +21,15 @@ from eval.mask_check import check_masks, check_strays
 from eval.preflight import refuse
 from runtime import config as configs
 from runtime import files
-from runtime.config import require
+from runtime.config import Config, require
 from runtime.errors import UserError, run_command
 from runtime.provenance import PROJECT
 
 SAMPLES = 200  # files of each split
 
 
-@dataclass
-class CheckConfig:
-    data: DataConfig = field(default_factory=DataConfig)
+class CheckConfig(Config):
+    data: DataConfig = DataConfig()
 
 
 def main(argv: Sequence[str]) -> None:

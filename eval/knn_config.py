@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from data.config import DataConfig
-from runtime.config import MachineConfig, require, split_machine
+from runtime.config import Config, MachineConfig, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "knn"
@@ -13,7 +11,6 @@ FORMAT = 1  # raise it when the same config comes to measure something else
 PROTOCOL = "knn"
 
 
-@dataclass
 class KnnMachineConfig(MachineConfig):
     chunk_megabytes: int = 256  # of the product of validation with training features, at a time
 
@@ -22,24 +19,23 @@ class KnnMachineConfig(MachineConfig):
         require(self.chunk_megabytes >= 1, "machine.chunk_megabytes", self.chunk_megabytes, "1 or more")
 
 
-@dataclass
-class KnnConfig:
+class KnnConfig(Config):
     """Nothing is trained: the nearest training images vote. All of `neighbours` are scored; one of them is the result.
 
     Which one: `k` where it is set, else the best on a held-out slice of train, whose images join the others for the
     score on val.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = DataConfig()
     resize: int = 256  # pixels of the shorter side before the central crop
     image_size: int = 224  # pixels
-    neighbours: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
+    neighbours: list[int] = [10, 20, 100, 200]
     k: int | None = None  # one of `neighbours`; null: chosen on the held-out slice
     temperature: float = 0.07  # a neighbour votes with exp(cosine / temperature)
     held_out: float = 0.02  # of each class of train; not used where k is set
     batch_size: int = 256
     seed: int = 0  # of the held-out slice
-    machine: KnnMachineConfig = field(default_factory=KnnMachineConfig)
+    machine: KnnMachineConfig = KnnMachineConfig()
 
     def check(self) -> None:
         require(self.image_size >= 1, "image_size", self.image_size, "1 pixel or more")

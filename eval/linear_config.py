@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
 from eval.machine import EvalMachineConfig
-from runtime.config import added_later, require, split_machine
+from runtime.config import Config, added_later, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "linear"
@@ -17,8 +16,7 @@ FORMAT = 1  # raise it when the same config comes to measure something else
 PROTOCOLS = {"augmented": "linear", "cached": "linear cached"}
 
 
-@dataclass
-class LinearConfig:
+class LinearConfig(Config):
     """Several learning rates are trained in one backbone pass; the held-out slice of train chooses one.
 
     mode `augmented` crops every training image anew each epoch: the published protocol. mode `cached`
@@ -27,13 +25,13 @@ class LinearConfig:
     ("finetuned"). `subset` trains on the images of a list alone; its name joins the protocol's ("linear 1percent").
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = DataConfig()
     mode: str = "augmented"  # augmented | cached
     resize: int = 256  # pixels of the shorter side before the central crop, at test time
     image_size: int = 224  # pixels
-    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # of the image's area; augmented
+    crop_scale: list[float] = [0.08, 1.0]  # of the image's area; augmented
     flip: bool = True  # augmented
-    learning_rates: list[float] = field(default_factory=lambda: [0.02])
+    learning_rates: list[float] = [0.02]
     momentum: float = 0.9
     weight_decay: float = 1e-6
     epochs: int = 100
@@ -43,7 +41,7 @@ class LinearConfig:
     subset: str | None = added_later(None)  # path of a text file: an image a line, as n01440764_10026.JPEG
     finetune: bool = added_later(False)  # augmented, with one of learning_rates
     backbone_learning_rate: float = added_later(0.0)  # with finetune; learning_rates is the head's
-    machine: EvalMachineConfig = field(default_factory=EvalMachineConfig)
+    machine: EvalMachineConfig = EvalMachineConfig()
 
     def check(self) -> None:
         require(self.mode in PROTOCOLS, "mode", self.mode, " or ".join(PROTOCOLS))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from runtime.config import MachineConfig, require
 
 
-@dataclass
 class EvalMachineConfig(MachineConfig):
     save_seconds: float = 60.0  # between two checkpoints
 

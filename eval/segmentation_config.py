@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from data.config import DataConfig
 from eval.machine import EvalMachineConfig
-from runtime.config import added_later, require, split_machine
+from runtime.config import Config, added_later, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "segmentation"
 FORMAT = 1  # raise it when the same config comes to measure something else
 
 
-@dataclass
 class SegmentationMachineConfig(EvalMachineConfig):
     log_steps: int = 50  # iterations between two rows of metrics.jsonl
     val_batch_size: int = 1  # images; more than one only where all have the same size
@@ -26,8 +23,7 @@ class SegmentationMachineConfig(EvalMachineConfig):
         require(0 <= self.predictions <= 32, "machine.predictions", self.predictions, "0 (no picture) to 32")
 
 
-@dataclass
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """SGD with poly decay (published for ResNets) or AdamW with warm-up (ConvNeXts)."""
 
     name: str = "sgd"  # sgd | adamw
@@ -50,20 +46,19 @@ class OptimizerConfig:
         require(self.warmup_iterations >= 0, "optimizer.warmup_iterations", self.warmup_iterations, "0 or more")
 
 
-@dataclass
-class SegmentationConfig:
+class SegmentationConfig(Config):
     """BatchNorm and a 1x1 convolution on the backbone's map (`taps: last`) or on all its stages (`taps: all`).
 
     With torchrun or srun the batch is shared out: `batch_size` is of all processes together.
     """
 
-    data: DataConfig = field(default_factory=lambda: DataConfig(name="voc"))
+    data: DataConfig = DataConfig(name="voc")
     taps: str = "last"  # last | all: every stage resized to the largest one and concatenated
     finetune: bool = False  # false: the backbone stays as it was pretrained, in eval mode
     backbone_lr_multiplier: float = 0.1  # of optimizer.lr, when finetuning
     output_stride: int = 0  # dilate the backbone to this stride (8: dilations 1, 1, 2, 4 for a ResNet); 0: its own
-    image_scale: list[int] | None = field(default_factory=lambda: [2048, 512])  # longest, shortest side; null: as it is
-    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])  # random factor on image_scale, training
+    image_scale: list[int] | None = [2048, 512]  # longest, shortest side; null: as it is
+    scale_range: list[float] = [0.5, 2.0]  # random factor on image_scale, training
     crop_size: int = 512  # pixels, training; and the window of slide inference; its height where crop_width is given
     crop_width: int = added_later(0)  # pixels; 0: square
     cat_max_ratio: float = 0.75  # a crop of which one class covers more is drawn again (at most ten times); 1: never
@@ -75,9 +70,9 @@ class SegmentationConfig:
     precision: str = added_later("float32")  # of training, by autocast: float32 | bfloat16 | float16 (CUDA)
     iterations: int = 40000
     batch_size: int = 16
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = 0
-    machine: SegmentationMachineConfig = field(default_factory=SegmentationMachineConfig)
+    machine: SegmentationMachineConfig = SegmentationMachineConfig()
 
     def check(self) -> None:
         require(self.taps in ("last", "all"), "taps", self.taps, "last or all")

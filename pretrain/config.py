@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from data.config import WORKER_KINDS, DataConfig, ViewsConfig
-from runtime.config import Duration, MachineConfig, added_later, require, split_machine
+from runtime.config import Config, Duration, MachineConfig, added_later, require, split_machine
 from runtime.errors import UserError
 from runtime.rundir import Identity
 from vicregl.model_config import ModelConfig
 from vicregl.options import CriterionConfig
 
+DurationText = Annotated[str, Field(description='a number and its unit, as "1000 steps" or "100 epochs"')]
 STAGE = "pretrain"
 PRECISIONS = ("float32", "bfloat16", "float16")
 FORMAT = 1  # raise it when the same config comes to train something else
 
 
-@dataclass
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """LARS (the paper's ResNet recipe) or AdamW (its ConvNeXt recipe), warmed up and annealed by a cosine."""
 
     name: str = "lars"  # lars | adamw
     base_lr: float = 0.3  # the peak learning rate is base_lr * batch_size / 256
     end_lr_ratio: float = 0.001  # of the peak, at the last step
-    warmup: str = "10 epochs"
+    warmup: DurationText = "10 epochs"
     weight_decay: float = 1e-6  # not on biases and norms
     momentum: float = 0.9  # of LARS
     trust_coefficient: float = 0.001  # of LARS: eta in arXiv 1708.03888
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW
+    betas: list[float] = [0.9, 0.999]  # of AdamW
 
     def check(self) -> None:
         require(self.name in ("lars", "adamw"), "optimizer.name", self.name, "lars or adamw")
@@ -41,10 +42,9 @@ class OptimizerConfig:
         Duration.parse(self.warmup, "optimizer.warmup")
 
 
-@dataclass
-class TrainConfig:
+class TrainConfig(Config):
     batch_size: int = 512  # images a step, of all processes together
-    duration: str = "100 epochs"  # "0 steps" saves the random initialisation: the control of a study
+    duration: DurationText = "100 epochs"  # "0 steps" saves the random initialisation: the control of a study
     precision: str = "float32"  # float32 | bfloat16 | float16 (autocast; the criterion stays in float32)
     channels_last: bool = True
     clip_norm: float = 0.0  # of all gradients; 0: no clipping
@@ -70,8 +70,7 @@ class TrainConfig:
         return self.batch_size // processes
 
 
-@dataclass
-class ProbeConfig:
+class ProbeConfig(Config):
     """A linear classifier on detached pooled features, with its own optimiser: it never touches the network."""
 
     enabled: bool = True  # needs labels; left out where a dataset has none
@@ -83,7 +82,6 @@ class ProbeConfig:
         require(0 <= self.momentum < 1, "probe.momentum", self.momentum, "0 to below 1")
 
 
-@dataclass
 class PretrainMachineConfig(MachineConfig):
     log_steps: int = 50  # between two rows of metrics.jsonl
     save_minutes: float = 2.0  # between two checkpoints
@@ -103,18 +101,17 @@ class PretrainMachineConfig(MachineConfig):
         require(self.worker_kind in WORKER_KINDS, "machine.worker_kind", self.worker_kind, ", ".join(WORKER_KINDS))
 
 
-@dataclass
-class PretrainConfig:
-    data: DataConfig = field(default_factory=DataConfig)
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: CriterionConfig = field(default_factory=CriterionConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
+class PretrainConfig(Config):
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    loss: CriterionConfig = CriterionConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    probe: ProbeConfig = ProbeConfig()
     diagnostics_images: int = 1024  # the final diagnostics are over this many images
     seed: int = 0
-    machine: PretrainMachineConfig = field(default_factory=PretrainMachineConfig)
+    machine: PretrainMachineConfig = PretrainMachineConfig()
 
     def check(self) -> None:
         require(self.diagnostics_images >= 2, "diagnostics_images", self.diagnostics_images, "2 or more")

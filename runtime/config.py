@@ -1,47 +1,67 @@
-"""Configs: dataclasses, YAML files that fill them, key=value overrides; nothing unknown passes.
+"""Configs: pydantic models, YAML files that fill them, `key=value` overrides; nothing unknown passes.
 
-A config class may define `check(self)`, which calls `require` for what its types cannot say. A
-field named `machine` holds what cannot change a result (workers, device, paths): it stays out of
-the identity of a run.
+A config class derives from `Config`. Types and `Field` say what a value may be; `check(self)` calls `require` for what
+they cannot say, as one field that limits another. A section named `machine` holds what cannot change a result (workers,
+device, paths) and stays out of a run's identity. Light: planning a study imports it, and neither torch nor timm.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import annotated_types
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from runtime.errors import UserError
-from runtime.plain import NotPlainError, plain_fields
 
-T = TypeVar("T")
+T = TypeVar("T", bound="Config")
+Layer = tuple[str, dict[str, Any]]  # where the values come from, and the values
 _ADDED_LATER = "added_later"
 
 
-@dataclass
-class MachineConfig:
+class Config(BaseModel):
+    """A section of settings: frozen, checked when it is made, closed to unknown keys and to values of another type."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def check(self) -> None:
+        """Refuse, by `require`, what types cannot say."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        for value in self.__dict__.values():
+            if dataclasses.is_dataclass(value) and hasattr(value, "check"):  # a section that another library defines
+                value.check()
+        self.check()
+        return self
+
+    def replace(self: T, **changes: Any) -> T:
+        """A checked copy with these fields changed."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+class MachineConfig(Config):
     """What cannot change a result. Every stage's config has it as `machine`."""
 
     device: str = "auto"  # auto | cpu | cuda | cuda:1 ...
-    threads: int = 0  # of torch on the CPU; 0: torch's own choice
-    workers: int = 0  # data loading processes; 0: in the main process
+    threads: NonNegativeInt = 0  # of torch on the CPU; 0: torch's own choice
+    workers: NonNegativeInt = 0  # data loading processes; 0: in the main process
     runs: str = "runs"  # where run directories are made
-    log_seconds: float = 10.0  # between two printed lines
-
-    def check(self) -> None:
-        require(self.threads >= 0, "machine.threads", self.threads, "0 (torch's choice) or more")
-        require(self.workers >= 0, "machine.workers", self.workers, "0 (in the main process) or more")
+    log_seconds: NonNegativeFloat = 10.0  # between two printed lines
 
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -51,88 +71,223 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
 
 
 def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
-    """The config of class `schema` from a YAML file (a `base:` file first) and `key=value` overrides.
+    """The config of class `schema` from a YAML file (its `base:` file first) and `key=value` overrides.
 
-    Raises UserError, before anything is made, for a file that is not there or not YAML, an unknown
-    key, a wrong type, or a value that a `check()` refuses.
+    Raises UserError, before anything is made, for a file that is missing or not YAML, an unknown key, a wrong type, or
+    an impossible value.
     """
     layers = [] if path is None else file_layers(Path(path))
-    layers.append(("command line", _parse_overrides(overrides)))
-    return from_layers(schema, layers)
+    return from_layers(schema, [*layers, ("command line", parse_overrides(overrides))])
 
 
-def from_layers(schema: type[T], layers: Sequence[tuple[str, DictConfig]]) -> T:
-    """Merge (where it came from, values) one after the other over the schema's defaults."""
-    config = OmegaConf.structured(schema)
-    for origin, layer in layers:
-        try:
-            config = OmegaConf.merge(config, layer)
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise UserError(_explain(error, origin, schema)) from error
+def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
+    """Merge the layers, the last one wins, over the schema's defaults."""
+    values: dict[str, Any] = {}
+    for _, layer in layers:
+        values = merge(values, layer)
     try:
-        result = cast(T, OmegaConf.to_object(config))
-    except OmegaConfBaseException as error:
-        raise UserError(_explain(error, layers[-1][0] if layers else "defaults", schema)) from error
-    check(result)
+        # As JSON, a list may fill a tuple and a mapping a section; otherwise no type is converted into another.
+        return schema.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UserError(_explain(error.errors()[0], layers, schema)) from error
+    except (TypeError, ValueError) as error:  # a date, a number that JSON does not have
+        raise UserError(f"{layers[-1][0]}: expected text, numbers, lists and mappings: {error}") from error
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` over them: mappings are merged key by key, anything else is replaced."""
+    merged = dict(values)
+    for key, change in changes.items():
+        both = isinstance(change, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], change) if both else change
+    return merged
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}"""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        result = merge(result, value)
     return result
 
 
-def check(config: Any) -> None:
-    """Call `check()` of a config and of every config in it."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            check(value)
-    if hasattr(config, "check"):
-        config.check()
+def file_layers(path: Path) -> list[Layer]:
+    """The values of a YAML file and, before it, of the files that its `base:` names."""
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    before = [] if base is None else file_layers(path.parent / base)
+    return [*before, (str(path), values)]
 
 
-def file_layers(path: Path) -> list[tuple[str, DictConfig]]:
-    """(file, its values) of a YAML file and, before it, of the files that its `base:` names."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. UserError where it is missing, not YAML, or something else."""
     if not path.is_file():
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise UserError(f"config file {path} does not exist{hint}")
     try:
-        layer = OmegaConf.load(path)
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} is not readable YAML: {error}") from error
-    if not isinstance(layer, DictConfig):
-        raise UserError(f"config file {path} holds a {type(layer).__name__}, expected `key: value` lines")
-    base = layer.pop("base", None)
-    before = [] if base is None else file_layers(path.parent / base)
-    return [*before, (str(path), layer)]
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path} holds a {type(values).__name__}, expected `key: value` lines")
+    return values
 
 
-def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with 1e-6 as a number (YAML 1.2) and a key at most once in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} stands twice", node.start_mark)
+        if wrong := [key for key in keys if not isinstance(key, str)]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {wrong[0]!r} is not text", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values of a YAML text. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as nested values; each value is YAML."""
+    values: dict[str, Any] = {}
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, text = override.partition("=")
         if not equals or not key or key.startswith("-"):
             raise UserError(f"cannot read the override {override!r}; expected key=value, for example loss.alpha=0.9")
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"cannot read the overrides {list(overrides)}: {error}") from error
+        try:
+            values = merge(values, nested({key: parse_yaml(text)}))
+        except yaml.YAMLError as error:
+            raise UserError(f"cannot read the override {override!r}: {error}") from error
+    return values
 
 
-def _explain(error: Exception, origin: str, schema: type) -> str:
-    key = getattr(error, "full_key", None) or "?"
-    first_line = str(getattr(error, "msg", None) or error).splitlines()[0]
-    if isinstance(error, ConfigKeyError) or "not in" in first_line:
-        allowed = keys_of(schema)
-        near = get_close_matches(key, allowed, n=3, cutoff=0.5)
-        section = [k for k in allowed if k.rpartition(".")[0] == key.rpartition(".")[0]]
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{origin}: unknown key {key!r}; {hint}allowed here: {', '.join(section or allowed)}"
-    return f"{origin}: wrong value for {key!r}: {first_line}"
+def _explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel]) -> str:
+    """The first problem of a config as one sentence: where it stands, the key, the value, what is allowed."""
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        section = ".".join([*path[:-1], ""])
+        known = [f"{section}{name}" for name in _names(schema, path[:-1])]
+        near = get_close_matches(key, [*keys_of(schema), *known], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
+        return f"{_origin(layers, path)}: unknown key {key!r}; {hint}allowed here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{layers[-1][0]}: {key} is missing; it has no default"
+    if isinstance(cause := error.get("ctx", {}).get("error"), ValueError):  # of a check in vicregl
+        return f"{_origin(layers, path)}: {cause}"
+    allowed = _allowed(error, _field(schema, path))
+    return f"{_origin(layers, path)}: {key} = {error['input']!r} is not possible; allowed: {allowed}"
 
 
-def keys_of(schema: type) -> list[str]:
+def _origin(layers: Sequence[Layer], path: Sequence[str]) -> str:
+    """The last layer that sets the key, or the section that it is in."""
+    for end in range(len(path), 0, -1):
+        for origin, values in reversed(layers):
+            if lookup(values, ".".join(path[:end]), None) is not None:
+                return origin
+    return layers[-1][0] if layers else "defaults"
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text (in quotes where it looks like a number)",
+    "list": "a list, as [1, 2]",
+    "tuple": "a list, as [1, 2]",
+    "dict": "a mapping, as {key: value}",
+    "model": "a section, as {key: value}",
+    "dataclass": "a section, as {key: value}",
+}
+
+
+def _allowed(error: ErrorDetails, field: FieldInfo | None) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        return str(context["expected"]).replace("'", "")
+    limits = _limits(context) if field is None else _limits_of(field) or _limits(context)
+    if error["type"] in ("too_long", "too_short"):
+        lengths = [str(context[key]) for key in ("min_length", "max_length") if key in context]
+        return f"{' to '.join(dict.fromkeys(lengths))} values"
+    if "greater" in error["type"] or "less" in error["type"]:
+        return limits
+    kind = _KINDS.get(error["type"].partition("_")[0], error["msg"])
+    more = limits or (field.description if field is not None else None)
+    return f"{kind}, {more}" if more else kind
+
+
+def _limits_of(field: FieldInfo) -> str:
+    """The range of a field in words, from its constraints."""
+    names = {annotated_types.Ge: "ge", annotated_types.Gt: "gt", annotated_types.Le: "le", annotated_types.Lt: "lt"}
+    constraints = [*field.metadata, *(m for a in get_args(field.annotation) for m in getattr(a, "__metadata__", ()))]
+    flat = [part for c in constraints for part in (c if isinstance(c, annotated_types.GroupedMetadata) else [c])]
+    text = _limits({names[type(c)]: getattr(c, names[type(c)]) for c in flat if type(c) in names})
+    return f"{text}: {field.description}" if text and field.description else text
+
+
+def _limits(limits: Mapping[str, Any]) -> str:
+    low = f"{limits['ge']:g}" if "ge" in limits else f"above {limits['gt']:g}" if "gt" in limits else ""
+    high = f"{limits['le']:g}" if "le" in limits else f"below {limits['lt']:g}" if "lt" in limits else ""
+    if low and high:
+        return f"{low} to {high}"
+    return f"{low} or more" if "ge" in limits else low or (f"{high} or less" if "le" in limits else high)
+
+
+def _field(schema: Any, path: Sequence[str]) -> FieldInfo | None:
+    """The field of that path; None inside a list, an open mapping or another library's section."""
+    section = _section(schema, path[:-1])
+    field = getattr(section, "model_fields", {}).get(path[-1]) if path else None
+    return field if isinstance(field, FieldInfo) else None
+
+
+def _names(schema: Any, path: Sequence[str]) -> list[str]:
+    """The keys of the section at that path."""
+    section = _section(schema, path)
+    fields = getattr(section, "model_fields", None) or getattr(section, "__dataclass_fields__", {})
+    return [name for name, field in fields.items() if getattr(field, "init", True) is not False]
+
+
+def _section(schema: Any, path: Sequence[str]) -> Any:
+    """The class that holds the keys below that path, through mappings of sections too."""
+    for name in path:
+        if get_origin(schema) is dict:
+            schema = get_args(schema)[1]
+        else:
+            schema = get_type_hints(schema).get(name) if isinstance(schema, type) else None
+    return schema
+
+
+@cache
+def types_of(schema: Any) -> dict[str, Any]:
+    """Every dotted key of a config class, with its type."""
+    types: dict[str, Any] = {}
+    for name in _names(schema, ()):
+        kind = get_type_hints(schema)[name]
+        inner = types_of(kind) if _names(kind, ()) else {}
+        types |= {f"{name}.{key}": value for key, value in inner.items()} or {name: kind}
+    return types
+
+
+def keys_of(schema: Any) -> list[str]:
     """Every dotted key of a config class."""
-    return list(flatten(OmegaConf.to_container(OmegaConf.structured(schema))))
+    return list(types_of(schema))
 
 
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values; an empty mapping stays one."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -143,66 +298,61 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def lookup(values: dict[str, Any], key: str, default: Any) -> Any:
-    """flatten(values).get(key, default), without flattening."""
-    found: Any = values
+def lookup(values: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of a dotted key in nested mappings; `default` where there is none, or a section."""
+    value: Any = values
     for part in key.split("."):
-        if not isinstance(found, dict) or part not in found:
+        if not isinstance(value, Mapping) or part not in value:
             return default
-        found = found[part]
-    return default if isinstance(found, dict) and found else found
+        value = value[part]
+    return default if isinstance(value, Mapping) and value else value
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: BaseModel) -> dict[str, Any]:
     """The resolved config as plain dicts, lists, numbers and strings."""
-    try:
-        return plain_fields(config)
-    except NotPlainError:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    return config.model_dump(mode="json")
 
 
-def added_later(default: Any) -> Any:
+def added_later(default: Any, **constraints: Any) -> Any:
     """A field that a config class got after runs of it were made: at its default it stays out of their identity.
 
     So those runs keep their names and stay done. The default must mean what the code did before.
     """
-    make = (lambda: default) if default.__hash__ else (lambda: copy.deepcopy(default))
-    return dataclasses.field(default_factory=make, metadata={_ADDED_LATER: True})
+    return Field(default, json_schema_extra={_ADDED_LATER: True}, **constraints)
 
 
-def split_machine(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_machine(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what identifies the run, what cannot change its result) of a stage's config."""
     values = to_dict(config)
     machine = values.pop("machine", {})
-    _drop_added_defaults(config, values)
+    for *sections, name in _added_keys(type(config)):
+        place, own = values, config
+        for section in sections:
+            place, own = place[section], getattr(own, section)
+        if getattr(own, name) == type(own).model_fields[name].default:
+            del place[name]
     return values, machine
 
 
-def _drop_added_defaults(config: Any, values: dict[str, Any]) -> None:
-    for name, default in _added_fields(type(config)):  # type: ignore[arg-type]  # a class can be hashed
-        if default is not None and getattr(config, name) == default():
-            values.pop(name, None)
-        elif type(values.get(name)) is dict and dataclasses.is_dataclass(value := getattr(config, name)):
-            _drop_added_defaults(value, values[name])
-
-
-def added_defaults(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> default of every field that was added later, in a config and in the configs that it holds."""
-    found: dict[str, Any] = {}
-    for name, default in _added_fields(type(config)):  # type: ignore[arg-type]  # a class can be hashed
-        value = getattr(config, name) if default is None else default()
-        if default is not None:
-            found |= flatten({name: to_dict(value) if dataclasses.is_dataclass(value) else value}, prefix)
-        elif dataclasses.is_dataclass(value):
-            found |= added_defaults(value, f"{prefix}{name}.")
-    return found
+def added_defaults(config: BaseModel) -> dict[str, Any]:
+    """Dotted key -> default of every field that was added later, in a config and in its sections."""
+    defaults = to_dict(type(config)())
+    return flatten(nested({".".join(path): reduce(getitem, path, defaults) for path in _added_keys(type(config))}))
 
 
 @cache
-def _added_fields(schema: type) -> list[tuple[str, Callable[[], Any] | None]]:
-    """(name, what makes its default if it was added later) of each field; studies ask for it thousands of times."""
-    fields = dataclasses.fields(schema)
-    return [(f.name, cast(Any, f.default_factory) if f.metadata.get(_ADDED_LATER) else None) for f in fields]
+def _added_keys(schema: type[BaseModel]) -> list[tuple[str, ...]]:
+    """The path of every field that was added later."""
+    return list(_iterate_added(schema))
+
+
+def _iterate_added(schema: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    for name, field in schema.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get(_ADDED_LATER):
+            yield (name,)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and name != "machine":
+            yield from ((name, *inner) for inner in _iterate_added(field.annotation))
 
 
 def identity_hash(*parts: Any) -> str:
@@ -226,7 +376,8 @@ class Duration:
             number = float(amount)
         except ValueError:
             number = -1.0
-        valid = number >= 0 and unit in ("steps", "epochs") and (unit == "epochs" or number == int(number))
+        finite = math.isfinite(number) and number >= 0
+        valid = finite and unit in ("steps", "epochs") and (unit == "epochs" or number == int(number))
         require(valid, key, text, 'a number and its unit, as "1000 steps" or "100 epochs"')
         return cls(number, unit)
 

@@ -11,12 +11,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
-from omegaconf import OmegaConf
 
 from runtime import config as configs
 from runtime.errors import UserError
@@ -24,7 +23,6 @@ from runtime.provenance import PROJECT
 from runtime.rundir import Identity, Run
 from sweeps.stages import Stage, get_stage
 from sweeps.study import PRETRAIN, EvalPart, Study
-from sweeps.variants import Variants
 
 # States of a node: those of runtime.rundir.Run.state, and blocked: its pretraining failed.
 STATES = ("done", "running", "failed", "blocked", "interrupted", "new")
@@ -121,7 +119,15 @@ class _Builder:
         self._check_pretrain_keys()
         self.evals = {name: self._load_eval(name, part) for name, part in study.evals.items()}
         file = _find(study.pretrain.config)
-        self.variants = Variants(lambda overrides: self.pretrain_stage.load(file, [*overrides, *self.machine]))
+        self.base = self._read_once(file)
+
+    def _read_once(self, file: str) -> dict[str, Any]:
+        """What the config file says, with this command's `machine` keys; read once, however many runs there are."""
+        try:
+            layers = [*configs.file_layers(Path(file)), ("", configs.parse_overrides(self.machine))]
+        except UserError as error:
+            raise UserError(f"{self.study.file}: pretrain: {error}") from error
+        return reduce(configs.merge, (values for _, values in layers))
 
     def _check_pretrain_keys(self) -> None:
         part, schema = self.study.pretrain, self.pretrain_stage.schema()
@@ -148,7 +154,8 @@ class _Builder:
         overrides = tuple(as_override(k, v) for k, v in changes.items())
         file, stage = _find(part.config), self.pretrain_stage
         try:
-            config = self.variants.make(changes, overrides)
+            layers = [(file, self.base), ("command line", configs.nested(changes))]
+            config = configs.from_layers(stage.schema(), layers)
         except UserError as error:
             raise UserError(f"{self.study.file}: pretrain ({label}): {error}") from error
         pretrain = self._node(stage, PRETRAIN, label, config, file, overrides, None)
@@ -203,9 +210,9 @@ def as_text(value: Any) -> Any:
 
 def _check_keys(where: str, values: dict[str, Any], schema: type) -> None:
     # A section of the config may be set as a whole, and what an open mapping (as model.backbone.args) takes is its own.
-    known = configs.keys_of(schema)
-    empty = OmegaConf.to_container(OmegaConf.structured(schema))
-    open_mappings = [key for key, value in configs.flatten(empty).items() if value == {}]
+    types = configs.types_of(schema)
+    known = list(types)
+    open_mappings = [key for key, kind in types.items() if get_origin(kind) is dict]
     for key in values:
         if key.split(".")[0] == "machine":
             raise UserError(

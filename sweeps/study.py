@@ -15,15 +15,12 @@ report: {vary: loss.alpha, baseline: 1.0, x: linear.top1, y: segmentation.miou}
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from runtime import config as configs
-from runtime.config import require
+from runtime.config import Config, require
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from sweeps import stages
@@ -32,61 +29,53 @@ from sweeps import stages
 PRETRAIN = "pretrain"
 
 
-@dataclass
-class PretrainPart:
+class PretrainPart(Config):
     """Which pretrainings: a base config, what is set for all, what is varied, and the controls."""
 
-    config: str = ""
-    set: dict[str, Any] = field(default_factory=dict)
-    grid: dict[str, list[Any]] = field(default_factory=dict)
-    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    config: str
+    set: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    controls: dict[str, dict[str, Any]] = {}
 
     def check(self) -> None:
-        require(bool(self.config), "pretrain.config", self.config, "a pretraining config file")
         for key, values in self.grid.items():
             require(len(values) > 0, f"pretrain.grid.{key}", values, "a list of one value or more")
             distinct = {repr(value) for value in values}
             require(len(distinct) == len(values), f"pretrain.grid.{key}", values, "each value once")
 
 
-@dataclass
-class EvalPart:
+class EvalPart(Config):
     """One evaluation of every checkpoint."""
 
-    stage: str = ""
-    config: str = ""
-    set: dict[str, Any] = field(default_factory=dict)
+    stage: str
+    config: str
+    set: dict[str, Any] = {}
 
 
-@dataclass
-class ReportPart:
+class ReportPart(Config):
     """What the report shows; a score is named <evaluation>.<score of its result.json>."""
 
-    vary: str = ""
+    vary: str
     baseline: Any = None  # the value of `vary` that the other rows are compared with
-    x: str = ""
-    y: str = ""
-    scores: list[str] = field(default_factory=list)  # columns of the table; empty: see Study.scores
+    x: str
+    y: str
+    scores: list[str] = []  # columns of the table; empty: see Study.scores
 
 
-@dataclass
-class Study:
+class Study(Config):
     """A study as its file says it; `file` is where it was read."""
 
-    name: str = ""
-    question: str = ""
-    pretrain: PretrainPart = field(default_factory=PretrainPart)
-    evals: dict[str, EvalPart] = field(default_factory=dict)
-    report: ReportPart = field(default_factory=ReportPart)
+    name: str
+    question: str
+    pretrain: PretrainPart
+    evals: dict[str, EvalPart] = {}
+    report: ReportPart
     file: str = ""
 
     def check(self) -> None:
         allowed = "letters, digits, '.', '_' and '-' (it names the folder of the report)"
         require(is_name(self.name), "name", self.name, allowed)
         require(PRETRAIN not in self.evals, "evals", PRETRAIN, "any other name for an evaluation")
-        for name, part in self.evals.items():
-            require(bool(part.stage), f"evals.{name}.stage", part.stage, "linear, segmentation, ...")
-            require(bool(part.config), f"evals.{name}.config", part.config, "a config file of that stage")
         self._check_report()
 
     def _check_report(self) -> None:
@@ -143,24 +132,11 @@ def load_study(path: str | Path) -> Study:
         near = get_close_matches(file.stem, known, n=3) or known
         raise UserError(f"study {file} does not exist; in sweeps/studies there are: {', '.join(near)}")
     layers = configs.file_layers(file)
-    for origin, layer in layers:
-        _check_evals(origin, layer.get("evals", OmegaConf.create({})))
-    layers.append(("study", OmegaConf.create({"file": str(path)})))
+    layers.append((str(path), {"file": str(path)}))
     try:
         return configs.from_layers(Study, layers)
     except UserError as error:
         raise UserError(str(error).replace("config: ", f"{path}: ", 1)) from error
-
-
-def _check_evals(file: str, evals: Any) -> None:
-    """Each evaluation on its own, so that a mistyped key of one is named with the keys it may have."""
-    if not isinstance(evals, DictConfig):
-        raise UserError(f"{file}: evals is {evals!r}, expected `name: {{stage: ..., config: ...}}` lines")
-    for name in map(str, evals):
-        part = evals[name]
-        if not isinstance(part, DictConfig):
-            raise UserError(f"{file}: evals.{name} is {part!r}, expected {{stage: ..., config: ...}}")
-        configs.from_layers(EvalPart, [(f"{file}: evals.{name}", part)])
 
 
 def _require_known(key: str, value: str, allowed: list[str]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from data.catalog import open_dataset
@@ -41,7 +40,7 @@ class Network:
         """UserError where the run is not a pretraining that is done and whole; never random weights."""
         parent = open_parent(run)
         where = str(parent.run.path / "run.yaml")
-        config = configs.from_layers(PretrainConfig, [(where, OmegaConf.create(parent.config))])
+        config = configs.from_layers(PretrainConfig, [(where, parent.config)])
         backbone = load_parent_backbone(parent).eval().requires_grad_(False)
         return cls(parent.run.name, parent.hash, config, backbone, _projector(config, parent.run.path))
 
@@ -93,7 +92,7 @@ class Images:
         """`count` images, evenly spaced over the split; `root` in place of the config's. UserError where it is not."""
         require(count >= 1, "--images", count, "1 or more")
         if root is not None:
-            config = replace(config, root=root)
+            config = config.replace(root=root)
         try:
             paths = open_dataset(config).images(split).paths
         except UserError as error:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from analysis.figures.base import PAGE
 from analysis.pictures.components import show
@@ -74,8 +73,8 @@ def load_segmentation(path: str | Path, count: int, root: str | None = None) -> 
     result = run.result()
     if result is None:
         raise UserError(f"{run.path} is {run.state()}; only a run that is done has predictions to show")
-    where, given = str(run.path / "run.yaml"), OmegaConf.create({} if root is None else {"data": {"root": root}})
-    layers = [(where, OmegaConf.create(document["config"])), ("--data", given)]
+    where, given = str(run.path / "run.yaml"), {} if root is None else {"data": {"root": root}}
+    layers = [(where, document["config"]), ("--data", given)]
     config = configs.from_layers(SegmentationConfig, layers)
     cfg = _mmseg_config(run)
     cfg.model.backbone.run = str(_parent_of(run, document["parent"]))

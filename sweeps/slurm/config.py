@@ -10,15 +10,13 @@ max_array_size: 500                                                        # 0: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from runtime import config as configs
-from runtime.config import require
+from runtime.config import Config, require
 from runtime.errors import UserError
 from sweeps import stages
 from sweeps.study import PRETRAIN
@@ -27,8 +25,7 @@ USER_FILE = Path("~/.config/vicregl-bench/cluster.yaml")
 _LIMITS = "max_array_size"
 
 
-@dataclass
-class Resources:
+class Resources(Config):
     """Of one run of a stage. What is null is left to the cluster's own default."""
 
     nodes: int = 1
@@ -43,7 +40,7 @@ class Resources:
     constraint: str | None = None
     exclude: str | None = None  # nodes, as gpu[03,17]
     parallel: int = 0  # runs at a time; 0: as many as the cluster lets
-    setup: list[str] = field(default_factory=list)  # shell lines before a run, as `module load cuda`
+    setup: list[str] = []  # shell lines before a run, as `module load cuda`
     container: str = ""  # a command that is put before the run's, as `apptainer exec --nv image.sif`
     python: str = ""  # of the runs; empty: the one that submits
     signal_seconds: int = 90  # before the limit, a run is told to save
@@ -99,23 +96,23 @@ def _sections(stage: str) -> list[str]:
     return ["all", PRETRAIN] if stage == PRETRAIN else ["all", "evals", stage]
 
 
-def _check_sections(origin: str, layer: DictConfig) -> None:
+def _check_sections(origin: str, layer: dict[str, Any]) -> None:
     allowed = ["all", "evals", *stages.STAGES]
     for name in map(str, layer):
         if name != _LIMITS and name not in allowed:
             near = get_close_matches(name, [*allowed, _LIMITS], n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"{origin}: unknown section {name!r}; {hint}allowed: {', '.join(allowed)}, {_LIMITS}")
-        if name != _LIMITS and not isinstance(layer[name], DictConfig):
+        if name != _LIMITS and not isinstance(layer[name], dict):
             raise UserError(f"{origin}: {name} is {layer[name]!r}, expected {{key: value}} lines")
 
 
-def _resources(stage: str, layers: Sequence[tuple[str, DictConfig]], file: str) -> Resources:
-    found: list[tuple[str, DictConfig]] = []
+def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resources:
+    found: list[configs.Layer] = []
     for section in _sections(stage):
         found += [(f"{origin}: {section}", layer[section]) for origin, layer in layers if section in layer]
     if stage != PRETRAIN:
-        found.insert(0, ("defaults", OmegaConf.create({"tasks": 1})))
+        found.insert(0, ("defaults", {"tasks": 1}))
     try:
         resources = configs.from_layers(Resources, found)
     except UserError as error:

@@ -69,10 +69,19 @@ def fill(folder: Path) -> Callable[..., Graph]:
 
 
 def make_study(grid: dict[str, list[object]], baseline: object = 1.0) -> Study:
-    evals = {"linear": EvalPart("linear", "l.yaml"), "segmentation": EvalPart("segmentation", "s.yaml")}
-    report = ReportPart("loss.alpha", baseline, "linear.top1", "segmentation.miou")
+    evals = {
+        "linear": EvalPart(stage="linear", config="l.yaml"),
+        "segmentation": EvalPart(stage="segmentation", config="s.yaml"),
+    }
+    report = ReportPart(vary="loss.alpha", baseline=baseline, x="linear.top1", y="segmentation.miou")
     controls: dict[str, dict[str, object]] = {"no pretraining": {"train.duration": "0 steps"}}
-    return Study("made", "?", PretrainPart("p.yaml", {}, grid, controls), evals, report)
+    return Study(
+        name="made",
+        question="?",
+        pretrain=PretrainPart(config="p.yaml", grid=grid, controls=controls),
+        evals=evals,
+        report=report,
+    )
 
 
 Rows = list[tuple[str | None, dict[str, object], float, float]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,7 @@ import pytest
 from analysis.material import load_material
 from analysis.report import STALE, write_report
 from runtime import config as configs
-from runtime.config import MachineConfig, added_later
+from runtime.config import Config, MachineConfig, added_later
 from runtime.rundir import Identity
 from sweeps.graph import Graph
 
@@ -61,12 +60,11 @@ def test_rows_that_came_and_went(table: Path) -> None:
     assert "study seed is varied no more" in changed(table)[0]
 
 
-@dataclass
-class Grown:
+class Grown(Config):
     noise: float = 0.0
     width: int = added_later(8)
-    taps: list[str] = field(default_factory=lambda: ["last"])
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    taps: list[str] = ["last"]
+    machine: MachineConfig = MachineConfig()
 
 
 def grow(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:

@@ -22,10 +22,19 @@ def row(
 
 
 def a_study() -> Study:
-    evals = {"linear": EvalPart("linear", "l.yaml"), "segmentation": EvalPart("segmentation", "s.yaml")}
-    report = ReportPart("loss.alpha", 1.0, "linear.top1", "segmentation.miou")
+    evals = {
+        "linear": EvalPart(stage="linear", config="l.yaml"),
+        "segmentation": EvalPart(stage="segmentation", config="s.yaml"),
+    }
+    report = ReportPart(vary="loss.alpha", baseline=1.0, x="linear.top1", y="segmentation.miou")
     grid: dict[str, list[object]] = {"loss.alpha": [0.5, 1.0], "seed": [0, 1]}
-    return Study("made", "?", PretrainPart("p.yaml", {}, grid, {}), evals, report)
+    return Study(
+        name="made",
+        question="?",
+        pretrain=PretrainPart(config="p.yaml", grid=grid, controls={}),
+        evals=evals,
+        report=report,
+    )
 
 
 def summary(rows: list[dict[str, object]]) -> Summary:
@@ -75,13 +84,19 @@ def test_protocols_split_rows(protocol: str) -> None:
 
 def test_evaluations_of_one_stage_are_columns_of_their_own() -> None:
     evals = {
-        "linear": EvalPart("linear", "l.yaml"),
-        "knn": EvalPart("knn", "k.yaml"),
-        "segmentation": EvalPart("segmentation", "s.yaml"),
-        "finetuned": EvalPart("segmentation", "s.yaml", {"finetune": True}),
+        "linear": EvalPart(stage="linear", config="l.yaml"),
+        "knn": EvalPart(stage="knn", config="k.yaml"),
+        "segmentation": EvalPart(stage="segmentation", config="s.yaml"),
+        "finetuned": EvalPart(stage="segmentation", config="s.yaml", set={"finetune": True}),
     }
-    report = ReportPart("loss.alpha", 1.0, "linear.top1", "segmentation.miou")
-    study = Study("made", "?", PretrainPart("p.yaml", {}, {"loss.alpha": [0.5, 1.0], "seed": [0]}, {}), evals, report)
+    report = ReportPart(vary="loss.alpha", baseline=1.0, x="linear.top1", y="segmentation.miou")
+    study = Study(
+        name="made",
+        question="?",
+        pretrain=PretrainPart(config="p.yaml", grid={"loss.alpha": [0.5, 1.0], "seed": [0]}, controls={}),
+        evals=evals,
+        report=report,
+    )
     scores = {
         "linear": ("top1", "linear"),
         "knn": ("top1", "knn"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 import pytest
@@ -102,7 +100,7 @@ def test_same_distribution_as_the_published_recipe(published, photos: list[np.nd
     ],
 )
 def test_another_distribution_is_told_apart(published, photos: list[np.ndarray], wrong: dict, kind: str) -> None:
-    assert smallest_p(our_statistics(photos, replace(CONFIG, **wrong), kind), published[kind]) < 0.001
+    assert smallest_p(our_statistics(photos, CONFIG.replace(**wrong), kind), published[kind]) < 0.001
 
 
 def one_gaussian(image: np.ndarray, sigma: float) -> np.ndarray:

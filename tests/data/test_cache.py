@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +178,7 @@ def test_unreadable_images_stop_it_or_are_left_out(folder_of_60: DataConfig, dat
     store = ImageStore(images, "skip", 0, source)
     assert store.read(11)[0] == 12
     assert store.bad_files == {images.paths[11]}
-    loader = PretrainLoader(replace(folder_of_60, on_bad_image="skip"), VIEWS, lambda side: (2, 2), 59, 0)
+    loader = PretrainLoader(folder_of_60.replace(on_bad_image="skip"), VIEWS, lambda side: (2, 2), 59, 0)
     assert loader.skipped == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ def test_joined_cells_show_the_same_place(execution: str) -> None:
     """In an image whose red is its row and whose green is its column, mirrored or not."""
     rows, columns = np.mgrid[0:200, 0:240]
     image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
-    maker = ViewMaker(replace(PLAIN, execution=execution), lambda side: (8, 8))
+    maker = ViewMaker(PLAIN.replace(execution=execution), lambda side: (8, 8))
     mirrored, distances, random_distances = set(), [], []
     for number in range(20):
         plans = maker.draw(200, 240, sample_generator(0, 0, number))

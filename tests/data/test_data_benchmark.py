@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ def test_images_are_as_the_goals_say() -> None:
 
 
 def test_contenders_make_the_same_batches() -> None:
-    views = replace(data_cases.VIEWS["2 x 224 + 6 x 96"], small_count=1)
+    views = data_cases.VIEWS["2 x 224 + 6 x 96"].replace(small_count=1)
     with data_cases.images(4) as data:
         contenders = data_cases.one_thread(data, views, 2)
         images, grids = contenders["published"]()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +61,7 @@ def test_an_epoch_shows_every_image_once(image_folder: Path) -> None:
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("execution", ["cpu", "device"])
 def test_the_shares_of_all_processes_are_the_batch(small_scenes: DataConfig, processes: int, execution: str) -> None:
-    views = replace(VIEWS, execution=execution)
+    views = VIEWS.replace(execution=execution)
     whole = list(make(small_scenes, batch_size=6, views=views).batches(8, 12))
     loaders = [make(small_scenes, batch_size=6, views=views, share=(rank, processes)) for rank in range(processes)]
     assert {loader.steps_per_epoch for loader in loaders} == {10}
@@ -81,7 +80,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(small_scenes: DataConf
 @pytest.mark.parametrize("execution", ["cpu", "device"])
 @pytest.mark.parametrize(("workers", "kind"), [(1, "processes"), (2, "processes"), (1, "threads"), (3, "threads")])
 def test_any_workers_give_the_same_batches(small_scenes: DataConfig, execution: str, workers: int, kind: str) -> None:
-    views = replace(VIEWS, execution=execution)
+    views = VIEWS.replace(execution=execution)
     inline = list(make(small_scenes, views=views).batches(5, 12))
     assert_same(inline, list(make(small_scenes, views=views, workers=workers, worker_kind=kind).batches(5, 12)))
 
@@ -89,7 +88,7 @@ def test_any_workers_give_the_same_batches(small_scenes: DataConfig, execution: 
 def test_both_executions_make_the_same_choices(small_scenes: DataConfig) -> None:
     """On the device the same views, boxes and colours, to the roundings of hue and blur."""
     on_cpu, on_device = (
-        list(make(small_scenes, views=replace(VIEWS, execution=execution)).batches(0, 7))
+        list(make(small_scenes, views=VIEWS.replace(execution=execution)).batches(0, 7))
         for execution in ("cpu", "device")
     )
     for one, other in zip(on_cpu, on_device, strict=True):
@@ -104,12 +103,12 @@ def test_both_executions_make_the_same_choices(small_scenes: DataConfig) -> None
 
 def test_larger_images_are_reduced_first(folder_of_60: DataConfig) -> None:
     """As if the files had that size; the locations too are in pixels of the reduced image."""
-    data = replace(folder_of_60, root=str(Path(folder_of_60.root).parent / "small"))
+    data = folder_of_60.replace(root=str(Path(folder_of_60.root).parent / "small"))
     for path in Path(folder_of_60.root).rglob("*.png"):
         target = Path(data.root) / path.relative_to(folder_of_60.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(resize(read_image(path), 20, 20)).save(target)
-    reduced = make(folder_of_60, views=replace(VIEWS, short_side=20), memory_bytes=0)
+    reduced = make(folder_of_60, views=VIEWS.replace(short_side=20), memory_bytes=0)
     assert_same(list(reduced.batches(0, 3)), list(make(data).batches(0, 3)))
 
 
@@ -204,19 +203,18 @@ def test_in_a_large_dataset_it_stops_when_it_comes(folder_of_60: DataConfig, wor
 
 def test_skipped_images_are_counted(folder_of_60: DataConfig) -> None:
     spoil_one(folder_of_60)
-    folder_of_60.on_bad_image = "skip"
-    loader = make(folder_of_60, batch_size=59)
+    skipping = folder_of_60.replace(on_bad_image="skip")
+    loader = make(skipping, batch_size=59)
     assert loader.skipped == 1
     assert len(next(loader.batches(0, 1)).labels) == 59
     with pytest.raises(UserError, match="59 training images"):
-        make(folder_of_60, batch_size=60)
+        make(skipping, batch_size=60)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_images_of_a_large_dataset_are_counted(folder_of_60: DataConfig, workers: int) -> None:
     spoil_one(folder_of_60)
-    folder_of_60.on_bad_image = "skip"
-    loader = make(folder_of_60, batch_size=10, workers=workers, memory_bytes=0)
+    loader = make(folder_of_60.replace(on_bad_image="skip"), batch_size=10, workers=workers, memory_bytes=0)
     assert loader.skipped == 0
     assert len(list(loader.batches(0, 6))) == 6
     assert loader.skipped == 1

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -134,7 +134,7 @@ def test_a_gpu_gets_the_same_batches(small_scenes: DataConfig, execution: str, w
 @NO_GPU
 def test_a_gpu_that_computes_while_batches_come_sees_them_whole(small_scenes: DataConfig) -> None:
     """The memory of a batch in use is not taken for the next one."""
-    views = replace(ViewsConfig(large_size=32), execution="device")
+    views = ViewsConfig(large_size=32).replace(execution="device")
     expected = [b.images[0] for b in PretrainLoader(small_scenes, views, lambda side: (8, 8), 20, 0).batches(0, 30)]
     loader = PretrainLoader(small_scenes, views, lambda side: (8, 8), 20, 0, device="cuda")
     busy = torch.randn(2000, 2000, device="cuda")

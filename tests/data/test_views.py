@@ -13,7 +13,6 @@ from PIL import Image
 from data.config import ViewsConfig
 from data.images import MEAN, STD
 from data.views import SampleStreams, ViewMaker, draw_box, location_grid, sample_generator
-from runtime.config import check
 from runtime.errors import UserError
 
 GRIDS = json.loads((Path(__file__).parents[1] / "golden" / "grids.json").read_text())
@@ -101,4 +100,4 @@ def test_streams_of_samples_in_turn_are_the_same() -> None:
 )
 def test_impossible_values_are_refused(wrong: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        check(ViewsConfig(**wrong))
+        ViewsConfig(**wrong)

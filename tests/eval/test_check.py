@@ -48,11 +48,11 @@ def checked(tmp_path, monkeypatch, capsys):
 
 
 def problems_of(root: Path, samples: int | None = None) -> str:
-    return "\n".join(check_images(open_dataset(DataConfig("imagefolder", str(root))), samples).problems)
+    return "\n".join(check_images(open_dataset(DataConfig(name="imagefolder", root=str(root))), samples).problems)
 
 
 def mask_problems_of(root: Path, samples: int | None = None) -> str:
-    layout = open_dataset(DataConfig("vocfolder", str(root))).segmentation()
+    layout = open_dataset(DataConfig(name="vocfolder", root=str(root))).segmentation()
     found = check_masks(layout, samples)
     found.join(check_strays(layout))
     return "\n".join(found.problems)
@@ -99,7 +99,7 @@ def test_damage_ends_with_2_and_a_list(tree, checked, tmp_path):
 
 
 def test_all_finds_what_a_sample_may_miss(tree, checked):
-    paths = open_dataset(DataConfig("imagefolder", str(tree))).images("train").paths
+    paths = open_dataset(DataConfig(name="imagefolder", root=str(tree))).images("train").paths
     unread = next(path for path in paths if path not in sample(paths, 2))
     unread.write_bytes(b"no image")
     assert checked("imagefolder", f"data.root={tree}", "--samples", 2)[0] == 0
@@ -126,7 +126,9 @@ def test_overlap_of_a_large_set_by_name(tree, monkeypatch):
     """Where train is too large to compare sizes with, images of the same name are compared."""
     monkeypatch.setattr(findings, "STATS", 0)
     shutil.copy(tree / "train" / "class2" / "7.png", tree / "val" / "class3" / "7.png")
-    lists = [open_dataset(DataConfig("imagefolder", str(tree))).images(split).paths for split in ("train", "val")]
+    lists = [
+        open_dataset(DataConfig(name="imagefolder", root=str(tree))).images(split).paths for split in ("train", "val")
+    ]
     copied = tree / "val" / "class3" / "7.png"
     for count in range(1, 18):
         found = "\n".join(check_overlap(*lists, count).problems)
@@ -150,7 +152,7 @@ def test_segmentation_layouts_pass(name, tmp_path, checked):
 
 
 def test_counts_of_masks_equal_a_count_by_hand(voc):
-    layout = open_dataset(DataConfig("vocfolder", str(voc))).segmentation()
+    layout = open_dataset(DataConfig(name="vocfolder", root=str(voc))).segmentation()
     values = np.concatenate([np.array(Image.open(layout.mask("val", name))).ravel() for name in layout.names("val")])
     seen = len(set(values.tolist()) - {255})
     told = f"val: {seen} of 3 classes seen, {100 * np.mean(values == 255):.1f} % of the pixels ignored"
@@ -159,7 +161,7 @@ def test_counts_of_masks_equal_a_count_by_hand(voc):
 
 def damage_mask(voc: Path, change) -> Path:
     """The first validation mask as `change` makes it of its values."""
-    layout = open_dataset(DataConfig("vocfolder", str(voc))).segmentation()
+    layout = open_dataset(DataConfig(name="vocfolder", root=str(voc))).segmentation()
     path = layout.mask("val", layout.names("val")[0])
     changed = Image.fromarray(change(np.array(Image.open(path))))
     changed.save(path)
@@ -188,7 +190,7 @@ def test_damaged_masks(change, words, voc):
 
 
 def test_masks_that_say_nothing_and_masks_without_images(voc):
-    layout = open_dataset(DataConfig("vocfolder", str(voc))).segmentation()
+    layout = open_dataset(DataConfig(name="vocfolder", root=str(voc))).segmentation()
     for name in layout.names("val"):
         path = layout.mask("val", name)
         Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
@@ -199,7 +201,7 @@ def test_masks_that_say_nothing_and_masks_without_images(voc):
 
 
 def test_the_picture_shows_masks_in_their_colours(voc, checked, tmp_path):
-    layout = open_dataset(DataConfig("vocfolder", str(voc))).segmentation()
+    layout = open_dataset(DataConfig(name="vocfolder", root=str(voc))).segmentation()
     labels = np.array([[0, 1], [2, 255]], np.uint8)
     colours = [*layout.palette, list(IGNORED)]
     assert overlay(None, labels, layout).reshape(-1, 3).tolist() == colours
@@ -236,7 +238,7 @@ def test_the_look_is_brief(tree, monkeypatch):
         shutil.copy(tree / "train" / "class0" / "0.png", tree / "train" / "class0" / f"{number}.png")
     read = []
     monkeypatch.setattr(findings, "read_image", read.append)
-    preflight(DataConfig("imagefolder", str(tree)), masks=False)
+    preflight(DataConfig(name="imagefolder", root=str(tree)), masks=False)
     assert len(read) == 2 * BRIEF
     with pytest.raises(UserError, match="has no segmentation masks"):
-        preflight(DataConfig("imagefolder", str(tree)), masks=True)
+        preflight(DataConfig(name="imagefolder", root=str(tree)), masks=True)

@@ -29,10 +29,10 @@ def test_identity_tells_parents_and_configs_apart():
     one = identity(config, "0123456789")
     assert isinstance(one, Identity)
     assert one.hash != identity(config, "9876543210").hash
-    config.machine.workers = 7
-    assert one.hash == identity(config, "0123456789").hash
-    config.epochs += 1
-    assert one.hash != identity(config, "0123456789").hash
+    busier = config.replace(machine=config.machine.replace(workers=7))
+    assert one.hash == identity(busier, "0123456789").hash
+    longer = config.replace(epochs=config.epochs + 1)
+    assert one.hash != identity(longer, "0123456789").hash
 
 
 def test_published_config_is_whole():

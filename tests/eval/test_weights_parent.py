@@ -198,12 +198,12 @@ LAST, ALL = FROZEN | {"taps": "last"}, FROZEN | {"taps": "all"}
 )
 def test_published_figures_by_file_name(file, stage, data, result, value):
     arch = file.partition("_alpha")[0]
-    config = DataConfig(data, segmentation_train="train_aug" if data == "voc" else "train")
+    config = DataConfig(name=data, segmentation_train="train_aug" if data == "voc" else "train")
     found = published_score(file, arch, stage, config, result)
     assert (None if found is None else found.value) == value
     assert published_score(file, "resnet18", stage, config, result) is None
     if data == "voc":
-        assert published_score(file, arch, stage, DataConfig(data), result) is None  # trained on fewer masks
+        assert published_score(file, arch, stage, DataConfig(name=data), result) is None  # trained on fewer masks
 
 
 def test_the_published_figure_is_printed_beside_the_result(capsys):
@@ -212,9 +212,9 @@ def test_the_published_figure_is_printed_beside_the_result(capsys):
     asked = Asked("c.yaml", [], None, Path("x/resnet50_alpha0.9.pth"), "resnet50", [])
 
     class Parent:
-        config = {"model": {"backbone": {"name": "resnet50", "args": {}}}, "weights": {"sha256": "0" * 64}}  # noqa: RUF012
+        config = {"model": {"backbone": {"name": "resnet50", "args": {}}}, "weights": {"sha256": "0" * 64}}
 
-    beside = asked.beside(Parent(), "linear", DataConfig("imagenet"), {"protocol": "linear", "top1": 70.9})
+    beside = asked.beside(Parent(), "linear", DataConfig(name="imagenet"), {"protocol": "linear", "top1": 70.9})
     assert beside["published"] == {"score": "top1", "value": 71.2, "source": beside["published"]["source"]}
     assert "71.2 % (authors' README" in (told := capsys.readouterr().out)
     assert "here: 70.90 %" in told

@@ -1,36 +1,35 @@
 """Configs: what passes, and what the messages of the rest say."""
 
-from dataclasses import dataclass, field
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from runtime import config as configs
-from runtime.config import Duration, MachineConfig, require
+from runtime.config import Config, Duration, MachineConfig, require
 from runtime.errors import UserError
 
 
-@dataclass
-class Inner:
+class Inner(Config):
     rate: float = 0.5
-    names: list[str] = field(default_factory=lambda: ["a"])
+    names: list[str] = ["a"]
 
     def check(self) -> None:
         require(0 <= self.rate <= 1, "inner.rate", self.rate, "0 to 1")
 
 
-@dataclass
-class Outer:
-    inner: Inner = field(default_factory=Inner)
+class Outer(Config):
+    inner: Inner = Inner()
     steps: int = 3
     root: str | None = None
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    machine: MachineConfig = MachineConfig()
 
 
 def test_file_base_and_overrides_win_in_that_order(tmp_path):
     (tmp_path / "base.yaml").write_text("steps: 1\ninner: {rate: 0.1}\n")
     (tmp_path / "top.yaml").write_text("base: base.yaml\nsteps: 2\n")
     config = configs.load(Outer, tmp_path / "top.yaml", ["inner.names=[x,y]"])
-    assert config == Outer(Inner(0.1, ["x", "y"]), 2)
+    assert config == Outer(inner=Inner(rate=0.1, names=["x", "y"]), steps=2)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +77,13 @@ def test_identity_hash_is_fixed_for_ever():
 
 
 def test_a_field_added_later_leaves_former_runs_their_names():
-    @dataclass
-    class Inner:
+    class Inner(Config):
         rate: float = 0.1
         shape: list[int] = configs.added_later([1, 2])
 
-    @dataclass
-    class Grown:
+    class Grown(Config):
         steps: int = 3
-        inner: Inner = field(default_factory=Inner)
+        inner: Inner = Inner()
         precision: str = configs.added_later("float32")
 
     assert configs.split_machine(Grown())[0] == {"steps": 3, "inner": {"rate": 0.1}}
@@ -98,6 +95,46 @@ def test_a_field_added_later_leaves_former_runs_their_names():
     }
     assert configs.load(Grown, None, ["inner.shape=[1,2]"]) == Grown()
     assert configs.added_defaults(changed) == {"inner.shape": [1, 2], "precision": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-6", 1e-6), ("1E5", 1e5), ("-.5e+3", -500.0), ("2", 2), ("0.5", 0.5), ("e5", "e5")],
+)
+def test_numbers_are_read_as_numbers(text, value):
+    """PyYAML alone reads 1e-6, as YAML 1.1 does, as text."""
+    assert configs.parse_yaml(text) == value
+    assert type(configs.parse_yaml(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["steps: 1\nsteps: 2\n", "inner: {rate: 0.1, rate: 0.2}\n", "1: a\n"])
+def test_a_key_that_stands_twice_or_is_no_text_is_refused(tmp_path, text):
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"twice\.yaml.*(stands twice|is not text)"):
+        configs.load(Outer, path)
+
+
+@given(st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False), st.integers())
+def test_values_arrive_unchanged(rate, steps):
+    """They pass through JSON on their way: no digit is lost, a whole number in a field of floats becomes one."""
+
+    class Section(Config):
+        rate: float = 0.0
+        steps: int = 0
+
+    config = configs.from_layers(Section, [("test", {"rate": rate, "steps": steps})])
+    assert (config.rate, config.steps) == (float(rate), steps)
+    assert type(config.rate) is float
+
+
+def test_a_config_cannot_be_changed_and_a_copy_is_checked():
+    config = Outer()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.steps = 4
+    assert config.inner.replace(rate=0.25).rate == 0.25
+    with pytest.raises(UserError, match=r"inner\.rate = 2"):
+        config.inner.replace(rate=2.0)
 
 
 @pytest.mark.parametrize(

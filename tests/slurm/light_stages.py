@@ -12,7 +12,6 @@ import hashlib
 import os
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,20 @@ if __name__ == "__main__":
 
 import runtime
 from runtime import config as configs
-from runtime.config import MachineConfig
+from runtime.config import Config, MachineConfig
 from runtime.errors import NotFiniteError, UserError, run_command
 from runtime.rundir import Identity, Run, open_run
 from runtime.stopping import stop_request
 
 
-@dataclass
-class LossConfig:
+class LossConfig(Config):
     alpha: float = 0.75
 
 
-@dataclass
-class TrainConfig:
+class TrainConfig(Config):
     duration: str = "4 steps"
 
 
-@dataclass
 class LightMachineConfig(MachineConfig):
     step_seconds: float = 0.1
     save_steps: int = 1  # 0: only when it is asked to stop
@@ -46,18 +42,16 @@ class LightMachineConfig(MachineConfig):
     trouble: str = ""  # a folder: a file in it, named by an alpha, has the word of what that alpha's run does
 
 
-@dataclass
-class LightPretrainConfig:
-    loss: LossConfig = field(default_factory=LossConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+class LightPretrainConfig(Config):
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
     seed: int = 0
-    machine: LightMachineConfig = field(default_factory=LightMachineConfig)
+    machine: LightMachineConfig = LightMachineConfig()
 
 
-@dataclass
-class LightEvalConfig:
+class LightEvalConfig(Config):
     rounds: int = 1
-    machine: LightMachineConfig = field(default_factory=LightMachineConfig)
+    machine: LightMachineConfig = LightMachineConfig()
 
 
 def pretrain_identity(config: LightPretrainConfig) -> Identity:

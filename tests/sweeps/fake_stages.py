@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,13 +22,12 @@ if __name__ == "__main__":
     sys.modules |= {"torch": torch, "torch.distributed": distributed}
 
 from runtime import config as configs
-from runtime.config import MachineConfig, require
+from runtime.config import Config, MachineConfig, require
 from runtime.errors import UserError, run_command
 from runtime.rundir import Identity, Run, open_run
 
 
-@dataclass
-class LossConfig:
+class LossConfig(Config):
     alpha: float = 0.75
     local: str = "both"
 
@@ -37,26 +35,23 @@ class LossConfig:
         require(0 <= self.alpha <= 1, "loss.alpha", self.alpha, "0 to 1")
 
 
-@dataclass
-class TrainConfig:
+class TrainConfig(Config):
     duration: str = "4 steps"
     step_seconds: float = 0.02
 
 
-@dataclass
-class FakePretrainConfig:
-    loss: LossConfig = field(default_factory=LossConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    options: dict[str, Any] = field(default_factory=dict)
+class FakePretrainConfig(Config):
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    options: dict[str, Any] = {}
     fail_at_alpha: float = -1.0  # the run of this alpha raises
     seed: int = 0
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    machine: MachineConfig = MachineConfig()
 
 
-@dataclass
-class FakeEvalConfig:
+class FakeEvalConfig(Config):
     noise: float = 0.0
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    machine: MachineConfig = MachineConfig()
 
 
 def pretrain_identity(config: FakePretrainConfig) -> Identity:

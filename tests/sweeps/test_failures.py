@@ -181,12 +181,12 @@ def small_group() -> Iterator[Path]:
 
 
 def test_a_stage_killed_by_the_kernel_ran_out_of_memory(tmp_path: Path, small_group: Path) -> None:
-    # A child that enters the group, counts, is killed in its own child, and records that.
+    # A child that enters the group (its imports need more), counts, is killed in its own child, and records that.
     program = (
         "import os, subprocess, sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "open(sys.argv[2] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
         "from pathlib import Path\n"
         "from runtime.rundir import Run; from sweeps.failures import oom_kills, record_death\n"
+        "open(sys.argv[2] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
         "before, since = oom_kills(), time.time()\n"
         "code = subprocess.call([sys.executable, '-c', 'bytearray(200_000_000).hex()'])\n"
         "record_death(Run(Path(sys.argv[3])), code, since, before); print(code)\n"

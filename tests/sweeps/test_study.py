@@ -46,9 +46,9 @@ def test_a_base_study_is_read_first(folder: Path) -> None:
     [
         ({"questio": "x"}, ["'questio'", "question"]),
         ({"pretrain__gird": {}}, ["pretrain.gird", "pretrain.grid"]),
-        ({"evals__linear__confg": "x"}, ["evals.linear", "'confg'", "config"]),
-        ({"evals__linear": "linear"}, ["evals.linear is 'linear'", "stage:"]),
-        ({"evals": ["linear"]}, ["evals is ['linear']"]),
+        ({"evals__linear__confg": "x"}, ["'evals.linear.confg'", "config"]),
+        ({"evals__linear": "linear"}, ["evals.linear = 'linear'", "a section"]),
+        ({"evals": ["linear"]}, ["evals = ['linear']", "a mapping"]),
         ({"pretrain__grid": {"loss.alfa": [0.5], "loss.alpha": [1.0]}}, ["grid", "'loss.alfa'", "loss.alpha"]),
         ({"pretrain__grid": {"alpha": [0.5], "loss.alpha": [1.0]}}, ["'alpha'", "did you mean loss.alpha"]),
         ({"pretrain__grid": {"loss.alpha": [0.5, 1.5, 1.0]}}, ["loss.alpha = 1.5", "0 to 1"]),
@@ -67,7 +67,7 @@ def test_a_base_study_is_read_first(folder: Path) -> None:
         ({"report__x": "linaer.top1"}, ["report.x", "did you mean linear"]),
         ({"report__x": "linear"}, ["<evaluation>.<score>"]),
         ({"name": "a/b"}, ["name = 'a/b'"]),
-        ({"name": None}, ["name = ''"]),
+        ({"name": None}, ["name is missing"]),
     ],
     ids=str,
 )
