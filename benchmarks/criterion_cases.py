@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vicregl.config import BackboneConfig, ModelConfig
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import VICRegLModel
-from vicregl.model_config import BackboneConfig, ModelConfig
 
 # The definitions written down plainly, which the tests use as an oracle.
 ORACLE = Path(__file__).resolve().parents[1] / "tests" / "vicregl"

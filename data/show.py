@@ -3,7 +3,7 @@
     python -m data.show pretrain/configs/quickstart.yaml --images 4 --out views.png [key=value ...]
 
 A row is an image with the boxes of its views, and the views with the cells of the network's map. Joined are the cells
-of the first view that have the nearest cells in the second, as many as the criterion matches by location.
+of the two large views that the criterion matches by location.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from runtime.errors import run_command
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
+    from vicregl.config import CriterionConfig
 
 COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
@@ -60,18 +61,13 @@ def rendered(maker: ViewMaker, image: Pixels, plans: Sequence[ViewPlan]) -> list
     return views
 
 
-def matched_cells(first: Tensor, second: Tensor, count: int) -> list[tuple[int, int]]:
-    """Pairs of cells (of first, of second) whose vectors (H, W, C) are nearest, at most `count`; C = 2: locations."""
-    from vicregl.matching import keep_nearest, nearest
-
-    found = nearest(*(cells.reshape(1, -1, cells.shape[-1]) for cells in (first, second)))[0]
-    kept = keep_nearest(found, min(count, found.index.shape[1]))[0].tolist()
-    return [(cell, int(found.index[0, cell])) for cell in kept]
-
-
-def draw_sheet(maker: ViewMaker, images: Mapping[int, Pixels], seed: int, matches: int, out: Path) -> None:
+def draw_sheet(
+    maker: ViewMaker, images: Mapping[int, Pixels], seed: int, criterion: CriterionConfig, out: Path
+) -> None:
     """One row an image, by its number: the views that a run with that seed shows of it in epoch 0."""
     from matplotlib.figure import Figure
+
+    from vicregl.local import matched_pairs
 
     columns = 1 + len(maker.sides)
     figure = Figure(figsize=(2.4 * columns, 2.5 * len(images)), dpi=120, layout="constrained")
@@ -82,7 +78,8 @@ def draw_sheet(maker: ViewMaker, images: Mapping[int, Pixels], seed: int, matche
         draw_image(row[0], image, plans, locations)
         for view, pixels in enumerate(rendered(maker, image, plans)):
             draw_view(row[view + 1], pixels, plans[view], maker.grids[view], COLOURS[view % len(COLOURS)])
-        join(figure, row[1], row[2], maker, matched_cells(locations[0], locations[1], matches))
+        pairs = matched_pairs(criterion, "location", locations[0], locations[1])
+        join(figure, row[1], row[2], maker, pairs.tolist())
     figure.savefig(out)
 
 
@@ -156,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
     store = ImageStore(listed, config.data.on_bad_image, 0, open_source(dataset, listed, config.views.short_side))
     numbers = np.linspace(0, len(store) - 1, min(arguments.images, len(store))).astype(int).tolist()
     images = dict(store.read(number) for number in numbers)
-    draw_sheet(view_maker(config), images, config.seed, config.loss.num_matches[0], arguments.out)
+    draw_sheet(view_maker(config), images, config.seed, config.loss, arguments.out)
     print(f"wrote {arguments.out}: {len(images)} images, {len(config.views.sides())} views each")
 
 

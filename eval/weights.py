@@ -47,7 +47,7 @@ def _import(runs: str | Path, name: Identity, path: Path) -> None:
     from safetensors.torch import save_file
 
     from vicregl.backbones import create_backbone, load_weights
-    from vicregl.model_config import BackboneConfig
+    from vicregl.config import BackboneConfig
 
     described = name.config["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(described["name"], described["args"]))

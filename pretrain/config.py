@@ -10,8 +10,7 @@ from data.config import WORKER_KINDS, DataConfig, ViewsConfig
 from runtime.config import Config, Duration, MachineConfig, added_later, require, split_machine
 from runtime.errors import UserError
 from runtime.rundir import Identity
-from vicregl.model_config import ModelConfig
-from vicregl.options import CriterionConfig
+from vicregl.config import CriterionConfig, ModelConfig
 
 DurationText = Annotated[str, Field(description='a number and its unit, as "1000 steps" or "100 epochs"')]
 STAGE = "pretrain"

@@ -41,7 +41,7 @@ def export(run: Run, names: str, out: Path) -> str:
     from torch import save
 
     from vicregl.backbones import create_backbone, load_weights
-    from vicregl.model_config import BackboneConfig
+    from vicregl.config import BackboneConfig
     from vicregl.weights import published_state
 
     document = finished(run)

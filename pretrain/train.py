@@ -62,7 +62,7 @@ class Training:
         probe = make_probe(config, model, device)
         scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
         state = TrainingState(model, make_optimizer(model, config.optimizer), probe, scaler, device, world)
-        criterion = VICRegLCriterion.from_config(config.loss)
+        criterion = VICRegLCriterion(config.loss)
         training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, began)
         training.resume()
         return training

@@ -7,7 +7,6 @@ device, paths) and stays out of a run's identity. Light: planning a study import
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -27,6 +26,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from runtime.errors import UserError
+from vicregl.errors import InvalidInputError
 
 T = TypeVar("T", bound="Config")
 Layer = tuple[str, dict[str, Any]]  # where the values come from, and the values
@@ -43,9 +43,6 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        for value in self.__dict__.values():
-            if dataclasses.is_dataclass(value) and hasattr(value, "check"):  # a section that another library defines
-                value.check()
         self.check()
         return self
 
@@ -186,8 +183,9 @@ def _explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseMode
         return f"{_origin(layers, path)}: unknown key {key!r}; {hint}allowed here: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{layers[-1][0]}: {key} is missing; it has no default"
-    if isinstance(cause := error.get("ctx", {}).get("error"), ValueError):  # of a check in vicregl
-        return f"{_origin(layers, path)}: {cause}"
+    if isinstance(cause := error.get("ctx", {}).get("error"), InvalidInputError):
+        # The library names its options without the section that they have in a config.
+        return f"{_origin(layers, path)}: {'.'.join([*path, ''])}{cause}"
     allowed = _allowed(error, _field(schema, path))
     return f"{_origin(layers, path)}: {key} = {error['input']!r} is not possible; allowed: {allowed}"
 

@@ -13,11 +13,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-
-class UserError(Exception):
-    """Something the user can mend. The text says what came, what was expected, what to do."""
-
-    exit_code = 2
+# The base of all errors lies at the bottom, in the library: `except UserError` catches the library's and ours.
+from vicregl.errors import UserError as UserError
 
 
 class NotFiniteError(UserError):

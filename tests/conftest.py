@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import runtime  # noqa: F401  (prepares torchvision beside a CPU-only torch)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -1,3 +1,5 @@
-"""The method: tensors in, losses out. No processes, no printing; files only where weights are imported."""
+"""The VICRegL method: tensors in, losses out. No processes, no printing; files only where weights are imported.
 
-import runtime as runtime  # prepares torchvision beside a CPU-only torch
+Importing the package, its `config` and its `errors` loads neither torch nor timm: programs that only read options
+start at once.
+"""

@@ -12,8 +12,8 @@ from timm.models._builder import build_model_with_cfg
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 
-from runtime.errors import UserError
-from vicregl.model_config import BackboneConfig
+from vicregl.config import BackboneConfig
+from vicregl.errors import InvalidInputError
 from vicregl.weights import LoadReport, load_weights
 
 __all__ = ["Backbone", "BackboneConfig", "LoadReport", "create_backbone", "load_weights"]
@@ -47,7 +47,9 @@ class Backbone(nn.Module):
     def stages(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> the map of each stage (B, C_k, h_k, w_k), shallow to deep; the last is forward's."""
         if not self._stage_indices:
-            raise UserError(f"backbone {self.name!r} does not give its stages; choose one with forward_intermediates")
+            raise InvalidInputError(
+                f"backbone {self.name!r} does not give its stages; choose one with forward_intermediates"
+            )
         last, maps = self.trunk.forward_intermediates(images, indices=self._stage_indices)
         return [*maps[:-1], self._final_norm(last)]
 
@@ -64,14 +66,14 @@ class Backbone(nn.Module):
         return feature_map if norm is None else norm(feature_map)
 
     def _probe(self) -> tuple[int, list[int]]:
-        """Channels of the last map and of each stage. UserError for a network without maps."""
+        """Channels of the last map and of each stage. InvalidInputError for a network without maps."""
         side = self.trunk.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
         images = torch.empty(1, 3, side, side, device="meta")
         with torch.no_grad():
             features = _shapes(self.trunk).forward_features(images)
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         if not isinstance(features, Tensor) or features.dim() != 4 or features.shape[1] != self.trunk.num_features:
-            raise UserError(
+            raise InvalidInputError(
                 f"backbone {self.name!r} has no map: at {side} pixels its features are {shape}, expected "
                 f"(B, {self.trunk.num_features}, h, w). Choose a convolutional network, for example resnet50"
             )
@@ -95,14 +97,13 @@ def _stage_indices(trunk: Any) -> list[int]:
 
 
 def create_backbone(config: BackboneConfig) -> Backbone:
-    """The network with random weights. UserError for an unknown name, wrong arguments, or no (B, C, h, w) map."""
-    config.check()
+    """The network with random weights. InvalidInputError for an unknown name, wrong arguments, or no map."""
     make = timm.models.model_entrypoint(config.name)
     try:
         # Not timm.create_model: it drops arguments that are None, and None is what turns ConvNeXt's layer scale off.
         trunk = make(pretrained=False, num_classes=0, **config.args)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"backbone {config.name!r} cannot be made with args {config.args}: {error}") from error
+        raise InvalidInputError(f"backbone {config.name!r} cannot be made with args {config.args}: {error}") from error
     return Backbone(config.name, trunk)
 
 

@@ -1,4 +1,4 @@
-"""The batch of all processes: what the statistics need of the other processes' samples, and nothing more."""
+"""The batch of all processes: what the statistics need from the other processes' samples, and nothing more."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runtime.errors import UserError
+from vicregl.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
-class Batch:
+class ProcessBatch:
     """`processes` processes with `size` samples each; this one is number `rank`.
 
     Collectives here have no gradient of their own: the criterion computes the whole derivative of the loss with
@@ -28,15 +28,15 @@ class Batch:
         return self.size * self.processes
 
     @classmethod
-    def of(cls, size: int, device: torch.device) -> Batch:
-        """The batch of all processes of the default group. UserError where their shares are not equal."""
+    def from_group(cls, size: int, device: torch.device) -> ProcessBatch:
+        """Ask the default process group. InvalidInputError where the processes' sizes differ."""
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return cls(size)
         sizes = torch.tensor([size, -size], device=device)
         dist.all_reduce(sizes, op=dist.ReduceOp.MAX)
         largest, smallest = int(sizes[0]), -int(sizes[1])
         if largest != smallest:
-            raise UserError(
+            raise InvalidInputError(
                 f"the criterion got {size} samples in this process, and the processes have {smallest} to {largest}; "
                 "every process needs the same number. Drop the last, uneven batch (drop_last=True)"
             )

@@ -25,73 +25,42 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import UserError
-from vicregl import inputs, local
-from vicregl.batch import Batch
+from vicregl import local
+from vicregl.batch import ProcessBatch
+from vicregl.config import TERMS, CriterionConfig
+from vicregl.errors import InvalidInputError
 from vicregl.local import Match, Slots, Views
-from vicregl.matching import Matching
-from vicregl.options import TERMS, CriterionConfig
+from vicregl.matching import Matching, regrid
 from vicregl.terms import with_gradient
 
 __all__ = ["CriterionConfig", "VICRegLCriterion"]
+
+Maps = Sequence[Tensor] | Sequence[Sequence[Tensor]]
 
 
 class VICRegLCriterion(nn.Module):
     """Call it with the embeddings, maps and locations of all views; it has no parameters.
 
-    Raises UserError for impossible options, and in the call for tensors that do not belong together.
+    The options are the fields of CriterionConfig, by name, with its defaults: VICRegLCriterion(alpha=0.5,
+    local="feature"). A config may come first, and options beside it replace its values. Raises InvalidInputError for
+    impossible options, and in the call for tensors that do not belong together.
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.75,
-        local: str = "both",
-        num_matches: Sequence[int] = (20, 4),
-        feature_matches: Sequence[int] | None = None,
-        profile: str = "paper",
-        invariance_coefficient: float = 25.0,
-        variance_coefficient: float = 25.0,
-        covariance_coefficient: float = 1.0,
-        select: str = "top",
-        location_threshold: float = 32.0,
-        feature_threshold: float = 0.5,
-        statistics: str = "matches",
-        local_stage_weights: Sequence[float] = (),
-    ) -> None:
+    def __init__(self, config: CriterionConfig | None = None, /, **options: Any) -> None:
         super().__init__()
-        self.options = CriterionConfig(
-            alpha=alpha,
-            local=local,
-            num_matches=list(num_matches),
-            feature_matches=None if feature_matches is None else list(feature_matches),
-            profile=profile,
-            select=select,
-            location_threshold=location_threshold,
-            feature_threshold=feature_threshold,
-            statistics=statistics,
-            local_stage_weights=list(local_stage_weights),
-            invariance_coefficient=invariance_coefficient,
-            variance_coefficient=variance_coefficient,
-            covariance_coefficient=covariance_coefficient,
-        )
-        self.options.check()
+        self.options = replace(CriterionConfig() if config is None else config, **options)
         self._warned = False
-
-    @classmethod
-    def from_config(cls, config: CriterionConfig) -> VICRegLCriterion:
-        return cls(**asdict(config))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in asdict(self.options).items())
 
-    def forward(
-        self, embeddings: Sequence[Tensor], maps: inputs.Maps, locations: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, embeddings: Sequence[Tensor], maps: Maps, locations: Sequence[Tensor]) -> dict[str, Tensor]:
         """Lists over views -> scalars loss, global_* and local_* (invariance, variance, covariance).
 
         embeddings: (B, D). maps: (B, P, C) or (B, H, W, C), or a list of stages, each a list over views.
@@ -104,19 +73,19 @@ class VICRegLCriterion(nn.Module):
         are over the batch of all processes, and gradients are meant to be averaged over the processes, as DDP does.
         """
         w = self.options.global_weight
-        vectors = inputs.embeddings(embeddings) if w > 0 else []
-        stages = inputs.stages(maps) if w < 1 else []
+        vectors = _embeddings(embeddings) if w > 0 else []
+        stages = _stages(maps) if w < 1 else []
         tensors = [*vectors, *(m for stage in stages for m in stage)]
-        batch = _batch(tensors)
+        batch = _process_batch(tensors)
         with torch.autocast(tensors[0].device.type, enabled=False):
             global_terms = local_terms = tensors[0].new_zeros(3)
             grads: list[Tensor | None] = []
             if vectors:
-                views = Views.of(vectors, batch)
+                views = Views.detached(vectors, batch)
                 global_terms = self._global(views, w)
                 grads += views.grads
             for stage, share in zip(stages, self._stage_weights(len(stages)), strict=True):
-                views = Views.of([m.flatten(1, -2) for m in stage], batch)
+                views = Views.detached([m.flatten(1, -2) for m in stage], batch)
                 local_terms = local_terms + share * self._local(views, stage, locations, (1 - w) * share)
                 grads += [g if g is None else g.view_as(m) for g, m in zip(views.grads, stage, strict=True)]
             loss = with_gradient(w * global_terms.sum() + (1 - w) * local_terms.sum(), tensors, grads)
@@ -137,14 +106,15 @@ class VICRegLCriterion(nn.Module):
     def _local(self, views: Views, maps: Sequence[Tensor], locations: Sequence[Tensor], share: float) -> Tensor:
         """The three terms of one stage's maps, weighted by their coefficients: (3,)."""
         options = self.options
-        kinds = ["feature", "location"] if options.local == "both" else [options.local]
-        spaces = {"feature": views.maps}
-        if "location" in kinds:
-            spaces["location"] = inputs.locations(locations, maps)
-        weights = self._matchings(kinds, [m.shape[1] for m in views.maps])
-        matches = local.carry_out(weights, spaces, self._squared_thresholds(views.maps[0].shape[2]))
+        spaces: dict[str, Sequence[Tensor]] = {"feature": views.maps}
+        if "location" in options.kinds:
+            spaces["location"] = _locations(locations, maps)
+        positions = [m.shape[1] for m in views.maps]
+        self._warn_once_if_clamped(positions)
+        weights = local.weighted_matchings(options, positions)
+        matches = local.match(weights, spaces, options)
         if options.statistics == "maps":
-            slots = local.whole_map_slots(views.maps, len(kinds) / len(views.maps))
+            slots = local.whole_map_slots(views.maps, len(options.kinds) / len(views.maps))
         else:
             slots = local.match_slots(matches, weights, views.maps)
         return self._terms(views, matches, weights, slots, share)
@@ -159,65 +129,94 @@ class VICRegLCriterion(nn.Module):
     ) -> Tensor:
         """Invariance, variance, covariance times their coefficients (3,); share times their gradients goes to views."""
         options = self.options
-        of_invariance = options.invariance_coefficient
-        of_variance, of_covariance = options.variance_coefficient, options.covariance_coefficient
-        invariance = local.invariance(views, matches, weights, share * of_invariance)
-        variance, covariance = local.variance_and_covariance(views, slots, (share * of_variance, share * of_covariance))
-        return torch.stack([of_invariance * invariance, of_variance * variance, of_covariance * covariance])
+        lambda_, mu, nu = (getattr(options, f"{term}_coefficient") for term in TERMS)
+        invariance = local.invariance(views, matches, weights, share * lambda_)
+        variance, covariance = local.variance_and_covariance(views, slots, (share * mu, share * nu))
+        return torch.stack([lambda_ * invariance, mu * variance, nu * covariance])
 
     def _stage_weights(self, stages: int) -> list[float]:
         weights = self.options.local_stage_weights or [1 / max(stages, 1)] * stages
         if stages and len(weights) != stages:
-            raise UserError(f"local_stage_weights has {len(weights)} weights, and the maps come from {stages} stages")
+            given = f"local_stage_weights has {len(weights)} weights"
+            raise InvalidInputError(f"{given}, and the maps come from {stages} stages")
         return weights[:stages]
 
-    def _matchings(self, kinds: Sequence[str], positions: Sequence[int]) -> dict[Matching, float]:
-        options = self.options
-        everything = (0, 0)
-        by_location = (options.num_matches[0], options.num_matches[1])
-        by_feature = everything if options.profile == "reference" else by_location
-        if options.feature_matches is not None:
-            by_feature = (options.feature_matches[0], options.feature_matches[1])
-        counts = {"location": by_location, "feature": by_feature}
-        if options.select == "threshold":
-            counts = dict.fromkeys(counts, everything)
-        by_direction = options.profile == "reference"
-        wanted = {kind: counts[kind] for kind in kinds}
-        self._warn_of_clamping(wanted, by_direction, positions)
-        return local.weighted_matchings(len(positions), wanted, by_direction, positions)
-
-    def _warn_of_clamping(
-        self, counts: dict[str, tuple[int, int]], by_direction: bool, positions: Sequence[int]
-    ) -> None:
+    def _warn_once_if_clamped(self, positions: Sequence[int]) -> None:
         if self._warned:
             return
-        for kind, (first, second) in counts.items():
-            for view, available in enumerate(positions):
-                large = view < local.LARGE_VIEWS
-                asked = (max(first, second) if by_direction else first) if large else second
-                if asked > available:
-                    self._warned = True
-                    warnings.warn(
-                        f"{asked} {kind} matches were asked for, and the map of view {view} has {available} positions: "
-                        "all of them are kept",
-                        stacklevel=2,
-                    )
-                    return
-
-    def _squared_thresholds(self, width: int) -> dict[str, float] | None:
-        if self.options.select == "top":
-            return None
-        return {
-            "location": self.options.location_threshold**2,
-            "feature": self.options.feature_threshold**2 * width,
-        }
+        for kind in self.options.kinds:
+            for i, j in local.view_pairs(len(positions)):
+                for direction, source in enumerate((i, j)):
+                    count = self.options.match_count(kind, direction, source >= local.LARGE_VIEWS)
+                    if count > positions[source]:
+                        self._warned = True
+                        warnings.warn(
+                            f"{count} {kind} matches were asked for, and the map of view {source} has "
+                            f"{positions[source]} positions: all of them are kept",
+                            stacklevel=2,
+                        )
+                        return
 
 
-def _batch(tensors: Sequence[Tensor]) -> Batch:
+# The inputs, checked and brought into one form: float32 or float64, maps as (B, P, C).
+
+
+def _embeddings(views: Sequence[Tensor]) -> list[Tensor]:
+    """(B, D) of every view -> (B, 1, D): maps of one position."""
+    _check_views("embeddings", views, (2,), "(B, D)")
+    return [_at_least_float32(z)[:, None] for z in views]
+
+
+def _stages(maps: Maps) -> list[list[Tensor]]:
+    """Maps as a list over stages of lists over views; one stage may come as the list over views alone."""
+    if not maps:
+        raise InvalidInputError(
+            "the local criterion needs the maps of the views, and got none; was the model made at alpha 1?"
+        )
+    stages = [maps] if isinstance(maps[0], Tensor) else maps
+    for stage in stages:
+        _check_views("maps", cast(Sequence[Tensor], stage), (3, 4), "(B, P, C) or (B, H, W, C)")
+    return [[_at_least_float32(m) for m in cast(Sequence[Tensor], stage)] for stage in stages]
+
+
+def _locations(grids: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
+    """The location (B, P, 2) of every position of every map. A grid of another size is recomputed for (B, H, W, C)."""
+    if len(grids) != len(maps):
+        raise InvalidInputError(f"got the locations of {len(grids)} views and the maps of {len(maps)}")
+    flat = []
+    for view, (given, m) in enumerate(zip(grids, maps, strict=True)):
+        grid = _at_least_float32(given)
+        if grid.dim() == m.dim() == 4:
+            grid = regrid(grid, m.shape[1], m.shape[2])
+        if grid.dim() < 3 or grid.flatten(1, -2).shape != (m.shape[0], m.flatten(1, -2).shape[1], 2):
+            raise InvalidInputError(
+                f"view {view}: locations {tuple(given.shape)} do not belong to a map {tuple(m.shape)}; "
+                "expected (B, P, 2) or (B, H, W, 2) with P = H * W the map's positions"
+            )
+        flat.append(grid.flatten(1, -2))
+    return flat
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _check_views(name: str, views: Sequence[Tensor], dims: Sequence[int], expected: str) -> None:
+    if len(views) < 2:
+        raise InvalidInputError(f"{name}: got {len(views)} views; the criterion compares two or more")
+    shapes = [tuple(view.shape) for view in views]
+    same = {(len(shape), shape[0], shape[-1]) for shape in shapes}
+    if len(same) != 1 or len(shapes[0]) not in dims:
+        raise InvalidInputError(
+            f"{name}: got shapes {shapes}; expected {expected}, the first and the last size those of all views"
+        )
+
+
+def _process_batch(tensors: Sequence[Tensor]) -> ProcessBatch:
     sizes = {len(x) for x in tensors}
     if len(sizes) != 1:
-        raise UserError(f"embeddings and maps have batches of {sorted(sizes)} samples; expected the same")
-    batch = Batch.of(len(tensors[0]), tensors[0].device)
+        raise InvalidInputError(f"embeddings and maps have batches of {sorted(sizes)} samples; expected the same")
+    batch = ProcessBatch.from_group(len(tensors[0]), tensors[0].device)
     if batch.total < 2:
-        raise UserError("the criterion got a batch of 1 sample; statistics over the batch need 2 or more")
+        raise InvalidInputError("the criterion got a batch of 1 sample; statistics over the batch need 2 or more")
     return batch

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from vicregl import terms
-from vicregl.batch import Batch
+from vicregl.batch import ProcessBatch
+from vicregl.config import CriterionConfig
 from vicregl.matching import Matching, Nearest, keep_nearest, nearest
 
 LARGE_VIEWS = 2  # the first two views are the large ones
@@ -21,43 +22,38 @@ def view_pairs(views: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(LARGE_VIEWS) for j in range(views) if j != i]
 
 
-def weighted_matchings(
-    views: int, counts: Mapping[str, tuple[int, int]], by_direction: bool, positions: Sequence[int]
-) -> dict[Matching, float]:
-    """Every distinct matching with its weight in the local criterion.
-
-    counts: for each kind the positions kept: (from a large view, from a small one), or by_direction (i -> j, j -> i);
-    0 keeps all. positions: P of each view, which no count exceeds.
-    """
-    pairs = view_pairs(views)
+def weighted_matchings(options: CriterionConfig, positions: Sequence[int]) -> dict[Matching, float]:
+    """Every distinct matching with its weight in the local criterion; positions: P of each view."""
+    pairs = view_pairs(len(positions))
     weights: dict[Matching, float] = defaultdict(float)
     for i, j in pairs:
-        for kind, count in counts.items():
+        for kind in options.kinds:
             for direction, (source, target) in enumerate([(i, j), (j, i)]):
-                small = direction if by_direction else int(source >= LARGE_VIEWS)
-                kept = min(count[small] or positions[source], positions[source])
+                count = options.match_count(kind, direction, from_small_view=source >= LARGE_VIEWS)
+                kept = min(count or positions[source], positions[source])
+                # The pairs (0, 1) and (1, 0) mean the same matching unless counts go by direction: weights add up.
                 weights[Matching(kind, source, target, kept)] += 0.5 / len(pairs)
     return dict(weights)
 
 
 def find_nearest(
-    weights: Mapping[Matching, float], spaces: Mapping[str, Sequence[Tensor]]
+    matchings: Iterable[Matching], spaces: Mapping[str, Sequence[Tensor]]
 ) -> dict[tuple[str, int, int], Nearest]:
     """Nearest positions for (kind, source, target); both directions of two maps come from one matrix of distances.
 
     spaces: for each kind what is compared: the maps (B, P, C), or the locations (B, P, 2), of every view.
     """
-    found: dict[tuple[str, int, int], Nearest] = {}
-    for matching in weights:
+    neighbours: dict[tuple[str, int, int], Nearest] = {}
+    for matching in matchings:
         kind, a, b = matching.kind, matching.source, matching.target
-        if (kind, a, b) not in found:
-            found[kind, a, b], found[kind, b, a] = nearest(spaces[kind][a], spaces[kind][b])
-    return found
+        if (kind, a, b) not in neighbours:
+            neighbours[kind, a, b], neighbours[kind, b, a] = nearest(spaces[kind][a], spaces[kind][b])
+    return neighbours
 
 
 @dataclass
 class Slots:
-    """Match slots that are gathered until they are computed together. Slot first: index (S, B)."""
+    """The match slots of one view, collected to be computed in one call. Slot first: index (S, B)."""
 
     indices: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
@@ -72,7 +68,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class Match:
-    """A matching that was carried out: position in the source and in the target of every slot, both (S, B)."""
+    """The result of a matching: position in the source and in the target of every slot, both (S, B)."""
 
     matching: Matching
     source: Tensor
@@ -80,29 +76,55 @@ class Match:
     counts: Tensor | None = None  # (S, B): 1 where the pair counts, 0 where it is beyond the threshold; None: all count
 
 
-def carry_out(
-    weights: Mapping[Matching, float],
-    spaces: Mapping[str, Sequence[Tensor]],
-    squared_thresholds: Mapping[str, float] | None,
+def match(
+    matchings: Iterable[Matching], spaces: Mapping[str, Sequence[Tensor]], options: CriterionConfig
 ) -> list[Match]:
-    """The matched positions of every matching; with thresholds, squared distances beyond them do not count."""
-    found = find_nearest(weights, spaces)
+    """Find the matched positions of every matching; with `select: threshold`, far pairs do not count."""
+    matchings = list(matchings)
+    neighbours = find_nearest(matchings, spaces)
     matches = []
-    for matching in weights:
-        near = found[matching.kind, matching.source, matching.target]
+    for matching in matchings:
+        near = neighbours[matching.kind, matching.source, matching.target]
         source = keep_nearest(near, matching.count)
+        threshold = options.squared_threshold(matching.kind, spaces[matching.kind][0].shape[2])
         counts = None
-        if squared_thresholds is not None:
+        if threshold is not None:
             distance = near.distance.gather(1, source)
-            counts = (distance < squared_thresholds[matching.kind]).to(distance.dtype).t()
+            counts = (distance < threshold).to(distance.dtype).t()
         matches.append(Match(matching, source.t(), near.index.gather(1, source).t(), counts))
     return matches
 
 
-def same_positions(weights: Mapping[Matching, float], batch: int, device: torch.device) -> list[Match]:
-    """Matchings that need no search: every position with the same one of the other map. For the global criterion."""
+def matched_pairs(
+    options: CriterionConfig, kind: str, first: Tensor, second: Tensor, count: int | None = None
+) -> Tensor:
+    """The pairs of positions that the criterion compares by `kind` from one large view to the other: (m, 2).
+
+    first, second: an image's maps (..., C) in two large views, or for locations their grids (..., 2). `count` matches,
+    0 for all, in place of the options' rule. For showing: made by the functions that the criterion uses.
+    """
+    maps = [_one_image(first), _one_image(second)]
+    positions = [m.shape[1] for m in maps]
+    options = replace(options, local=kind)
+    if count is not None:
+        counts = [count or positions[0]] * 2
+        options = replace(options, select="top", num_matches=counts, feature_matches=counts)
+    matchings = [matching for matching in weighted_matchings(options, positions) if matching.source == 0]
+    # Counts that go by direction give two, of which the larger holds the pairs of the other.
+    largest = max(matchings, key=lambda matching: matching.count)
+    found = match([largest], {kind: maps}, options)[0]
+    pairs = torch.cat([found.source, found.target], dim=1)
+    return pairs if found.counts is None else pairs[found.counts[:, 0] > 0]
+
+
+def _one_image(positions: Tensor) -> Tensor:
+    return positions.reshape(1, -1, positions.shape[-1])
+
+
+def same_positions(matchings: Iterable[Matching], batch: int, device: torch.device) -> list[Match]:
+    """Match every position with the same one of the other map, without a search. For the global criterion."""
     matches = []
-    for matching in weights:
+    for matching in matchings:
         positions = torch.arange(matching.count, device=device)[:, None].expand(-1, batch)
         matches.append(Match(matching, positions, positions))
     return matches
@@ -110,14 +132,18 @@ def same_positions(weights: Mapping[Matching, float], batch: int, device: torch.
 
 @dataclass
 class Views:
-    """Maps (B, P, C) of all views without their graph, and the gradients that are added up for them."""
+    """Maps (B, P, C) of all views, detached, and the buffers in which their gradients are added up.
+
+    The terms compute gradients themselves, beside the values: autograd would keep the matched positions of every
+    matching for the backward pass, which is many times the maps.
+    """
 
     maps: list[Tensor]
     grads: list[Tensor | None]
-    batch: Batch
+    batch: ProcessBatch
 
     @classmethod
-    def of(cls, maps: Sequence[Tensor], batch: Batch) -> Views:
+    def detached(cls, maps: Sequence[Tensor], batch: ProcessBatch) -> Views:
         wanted = [m.requires_grad and torch.is_grad_enabled() for m in maps]
         detached = [m.detach() for m in maps]
         return cls(detached, [torch.zeros_like(m) if w else None for m, w in zip(detached, wanted, strict=True)], batch)
@@ -142,12 +168,13 @@ def invariance(views: Views, matches: Sequence[Match], weights: Mapping[Matching
 
 
 def _shares(matches: Sequence[Match], weights: Mapping[Matching, float], views: Views) -> list[Tensor]:
-    """What the squared difference of each pair counts, (S, B): its matching's weight over the numbers it averages."""
+    """The weight of each pair's squared difference, (S, B): its matching's weight over the numbers in its mean."""
     width, batch = views.maps[0].shape[2], views.batch
     if any(match.counts is None for match in matches):
-        of = [weights[match.matching] / (match.source.numel() * width) for match in matches]
-        return [views.maps[0].new_full(match.source.shape, share) for match, share in zip(matches, of, strict=True)]
+        shares = [weights[match.matching] / (match.source.numel() * width) for match in matches]
+        return [views.maps[0].new_full(m.source.shape, share) for m, share in zip(matches, shares, strict=True)]
     numbers = torch.stack([match.counts.sum() for match in matches if match.counts is not None])
+    # One all-reduce for all matchings; the clamp is for matchings without a near pair, whose invariance is then 0.
     numbers = batch.sum(numbers).clamp_(min=1) * (width / batch.processes)
     pairs = zip(matches, numbers, strict=True)
     return [m.counts * (weights[m.matching] / number) for m, number in pairs if m.counts is not None]
@@ -193,9 +220,9 @@ def variance_and_covariance(
 ) -> tuple[Tensor, Tensor]:
     """Sums over the slots of all views of weight * (variance, covariance): one call a view."""
     variance, covariance = views.maps[0].new_zeros(2)
-    for m, grad, of_view in zip(views.maps, views.grads, slots, strict=True):
-        if of_view.indices:
-            found = terms.variance_and_covariance(m, *of_view.joined(), coefficients, views.batch, grad)
-            variance += found[0]
-            covariance += found[1]
+    for m, grad, view_slots in zip(views.maps, views.grads, slots, strict=True):
+        if view_slots.indices:
+            sums = terms.variance_and_covariance(m, *view_slots.joined(), coefficients, views.batch, grad)
+            variance += sums[0]
+            covariance += sums[1]
     return variance, covariance

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.errors import UserError
+from vicregl.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ def regrid(locations: Tensor, height: int, width: int) -> Tensor:
     """The grid (B, height, width, 2) of the same crops as the grid (B, H, W, 2), for a map of another size.
 
     Cell centres are evenly spaced over the crop, so the first and the last of a side give the crop's edges:
-    centre k of n cells lies at edge + (k + 1/2) / n of the side. UserError for a single cell that is to be several.
+    centre k of n cells lies at edge + (k + 1/2) / n of the side. A single cell cannot be divided: InvalidInputError.
     """
     for dim, size in ((1, height), (2, width)):
         former = locations.shape[dim]
         if former == size:
             continue
         if former < 2:
-            raise UserError(
-                f"a grid of {former} cell along a side does not tell the crop's size, so the centres of {size} cells "
+            raise InvalidInputError(
+                f"a grid of {former} cell along a side does not give the crop's size, so the centres of {size} cells "
                 "are unknown; give the locations on a grid of at least 2 x 2 cells"
             )
         first, last = locations.narrow(dim, 0, 1), locations.narrow(dim, former - 1, 1)

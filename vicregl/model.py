@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from runtime.config import require
 from vicregl.backbones import create_backbone
-from vicregl.model_config import ModelConfig
+from vicregl.config import ModelConfig
+from vicregl.errors import require
 
 
 @dataclass
@@ -34,7 +34,6 @@ class VICRegLModel(nn.Module):
 
     def __init__(self, config: ModelConfig, alpha: float) -> None:
         super().__init__()
-        config.check()
         self.backbone = create_backbone(config.backbone)
         width, norm = self.backbone.channels, config.projector_norm
         self.expander = mlp(width, config.expander, norm) if alpha > 0 else None
@@ -49,7 +48,7 @@ class VICRegLModel(nn.Module):
 
     def _stage(self, index: int) -> int:
         count = len(self.backbone.stage_channels)
-        require(-count <= index < count, "model.local_stages", index, f"{-count} to {count - 1}")
+        require(-count <= index < count, "local_stages", index, f"{-count} to {count - 1}")
         return index % count
 
     def forward(self, views: Sequence[Tensor]) -> ModelOutput:

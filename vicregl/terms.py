@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vicregl.batch import Batch
+from vicregl.batch import ProcessBatch
 from vicregl.matching import flat_rows, take
 
 EPSILON = 1e-4  # under the square root of the variance, as published
@@ -53,7 +53,7 @@ def variance_and_covariance(
     index: Tensor,
     weights: Tensor,
     coefficients: tuple[float, float],
-    batch: Batch,
+    batch: ProcessBatch,
     grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(sum_s w_s variance_s, sum_s w_s covariance_s), with statistics over the N samples of all processes.
@@ -83,7 +83,7 @@ def _through_gram(
     index: Tensor,
     weights: Tensor,
     coefficients: tuple[float, float],
-    batch: Batch,
+    batch: ProcessBatch,
     grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """For N <= C. Each process makes its rows of the Gram matrices; maps and indices are gathered once a view."""
@@ -113,7 +113,7 @@ def _through_moments(
     index: Tensor,
     weights: Tensor,
     coefficients: tuple[float, float],
-    batch: Batch,
+    batch: ProcessBatch,
     grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """For N > C. Each process adds its samples' share of the means (S, C), then of the covariances (S, C, C)."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from timm.models import convnext, resnet
 from torch import Tensor, nn
 
-from runtime.errors import UserError
+from vicregl.errors import InvalidInputError
 
 # Where training scripts put the state dict in their checkpoints.
 CONTAINERS = ("model", "state_dict", "backbone")
@@ -57,8 +57,8 @@ def load_weights(backbone: Any, path: str | Path) -> LoadReport:
     """Load a backbone's weights, strictly, from this project's backbone.safetensors, a published backbone file, or a
     full checkpoint (`module.` and `backbone.` prefixes; heads are left out).
 
-    `backbone` has the timm network as `trunk`. Raises UserError, with nothing loaded, if the file is missing, cut
-    off or no checkpoint, or if any key is missing, unexpected, of another shape, or not finite.
+    `backbone` has the timm network as `trunk`. Raises InvalidInputError, with nothing loaded, if the file is missing,
+    cut off or no checkpoint, or if any key is missing, unexpected, of another shape, or not finite.
     """
     path = Path(path)
     trunk: nn.Module = backbone.trunk
@@ -78,14 +78,14 @@ def load_weights(backbone: Any, path: str | Path) -> LoadReport:
 def published_state(backbone: Any) -> dict[str, Tensor]:
     """The backbone's tensors (copies on the CPU) under the published VICRegL checkpoints' names.
 
-    A ResNet's are torchvision's, which timm shares. Raises UserError for a network that has no published names.
+    A ResNet's are torchvision's, which timm shares. Raises InvalidInputError for a network that has no published names.
     """
     trunk: nn.Module = backbone.trunk
     state = {key: value.detach().cpu().clone().contiguous() for key, value in trunk.state_dict().items()}
     if isinstance(trunk, resnet.ResNet):
         return state
     if not isinstance(trunk, convnext.ConvNeXt):
-        raise UserError(
+        raise InvalidInputError(
             f"backbone {backbone.name!r} has no published names: VICRegL was published for ResNets and ConvNeXts. "
             "Take timm's names (--format timm)"
         )
@@ -95,7 +95,7 @@ def published_state(backbone: Any) -> dict[str, Tensor]:
         for key, value in state.items()
     }
     if strange := [key for key in published if not PUBLISHED_CONVNEXT_KEY.fullmatch(key)]:
-        raise UserError(
+        raise InvalidInputError(
             f"backbone {backbone.name!r} with these args is no ConvNeXt that has published names, for {strange[0]}: "
             "take timm's (--format timm)"
         )
@@ -117,7 +117,7 @@ class _Inert:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
+        raise InvalidInputError(f"weights file {path} does not exist")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -127,7 +127,7 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).partition("\n")[0][:160]
-        raise UserError(
+        raise InvalidInputError(
             f"weights file {path} ({path.stat().st_size:,} bytes) cannot be read: it is cut off, or not a checkpoint "
             f"in torch's zip format or safetensors ({type(error).__name__}: {reason}). Download or copy it again"
         ) from error
@@ -140,7 +140,7 @@ def _state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
         if contents and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in contents.items()):
             return dict(contents)
         contents = next((contents[key] for key in CONTAINERS if key in contents), None)
-    raise UserError(
+    raise InvalidInputError(
         f"weights file {path} holds no state dict: expected names with tensors, "
         f"at the top or under one of the keys {', '.join(CONTAINERS)}"
     )
@@ -188,7 +188,7 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Pa
     hint = ""
     if missing and not unexpected and all(key.endswith(".gamma") for key in missing):
         hint = ". The file has no layer scale, as the published ConvNeXts: make the network with ls_init_value: null"
-    raise UserError(
+    raise InvalidInputError(
         f"weights file {path} does not fit the backbone {name!r}: {len(both)} of {len(wanted)} keys match; "
         f"{'; '.join(problems)}{hint}. Nothing was loaded"
     )

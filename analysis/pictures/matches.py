@@ -15,8 +15,9 @@ from torch import Tensor
 from analysis.figures.base import PAGE
 from analysis.pictures.network import Images, Network
 from data.images import Pixels
-from data.show import COLOURS, draw_image, draw_view, join, matched_cells, rendered
+from data.show import COLOURS, draw_image, draw_view, join, rendered
 from data.views import ViewMaker
+from vicregl.local import matched_pairs
 
 Pairs = list[tuple[int, int]]
 
@@ -24,7 +25,7 @@ Pairs = list[tuple[int, int]]
 def draw_matches(network: Network, images: Images, count: int | None = None) -> Figure:
     """A row an image: the image with both views' boxes, the views joined by location, the views joined by feature.
 
-    `count` matches in place of as many as the run's criterion keeps (all of them where that is 0).
+    The matches are those that the run's criterion uses; with `count`, that many (0: all).
     """
     maker = network.view_maker()
     figure = plt.figure(figsize=(PAGE, 0.4 + 1.42 * len(images.pixels)), layout="constrained")
@@ -54,29 +55,22 @@ def _draw_row(
         pair = axes[first], axes[first + 1]
         for view, ax in enumerate(pair):
             draw_view(ax, views[view], plans[view], maker.grids[view], COLOURS[view])
-        pairs = matched_cells(space[0], space[1], kept(network, kind, maker, count))
+        pairs = matched_pairs(network.config.loss, kind, space[0], space[1], count).tolist()
         join(row, *pair, maker, pairs, place_colours(pairs, maker.grids[0]))
         _describe(pair, kind, pairs, apart(pairs, locations))
-
-
-def kept(network: Network, kind: str, maker: ViewMaker, count: int | None) -> int:
-    """How many matches of a large view the criterion keeps."""
-    loss = network.config.loss
-    own = loss.num_matches if kind == "location" or loss.feature_matches is None else loss.feature_matches
-    return (own[0] if count is None else count) or maker.grids[0][0] * maker.grids[0][1]
 
 
 def apart(pairs: Pairs, locations: Sequence[Tensor]) -> np.ndarray:
     """Pixels of the original image between the two positions of each match; locations (H, W, 2)."""
     first, second = (grid.reshape(-1, 2) for grid in locations)
-    one, other = torch.tensor(pairs).unbind(1)
+    one, other = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(1)
     return (first[one] - second[other]).norm(dim=1).numpy()
 
 
 def place_colours(pairs: Pairs, grid: tuple[int, int]) -> list[tuple[float, ...]]:
     """One colour a match: its hue turns with the direction of its cell from the first view's centre."""
     rows, columns = grid
-    y, x = np.divmod([one for one, _ in pairs], columns)
+    y, x = np.divmod(np.array([one for one, _ in pairs], dtype=int), columns)
     turn = np.arctan2(y - (rows - 1) / 2, x - (columns - 1) / 2) / (2 * np.pi)
     return [tuple(colormaps["hsv"](t % 1.0)) for t in turn]
 
@@ -86,4 +80,5 @@ def _describe(pair: tuple[Axes, Axes], kind: str, pairs: Pairs, distances: np.nd
         ax.set_title("")  # what was done with the view, in the sheet of data.show
         ax.spines[:].set_visible(True)
     pair[0].set_xlabel(f"by {kind}: {len(pairs)} matches", fontsize=6)
-    pair[1].set_xlabel(f"median {np.median(distances):.1f} px apart", fontsize=6)
+    if pairs:  # with a threshold there may be none
+        pair[1].set_xlabel(f"median {np.median(distances):.1f} px apart", fontsize=6)

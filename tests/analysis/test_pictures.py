@@ -8,21 +8,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
 from sklearn.decomposition import PCA
+from torch import nn
 
+from analysis.pictures import matches
 from analysis.pictures.__main__ import main
 from analysis.pictures.components import Basis, brightness, overlay
 from analysis.pictures.matches import apart, place_colours
+from analysis.pictures.network import Images, Network
 from analysis.pictures.segmentations import Segmented, load_segmentation
 from analysis.pictures.study import panels
-from data.show import matched_cells
+from data.config import ViewsConfig
 from eval import segmentation
 from pretrain import __main__ as pretrain
+from pretrain.config import PretrainConfig
 from runtime.errors import UserError
 from sweeps.graph import Graph, build
 from sweeps.study import load_study
 from tests.analysis.conftest import make_study
+from tests.vicregl.test_matched_pairs import pairs_of_criterion
+from vicregl.backbones import create_backbone
+from vicregl.config import BackboneConfig, CriterionConfig, ModelConfig
+from vicregl.local import matched_pairs
 
 
 def test_colours_are_principal_components_with_the_signs_of_the_light() -> None:
@@ -57,16 +66,48 @@ def test_light_and_overlay() -> None:
 def test_matches_by_feature_are_the_nearest_and_their_distance_is_told() -> None:
     random = torch.Generator().manual_seed(0)
     first, second = (torch.rand(4, 4, 7, generator=random) for _ in range(2))
-    pairs = matched_cells(first, second, 5)
+    pairs = matched_pairs(CriterionConfig(num_matches=[5, 5]), "feature", first, second).tolist()
     a, b = first.reshape(16, 7).numpy(), second.reshape(16, 7).numpy()
     distances = np.array([[np.linalg.norm(x - y) for y in b] for x in a])
     wanted = sorted(np.argsort(distances.min(1))[:5].tolist())
-    assert pairs == [(i, int(distances[i].argmin())) for i in wanted]
+    assert pairs == [[i, int(distances[i].argmin())] for i in wanted]
     places = [torch.rand(4, 4, 2, generator=random) * 32 for _ in range(2)]
     flat = [grid.reshape(16, 2).numpy() for grid in places]
     assert apart(pairs, places) == pytest.approx([np.hypot(*(flat[0][i] - flat[1][j])) for i, j in pairs])
     corners = place_colours([(0, 0), (3, 0), (12, 0), (15, 0)], (4, 4))
     assert len(set(corners)) == 4
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CriterionConfig(num_matches=[20, 4], profile="reference"),
+        CriterionConfig(num_matches=[20, 4], select="threshold", location_threshold=3.0, feature_threshold=0.8),
+    ],
+    ids=["reference", "threshold"],
+)
+def test_drawn_matches_are_those_of_the_criterion(loss: CriterionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, views = ModelConfig(BackboneConfig("scenes_resnet")), ViewsConfig(large_size=32, large_scale=[0.5, 1.0])
+    config = PretrainConfig(loss=loss, model=model, views=views)
+    torch.manual_seed(0)
+    backbone = create_backbone(config.model.backbone).eval()
+    projector = nn.Linear(backbone.channels, 16, bias=False)
+    nn.init.normal_(projector.weight)
+    network = Network("run", "hash", config, backbone, projector)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    drawn: list[list[tuple[int, int]]] = []
+    monkeypatch.setattr(matches, "join", lambda row, one, other, maker, pairs, colours: drawn.append(pairs))
+    plt.close(matches.draw_matches(network, Images({0: image})))
+
+    maker = network.view_maker()
+    plans = maker.draw(64, 64, network.generator(0))[:2]
+    maps = [m[None].expand(2, -1, -1, -1) for m in network.compared(matches.rendered(maker, image, plans))]
+    locations = [maker.locations([plan] * 2, view) for view, plan in enumerate(plans)]
+    used = pairs_of_criterion(loss, maps, locations, monkeypatch)
+    for kind, pairs in zip(("location", "feature"), drawn, strict=True):
+        assert {(one, other) for one, other in pairs} == used[kind]
+    sizes = {kind: len(pairs) for kind, pairs in used.items()}
+    assert sizes["feature"] == 64 if loss.profile == "reference" else all(20 < n < 64 for n in sizes.values()), sizes
 
 
 def test_the_score_below_a_segmented_image() -> None:

@@ -13,6 +13,8 @@ from data import bench, show
 from data.config import DataConfig, ViewsConfig
 from data.views import ViewMaker, sample_generator
 from runtime.errors import UserError
+from vicregl.config import CriterionConfig
+from vicregl.local import matched_pairs
 
 CONFIG = Path(__file__).parents[2] / "pretrain" / "configs" / "quickstart.yaml"
 PLAIN = ViewsConfig(
@@ -41,7 +43,7 @@ def test_joined_cells_show_the_same_place(execution: str) -> None:
         plans = maker.draw(200, 240, sample_generator(0, 0, number))
         locations = [maker.locations([plan], view)[0] for view, plan in enumerate(plans)]
         views = show.rendered(maker, image, plans)
-        pairs = show.matched_cells(*locations, 5)
+        pairs = matched_pairs(CriterionConfig(num_matches=[5, 5]), "location", *locations).tolist()
         assert len(pairs) == 5
         mirrored.add((plans[0].mirrored, plans[1].mirrored))
         for one, other in pairs:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from runtime.errors import run_command
 from runtime.rundir import Identity, Run, open_run
 from vicregl.backbones import create_backbone
-from vicregl.model_config import BackboneConfig
+from vicregl.config import BackboneConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # segmentation_tools
 

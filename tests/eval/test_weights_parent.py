@@ -17,7 +17,7 @@ from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from runtime.errors import UserError, run_command
 from vicregl.backbones import create_backbone
-from vicregl.model_config import BackboneConfig
+from vicregl.config import BackboneConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vicregl"))
 from published_weights import ARGS, BACKBONES, as_full_checkpoint, golden_images, published_state

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 from pretrain.parallel import unused_parameters
+from vicregl.config import BackboneConfig, ModelConfig
 from vicregl.model import VICRegLModel
-from vicregl.model_config import BackboneConfig, ModelConfig
 from vicregl.sync_norm import synchronise
 
 

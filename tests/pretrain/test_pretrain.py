@@ -155,7 +155,7 @@ def test_zero_steps_save_the_random_initialisation(tmp_path, arguments, command)
     assert done.returncode == 0, done.stderr
     assert only_run(tmp_path).result()["steps"] == 0
     from vicregl.backbones import create_backbone
-    from vicregl.model_config import BackboneConfig
+    from vicregl.config import BackboneConfig
 
     torch.manual_seed(0)
     assert same(weights(tmp_path), create_backbone(BackboneConfig("scenes_resnet")).trunk.state_dict())

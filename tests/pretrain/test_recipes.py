@@ -181,8 +181,7 @@ def test_two_steps_at_full_size(recipe: str) -> None:
     config = load(recipe, "views.large_size=64", "views.small_size=32")
     torch.manual_seed(0)
     model = VICRegLModel(config.model, config.loss.global_weight).to(memory_format=torch.channels_last)
-    config.loss.num_matches = [4, 4]  # the whole map of a view of 64 pixels
-    criterion = VICRegLCriterion.from_config(config.loss)
+    criterion = VICRegLCriterion(config.loss, num_matches=[4, 4])  # the whole map of a view of 64 pixels
     optimizer = make_optimizer(model, config.optimizer)
     grids = locations(4, model, config.views.sides())
     before = {name: p.detach().flatten()[:64].clone() for name, p in model.named_parameters()}

@@ -6,7 +6,7 @@ from published_weights import ARGS, BACKBONES, as_full_checkpoint, golden_images
 
 from vicregl import weights
 from vicregl.backbones import create_backbone, load_weights
-from vicregl.model_config import BackboneConfig
+from vicregl.config import BackboneConfig
 
 
 @pytest.fixture(scope="module", params=list(BACKBONES))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vicregl.options import CriterionConfig
+from vicregl.config import CriterionConfig
 
 README = (Path(__file__).resolve().parents[2] / "vicregl" / "README.md").read_text()
 

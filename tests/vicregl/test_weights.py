@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from runtime.errors import UserError
 from vicregl.backbones import create_backbone, load_weights
-from vicregl.model_config import BackboneConfig
+from vicregl.config import BackboneConfig
 
 SMALL = BackboneConfig("scenes_resnet", {"width_factor": 0.25})
 
