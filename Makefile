@@ -7,7 +7,7 @@ WORKERS ?= 2
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help install install-slurm install-report study reports check-reports test test-fast lint format smoke clean
+.PHONY: help install install-slurm install-report study reports check-reports test test-fast lint format schemas smoke clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,9 @@ check-reports: $(INSTALLED)  ## do the committed reports say which settings they
 
 reports: $(INSTALLED)  ## write every committed report again from its results.csv
 	$(RUN) -m analysis --refresh
+
+schemas: $(INSTALLED)  ## the JSON schemas by which editors complete and check the YAML files -> schemas/
+	$(RUN) -m sweeps.schema
 
 smoke: $(INSTALLED)  ## a whole study in two minutes, to see that every stage works
 	$(RUN) -m sweeps run sweeps/studies/smoke.yaml --workers $(WORKERS)

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import annotated_types
 import yaml
@@ -30,6 +30,9 @@ from vicregl.errors import InvalidInputError
 
 T = TypeVar("T", bound="Config")
 Layer = tuple[str, dict[str, Any]]  # where the values come from, and the values
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+DurationText = Annotated[str, Field(description='a number and its unit, as "1000 steps" or "100 epochs"')]
 _ADDED_LATER = "added_later"
 
 
@@ -181,6 +184,8 @@ def _explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseMode
         near = get_close_matches(key, [*keys_of(schema), *known], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
         return f"{_origin(layers, path)}: unknown key {key!r}; {hint}allowed here: {', '.join(known)}"
+    if error["type"] == "missing" and path[-1].isdigit():
+        return f"{_origin(layers, path)}: {'.'.join(path[:-1])} has {path[-1]} values, too few"
     if error["type"] == "missing":
         return f"{layers[-1][0]}: {key} is missing; it has no default"
     if isinstance(cause := error.get("ctx", {}).get("error"), InvalidInputError):

@@ -66,7 +66,7 @@ def test_planning_loads_no_library_that_only_training_needs() -> None:
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_every_study_opens_with_its_command_and_time(file: Path) -> None:
-    command, *more = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    _, command, *more = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert command.startswith(("# make", "# python -m sweeps"))
     assert any("minute" in line or "hour" in line for line in more)
 

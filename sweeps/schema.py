@@ -1,0 +1,60 @@
+"""Write the JSON schemas by which editors complete and check the YAML files: python -m sweeps.schema (make schemas)
+
+A YAML file names its schema in its first line, `# yaml-language-server: $schema=../../schemas/linear.json`. The schemas
+know keys, types, choices and ranges; what one key asks of another, only the commands check.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_origin
+
+from runtime import files
+from runtime.config import Config, types_of
+from runtime.provenance import PROJECT
+from sweeps import stages
+from sweeps.study import PRETRAIN, Study
+
+FOLDER = PROJECT / "schemas"
+
+
+def main() -> None:
+    for name, schema in schemas().items():
+        files.write_text(FOLDER / f"{name}.json", json.dumps(schema, ensure_ascii=False) + "\n")
+        print(FOLDER / f"{name}.json")
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """By name: one of each stage's config, and `study`."""
+    found = {name: schema_of(stage.schema()) for name, stage in stages.STAGES.items()}
+    study = schema_of(Study)
+    # The keys of `set`, `grid` and `controls` are those of the pretraining's config.
+    keys = {"propertyNames": dotted_keys(stages.STAGES[PRETRAIN].schema())}
+    part = study["$defs"]["PretrainPart"]["properties"]
+    part["set"] |= keys
+    part["grid"] |= keys
+    part["controls"]["additionalProperties"] |= keys
+    return found | {"study": study}
+
+
+def schema_of(config: type[Config]) -> dict[str, Any]:
+    """The schema of a file: nothing is required, because a `base:` file may say it."""
+    schema = config.model_json_schema()
+    schema["properties"]["base"] = {"type": "string", "description": "a file that is read before this one"}
+    for section in (schema, *schema.get("$defs", {}).values()):
+        section.pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def dotted_keys(config: type[Config]) -> dict[str, Any]:
+    """What may stand as a dotted key: a field, a whole section, or anything inside an open mapping."""
+    types = types_of(config)
+    parts = [key.split(".") for key in types]
+    sections = {".".join(part[:end]) for part in parts for end in range(1, len(part))}
+    names = sorted({*types, *sections} - {key for key in {*types, *sections} if key.split(".")[0] == "machine"})
+    inside = [f"^{key.replace('.', '[.]')}[.]" for key, kind in types.items() if get_origin(kind) is dict]
+    return {"anyOf": [{"enum": names}, *({"pattern": pattern} for pattern in inside)]}
+
+
+if __name__ == "__main__":
+    main()
