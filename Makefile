@@ -55,10 +55,11 @@ test: $(INSTALLED)  ## every test that can run here
 test-fast: $(INSTALLED)  ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) -m 'not slow and not slurm and not gpu'
 
-lint: $(INSTALLED)  ## ruff check, ruff format --check, mypy
+lint: $(INSTALLED)  ## ruff check, ruff format --check, mypy, the order of imports
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(INSTALLED)  ## let ruff write the format
 	$(RUN) -m ruff check --fix .

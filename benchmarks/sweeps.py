@@ -167,7 +167,9 @@ def measure(folder: Path, verb: str) -> Measured:
     if verb == "plan":
         argv += ["--cluster", "slurm", "--cluster-config", str(folder / "cluster.yaml")]
         (folder / "cluster.yaml").write_text("all: {gpus: 1}\n", encoding="utf-8")
-    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
+    environment = (
+        os.environ | provenance.import_path() | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
+    )
     began = time.perf_counter()
     with open(folder / f"{verb}.txt", "wb") as output:
         process = subprocess.Popen([sys.executable, "-m", *argv], env=environment, stdout=output, stderr=output)

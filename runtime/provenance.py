@@ -15,12 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from runtime import files
+from runtime import PACKAGES, files
 
 PROJECT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "vicregl-bench"
-# The project's own top-level packages: beside an installed copy lie everybody else's.
-PACKAGES = ("analysis", "data", "eval", "pretrain", "runtime", "sweeps", "vicregl")
 # What of them can change a result; a run's directory holds its resolved config, whatever file that came from.
 _HASHED = (".py", ".csv")
 # In the folder of code that was copied for a submission (sweeps/slurm/snapshot.py): where the copy came from.
@@ -150,6 +148,15 @@ def package_files() -> list[str]:
             inner[:] = [n for n in inner if n != "__pycache__" and n[0] != "." and not (cache and n == "cache")]
             found += [(Path(folder) / name).relative_to(PROJECT).as_posix() for name in names]
     return sorted(found)
+
+
+def import_path(code: Path | str = PROJECT) -> dict[str, str]:
+    """Environment variables by which a child process imports the packages of `code`, never those of its directory.
+
+    Nothing but vicregl is installed, and a `data.py` in the working directory would hide ours.
+    """
+    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != str(code)]
+    return {"PYTHONPATH": os.pathsep.join([str(code), *others]), "PYTHONSAFEPATH": "1"}
 
 
 def _hash_of_sources() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runtime.provenance import import_path
 from sweeps.cancelled import forgive
 from sweeps.failures import oom_kills
 from sweeps.graph import Node
@@ -99,7 +100,7 @@ class Child:
 
 def _environment(threads: int) -> dict[str, str]:
     libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return os.environ | dict.fromkeys(libraries, str(threads)) | {"PYTHONUNBUFFERED": "1"}
+    return os.environ | dict.fromkeys(libraries, str(threads)) | import_path() | {"PYTHONUNBUFFERED": "1"}
 
 
 def _dies_with_parent() -> Callable[[], None] | None:

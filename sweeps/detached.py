@@ -19,6 +19,7 @@ from typing import Any
 
 from runtime import files
 from runtime.errors import UserError
+from runtime.provenance import import_path
 from runtime.rundir import ELSEWHERE
 from sweeps.cancelled import BY_OWNER
 from sweeps.children import GRACE_SECONDS
@@ -55,7 +56,7 @@ def start(graph: Graph, options: Sequence[str]) -> dict[str, Any] | None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env=os.environ | import_path() | {"PYTHONUNBUFFERED": "1"},
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )

@@ -145,7 +145,8 @@ class Views:
     @classmethod
     def detached(cls, maps: Sequence[Tensor], batch: ProcessBatch) -> Views:
         wanted = [m.requires_grad and torch.is_grad_enabled() for m in maps]
-        detached = [m.detach() for m in maps]
+        # A channels-first map that was transposed to (B, P, C) is copied once here, not at every access.
+        detached = [m.detach().contiguous() for m in maps]
         return cls(detached, [torch.zeros_like(m) if w else None for m, w in zip(detached, wanted, strict=True)], batch)
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.provenance import import_path
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 UNFINISHED, BUSY = 75, 4  # runtime.errors: Unfinished, BusyError
 POLL_SECONDS = 0.5
@@ -111,11 +113,9 @@ class Supervisor:
 
     def _environment(self) -> dict[str, str]:
         """The submission's code before anything else, an editable install or the working directory included."""
-        path = [self.array["code"], *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
         ours = {
-            "PYTHONPATH": os.pathsep.join(part for part in path if part),
-            "PYTHONSAFEPATH": "1",
+            **import_path(self.array["code"]),
             "PYTHONUNBUFFERED": "1",
             **self.array["environment"],
         }

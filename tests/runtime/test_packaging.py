@@ -1,15 +1,26 @@
-"""One source of versions: requirements.txt; what else names packages must agree with it."""
+"""One source of versions, requirements.txt; and what is installed: the library vicregl, beside anybody's packages."""
 
+import ast
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from runtime.provenance import package_files
+
 ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SITE_PACKAGES = Path(metadata.distribution("torch").locate_file(""))  # type: ignore[arg-type]
 
 
 def pins() -> dict[str, str]:
@@ -34,9 +45,8 @@ def test_makefile_and_ci_install_from_the_pins():
 
 
 def test_pins_lie_within_the_ranges_of_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = pins()
-    for line in project["dependencies"]:
+    for line in chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
         requirement = Requirement(line)
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line
 
@@ -44,3 +54,112 @@ def test_pins_lie_within_the_ranges_of_pyproject():
 def test_installed_versions_are_the_pinned_ones():
     for name in ("torch", "torchvision", "timm", "mmengine", "mmsegmentation", "submitit", "pandas", "matplotlib"):
         assert metadata.version(name).split("+")[0] == pins()[name]
+
+
+def test_the_library_needs_torch_and_timm_alone():
+    """safetensors comes with timm."""
+    assert [Requirement(line).name for line in PROJECT["dependencies"]] == ["torch", "timm"]
+    assert "safetensors" in {Requirement(line).name for line in metadata.requires("timm")}
+    imported = set()
+    for file in (ROOT / "vicregl").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                imported.add(node.module.partition(".")[0])
+    assert imported - sys.stdlib_module_names == {"torch", "timm", "safetensors", "vicregl"}
+
+
+def test_imports_run_down():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 kept, 0 broken" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built by pip from a copy of the project, all its packages included."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in [*package_files(), "pyproject.toml", "LICENSE"]:
+        (folder / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "project" / name)
+    pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "project")
+    return next(folder.glob("*.whl"))
+
+
+def pip(python: Path | str, *arguments: object) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--quiet"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_holds_the_library_alone(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    packed = {name for name in names if ".dist-info/" not in name}
+    assert packed == {f"vicregl/{path.name}" for path in (ROOT / "vicregl").glob("*.py")} | {
+        "vicregl/py.typed",
+        "vicregl/README.md",
+    }
+
+
+SOMEBODYS_SCRIPT = """
+import data, runtime
+assert data.OURS and runtime.OURS
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 16)
+    def forward(self, images):
+        positions = self.trunk(images).flatten(2).transpose(1, 2)
+        return self.head(positions.mean(1)), positions
+
+network = Network()
+views = [torch.randn(4, 3, side, side) for side in (32, 32, 16)]
+locations = [100 * torch.rand(4, p, 2) for p in (64, 64, 16)]
+{example}
+assert loss > 0 and network.trunk.weight.grad.abs().sum() > 0
+
+from vicregl.config import BackboneConfig, ModelConfig
+from vicregl.model import VICRegLModel
+from vicregl.weights import load_weights
+model = VICRegLModel(ModelConfig(BackboneConfig("scenes_resnet"), expander="8-8", projector="8-8"), alpha=0.5)
+torch.save(model.backbone.trunk.state_dict(), "weights.pth")
+print(load_weights(model.backbone, "weights.pth").tensors, vicregl.__file__)
+"""
+
+
+def test_the_wheel_beside_somebody_elses_packages(wheel: Path, tmp_path: Path):
+    """The lines of vicregl/README.md in a fresh environment, in a folder with its own data/ and runtime/."""
+    python = fresh_environment(tmp_path / "venv")
+    pip(python, "install", "--no-deps", "--no-index", wheel)
+    for name in ("data", "runtime"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "__init__.py").write_text("OURS = True\n")
+    example = re.search(r"```python\n(.*?)```", (ROOT / "vicregl" / "README.md").read_text(), re.DOTALL).group(1)
+    (tmp_path / "work" / "train.py").write_text("import vicregl\n" + SOMEBODYS_SCRIPT.replace("{example}", example))
+    command, bare = [python, "train.py"], {"PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path / "work", env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tensors, file = done.stdout.split()
+    assert int(tensors) > 20
+    assert Path(file).is_relative_to(tmp_path / "venv")
+
+
+def fresh_environment(folder: Path) -> Path:
+    """A virtual environment that has what is installed here, by a path file, and nothing of this project.
+
+    The stand-in goes there too, for machines whose torchvision does not fit their torch: a healthy one needs none.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    shutil.copy(ROOT / "runtime" / "compat.py", packages / "stand_in.py")
+    lines = f"{SITE_PACKAGES}\nimport stand_in; stand_in.prepare_torchvision_on_import()\n"
+    (packages / "installed_here.pth").write_text(lines)
+    return folder / "bin" / "python"

@@ -105,6 +105,20 @@ def test_grids_may_come_with_their_sides() -> None:
     assert all(leaf.grad.shape == leaf.shape for leaf in leaves)
 
 
+def test_maps_may_be_transposed_views() -> None:
+    """As (B, C, P) of a convolution is, before any layer works on its positions."""
+    embeddings, maps, locations = random_inputs(4, 3, 5, [6, 6, 4])
+    transposed = [m.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for m in maps]
+    plain = [m.detach().clone().requires_grad_() for m in maps]
+    losses = []
+    for leaves in (transposed, plain):
+        loss = fast(num_matches=(3, 2))(embeddings, leaves, locations)["loss"]
+        loss.backward()
+        losses.append(loss.detach())
+    assert losses[0] == losses[1]
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(transposed, plain, strict=True))
+
+
 def test_several_stages_are_a_weighted_sum() -> None:
     embeddings, deep, _ = random_inputs(4, 3, 5, [4, 4], seed=1)
     _, shallow, _ = random_inputs(4, 3, 7, [16, 16], seed=2)

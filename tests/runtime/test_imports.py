@@ -1,0 +1,50 @@
+"""The suite runs from its checkout: nobody else's packages, in the working directory, take the place of ours."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.provenance import PROJECT, import_path
+from sweeps import children
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("other", ["data.py", "data/__init__.py", "vicregl/__init__.py"])
+def test_a_package_that_hides_ours_is_named(other: str, tmp_path: Path) -> None:
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).write_text("")
+    refused = run(tmp_path, "-m", "pretrain", "--help")
+    assert refused.returncode == 1
+    name = other.partition("/")[0].removesuffix(".py")
+    message = refused.stderr.splitlines()[-1]
+    assert message.startswith(f"ImportError: {tmp_path / other} hides the package {name!r} of {PROJECT}"), (
+        refused.stderr
+    )
+    assert run(tmp_path, "-m", "pretrain", "--help", **import_path()).returncode == 0
+
+
+def test_processes_that_we_start_import_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a `data/` in the working directory, and with nothing in PYTHONPATH."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    child = children._environment(1)
+    assert {key: child[key] for key in import_path()} == import_path()
+    code = "import data, pretrain; print(data.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=child, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(PROJECT / "data" / "__init__.py")
+
+
+def test_another_folder_of_code_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"/first{os.pathsep}{os.pathsep}/code")
+    assert import_path("/code")["PYTHONPATH"] == f"/code{os.pathsep}/first"
