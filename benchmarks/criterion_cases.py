@@ -11,18 +11,16 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import definitions
 from vicregl.config import BackboneConfig, ModelConfig
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import VICRegLModel
 
-# The definitions written down plainly, which the tests use as an oracle.
-ORACLE = Path(__file__).resolve().parents[1] / "tests" / "vicregl"
 ENOUGH_SECONDS, ENOUGH_REPEATS = 10.0, 7
 
 
@@ -104,11 +102,8 @@ def criterion_of(contender: Contender) -> Callable[..., dict[str, Tensor]]:
     if not contender.by_definition:
         criterion = VICRegLCriterion(**contender.options)
         return torch.compile(criterion) if contender.compiled else criterion
-    sys.path.insert(0, str(ORACLE))
-    import brute_force  # type: ignore[import-not-found]
-
     # The definitions need their inputs in float32: under autocast their products would be in bf16.
-    return lambda *views: brute_force.criterion(*([x.float() for x in v] for v in views), **contender.options)
+    return lambda *views: definitions.criterion(*([x.float() for x in v] for v in views), **contender.options)
 
 
 def criterion_work(case: Case, contender: Contender, device: torch.device) -> Callable[[], Tensor]:

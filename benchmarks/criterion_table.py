@@ -44,7 +44,7 @@ def _heading(device: str, threads: int, shrink: int) -> str:
 
 Forward + backward of the criterion alone, float32 (bf16 tensors under autocast where it says so). Median time of a
 step in the quickest of the turns; peak memory {memory}, each measured in a process of its own.
-"definitions" is `tests/vicregl/brute_force.py`: the definitions written down plainly, one slot and one sample after the
+"definitions" is `benchmarks/definitions.py`: the definitions written down plainly, one slot and one sample after the
 other. Contenders took turns in one run, and those that compute the same gave the same loss.
 {smaller}
 - machine: {machine}

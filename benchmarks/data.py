@@ -100,7 +100,7 @@ def document(rows: Sequence[str], difference: float, rounds: int, batch: int) ->
             "# The input pipeline against the published recipe",
             "",
             "Milliseconds an image, from JPEG files (500 x 375, quality 96, 4:4:4; scikit-learn's photographs) to",
-            'batches. "Published" is `tests/data/published_recipe.py`: the recipe in PIL and torchvision, one view',
+            'batches. "Published" is `benchmarks/published_recipe.py`: the recipe in PIL and torchvision, one view',
             "after the other. Ratios: median of the rounds' ratios (quartiles); contenders took turns, so that the",
             f"machine's moods are alike for all. `{DECODING}`: files to pixels and nothing else, which nothing without",
             "a cache can outrun. `cpu`: float batches, ready to train on. `worker of device`: what a",

@@ -6,7 +6,6 @@ large as ImageNet's; both pipelines read the same files.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,15 +20,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.published_recipe import PublishedViews
 from data import cache
 from data.catalog import open_dataset
 from data.config import DataConfig, ViewsConfig
 from data.images import MEAN, STD, ImageList, normalise, read_image
 from data.loader import PretrainLoader, RawBatch
 from data.transforms import eval_transform, labelled_dataset
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))
-from published_recipe import PublishedViews  # type: ignore[import-not-found]  # of the tests
 
 IMAGES = 64
 DECODING = "decoding alone"

@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from data.config import DataConfig, ScenesConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
-from published_recipe import SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, PublishedRecipe, statistics
+from benchmarks.published_recipe import SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, PublishedRecipe, statistics
 
 torch.set_num_threads(1)  # tests run side by side with other work
 

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
-from published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 from torchvision.transforms import functional as tf
 
+from benchmarks.published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 from data import colour
 from data.config import ViewsConfig
 from data.images import resize

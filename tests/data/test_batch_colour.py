@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 from torchvision.transforms import functional as tf
 
+from benchmarks.published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 from data import batch_colour, colour
 from data.batch_colour import mirror_and_colour, plan_batch
 from data.config import ViewsConfig

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from published_recipe import location_grid as plain_grid
 
 from benchmarks import data as benchmark
 from benchmarks import data_cases, data_cuda
+from benchmarks.published_recipe import location_grid as plain_grid
 from data.catalog import open_dataset
 from data.views import location_grid
 from runtime.errors import UserError

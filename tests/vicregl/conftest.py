@@ -1,4 +1,4 @@
-"""Puts this folder's brute_force.py and helpers within reach of its tests; one thread, as tests run side by side."""
+"""Puts this folder's helpers within reach of its tests; one thread, as tests run side by side."""
 
 import sys
 from pathlib import Path

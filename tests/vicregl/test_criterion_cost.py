@@ -1,10 +1,11 @@
 """What the criterion computes, counted: nothing twice, nothing that is not used, the smaller matrix."""
 
-import brute_force
 import pytest
 import torch
 from criterion_cases import fast, random_inputs
 from products import multiply_adds
+
+from benchmarks import definitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*matches were asked for")
 
@@ -71,7 +72,7 @@ def test_far_below_the_definitions() -> None:
     """Case A of the benchmark at an eighth of its sizes."""
     inputs = random_inputs(16, 1024, 64, [49, 49], dtype=torch.float32)
     options = {"profile": "reference", "alpha": 0.5}
-    by_definition = multiply_adds(lambda: brute_force.criterion(*inputs, **options)["loss"].backward())
+    by_definition = multiply_adds(lambda: definitions.criterion(*inputs, **options)["loss"].backward())
     assert work(fast(**options), inputs) < by_definition / 15
 
 

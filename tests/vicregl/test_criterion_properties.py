@@ -1,12 +1,12 @@
 """What must hold whatever the numbers are."""
 
-import brute_force
 import pytest
 import torch
 from criterion_cases import fast, losses_and_gradients, random_inputs, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import definitions
 from vicregl.matching import keep_nearest, nearest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*matches were asked for")
@@ -83,9 +83,9 @@ def test_matches_of_brute_force_with_ties(batch, p, q, channels, seed, count) ->
     for (source, target), near in zip([(x, y), (y, x)], found, strict=True):
         kept = keep_nearest(near, count)
         for sample in range(batch):
-            distance, index = brute_force.nearest(source[sample], target[sample])
+            distance, index = definitions.nearest(source[sample], target[sample])
             assert near.index[sample].tolist() == index.tolist()
-            assert kept[sample].tolist() == brute_force.kept_positions(distance, count).tolist()
+            assert kept[sample].tolist() == definitions.kept_positions(distance, count).tolist()
 
 
 def test_grids_of_two_crops_are_full_of_ties() -> None:
@@ -93,10 +93,10 @@ def test_grids_of_two_crops_are_full_of_ties() -> None:
     coarse = torch.cartesian_prod(torch.arange(3) * 2.0, torch.arange(3) * 2.0)[None]
     fine = torch.cartesian_prod(torch.arange(5) * 1.0, torch.arange(5) * 1.0)[None]
     near = nearest(fine, coarse)[0]
-    distance, index = brute_force.nearest(fine[0], coarse[0])
+    distance, index = definitions.nearest(fine[0], coarse[0])
     assert near.index[0].tolist() == index.tolist()
     for count in range(1, 26):
-        assert keep_nearest(near, count)[0].tolist() == brute_force.kept_positions(distance, count).tolist()
+        assert keep_nearest(near, count)[0].tolist() == definitions.kept_positions(distance, count).tolist()
 
 
 def test_a_pair_swapped_has_the_same_local_loss_with_unequal_maps() -> None:

@@ -4,9 +4,13 @@ straightforward port that benchmarks/criterion.py measures against. Shares nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+Spaces = Mapping[str, Sequence[Tensor]]  # by kind of matching: what distances are measured in, of every view
 TERMS = ("invariance", "variance", "covariance")
 
 
@@ -24,7 +28,7 @@ def covariance(x: Tensor) -> Tensor:
     return matrix[off_diagonal].pow(2).sum() / d
 
 
-def slot_mean(term, x: Tensor) -> Tensor:
+def slot_mean(term: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """x (n, m, d): mean over the m slots of a term over the batch."""
     return torch.stack([term(x[:, slot]) for slot in range(x.shape[1])]).mean()
 
@@ -52,7 +56,7 @@ def matched(x_map: Tensor, y_map: Tensor, x_space: Tensor, y_space: Tensor, coun
     return tuple(torch.stack(tensors) for tensors in zip(*found, strict=True))
 
 
-def number_of_matches(options: dict, kind: str, direction: int, view: int, positions: int) -> int:
+def number_of_matches(options: dict[str, Any], kind: str, direction: int, view: int, positions: int) -> int:
     counts = options["num_matches"]
     if kind == "feature":
         if options["feature_matches"] is not None:
@@ -63,7 +67,9 @@ def number_of_matches(options: dict, kind: str, direction: int, view: int, posit
     return positions if counts[which] == 0 else min(counts[which], positions)
 
 
-def local_term(maps, spaces, a: int, b: int, kind: str, direction: int, options: dict) -> list[Tensor]:
+def local_term(
+    maps: Sequence[Tensor], spaces: Spaces, a: int, b: int, kind: str, direction: int, options: dict[str, Any]
+) -> list[Tensor]:
     positions = maps[a].shape[1]
     threshold = options["select"] == "threshold"
     count = positions if threshold else number_of_matches(options, kind, direction, a, positions)
@@ -84,7 +90,7 @@ def local_term(maps, spaces, a: int, b: int, kind: str, direction: int, options:
     return [invariance, variances, covariances]
 
 
-def local_criterion(maps: list[Tensor], locations: list[Tensor], options: dict) -> Tensor:
+def local_criterion(maps: Sequence[Tensor], locations: Sequence[Tensor], options: dict[str, Any]) -> Tensor:
     """(3,): invariance, variance and covariance before their coefficients."""
     kinds = ["feature", "location"] if options["local"] == "both" else [options["local"]]
     spaces = {"feature": maps, "location": [grid.flatten(1, -2) for grid in locations]}
@@ -106,7 +112,7 @@ def local_criterion(maps: list[Tensor], locations: list[Tensor], options: dict) 
     return total
 
 
-def global_criterion(embeddings: list[Tensor]) -> Tensor:
+def global_criterion(embeddings: Sequence[Tensor]) -> Tensor:
     """(3,): invariance, variance and covariance before their coefficients."""
     pairs = [(i, j) for i in (0, 1) for j in range(len(embeddings)) if i != j]
     return torch.stack(
@@ -118,7 +124,7 @@ def global_criterion(embeddings: list[Tensor]) -> Tensor:
     )
 
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "alpha": 0.75,
     "local": "both",
     "num_matches": (20, 4),
@@ -134,7 +140,9 @@ DEFAULTS = {
 }
 
 
-def criterion(embeddings, maps, locations, **changed) -> dict[str, Tensor]:
+def criterion(
+    embeddings: Sequence[Tensor], maps: Sequence[Tensor], locations: Sequence[Tensor], **changed: Any
+) -> dict[str, Tensor]:
     """The same dictionary as VICRegLCriterion's for maps (n, P, d); options by the same names."""
     unknown = set(changed) - set(DEFAULTS)
     assert not unknown, unknown
