@@ -170,7 +170,7 @@ def _split_files(folder: Path) -> tuple[list[str], list[str]]:
     found: list[tuple[str, list[str]]] = []
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         for link in (path for name in folders if os.path.islink(path := os.path.join(place, name))):
-            if os.path.realpath(link) in [os.path.realpath(above) for above in (place, *Path(place).parents)]:
+            if os.path.realpath(link) in [os.path.realpath(str(above)) for above in (place, *Path(place).parents)]:
                 raise UserError(f"{link} is a link to a folder that it lies in, so its images never end; remove it")
         found.append((place, files))
     paths = [f"{place}/{file}" for place, files in sorted(found) for file in sorted(files)]

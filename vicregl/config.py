@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vicregl.errors import require
 
-KINDS = ("feature", "location")  # of matching
+Kind = Literal["feature", "location"]  # of matching
+KINDS: tuple[Kind, ...] = get_args(Kind)
 TERMS = ("invariance", "variance", "covariance")
-CHOICES = {
-    "local": ("none", "location", "feature", "both"),
-    "profile": ("paper", "reference"),
-    "select": ("top", "threshold"),
-    "statistics": ("matches", "maps"),
-}
+Local = Literal["none", "location", "feature", "both"]
+Profile = Literal["paper", "reference"]
+Select = Literal["top", "threshold"]
+Statistics = Literal["matches", "maps"]
+Norm = Literal["batch", "layer"]
+CHOICES = {"local": Local, "profile": Profile, "select": Select, "statistics": Statistics}
 # Arguments of a timm network that vicregl/backbones.py sets itself.
 RESERVED_ARGS = ("pretrained", "num_classes", "features_only", "global_pool", "in_chans", "checkpoint_path")
 # Accepted without asking timm, whose import takes seconds.
@@ -34,14 +35,14 @@ class CriterionConfig:
     """The options of VICRegLCriterion, with their defaults."""
 
     alpha: float = 0.75  # weight of the global criterion; 1 is VICReg, 0 is local alone
-    local: str = "both"  # none | location | feature | both
+    local: Local = "both"
     num_matches: list[int] = field(default_factory=lambda: [20, 4])  # from a large and from a small view (paper)
     feature_matches: list[int] | None = None  # the same for feature; 0: all; null: num_matches (reference: all)
-    profile: str = "paper"  # paper | reference: as the published code, num_matches for i -> j and j -> i
-    select: str = "top"  # top: the nearest num_matches | threshold: all that are nearer than the threshold
+    profile: Profile = "paper"  # reference: as the published code, num_matches for i -> j and j -> i
+    select: Select = "top"  # top: the nearest num_matches | threshold: all that are nearer than the threshold
     location_threshold: float = 32.0  # pixels of the original image
     feature_threshold: float = 0.5  # root mean square over the C dimensions
-    statistics: str = "matches"  # matches | maps: variance and covariance of the matched positions or whole maps
+    statistics: Statistics = "matches"  # variance and covariance of the matched positions or of whole maps
     local_stage_weights: list[float] = field(default_factory=list)  # for several stages; empty: their mean
     invariance_coefficient: float = 25.0
     variance_coefficient: float = 25.0
@@ -49,8 +50,8 @@ class CriterionConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, "alpha", self.alpha, "0 to 1")
-        for key, allowed in CHOICES.items():
-            require(getattr(self, key) in allowed, key, getattr(self, key), " | ".join(allowed))
+        for key, choice in CHOICES.items():
+            require(getattr(self, key) in get_args(choice), key, getattr(self, key), " | ".join(get_args(choice)))
         some_loss = self.local != "none" or self.alpha > 0
         require(some_loss, "alpha", self.alpha, "above 0 with local: none, or no loss is left")
         pair = len(self.num_matches) == 2 and min(self.num_matches) >= 1
@@ -131,7 +132,7 @@ class ModelConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     expander: str = "8192-8192-8192"  # widths of the layers after pooling; the last is D
     projector: str = "512-512-512"  # widths of the layers on every position of the map; the last is C
-    projector_norm: str = "batch"  # batch (the paper's ResNets) | layer (its ConvNeXts); of both heads
+    projector_norm: Norm = "batch"  # batch (the paper's ResNets) | layer (its ConvNeXts); of both heads
     # Backbone stages with a local criterion; -1: the last.
     local_stages: list[int] = field(default_factory=lambda: [-1])
 
@@ -140,7 +141,9 @@ class ModelConfig:
             text = getattr(self, key)
             widths = text.split("-")
             require(all(w.isdigit() and int(w) > 0 for w in widths), key, text, "widths, as 512-512-512")
-        require(self.projector_norm in ("batch", "layer"), "projector_norm", self.projector_norm, "batch, layer")
+        require(
+            self.projector_norm in get_args(Norm), "projector_norm", self.projector_norm, " | ".join(get_args(Norm))
+        )
         stages = self.local_stages
         unique = len(set(stages)) == len(stages) > 0
         require(unique, "local_stages", stages, "stages of the backbone, each once, as [-2, -1]")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vicregl import terms
 from vicregl.batch import ProcessBatch
-from vicregl.config import CriterionConfig
+from vicregl.config import CriterionConfig, Kind
 from vicregl.matching import Matching, Nearest, keep_nearest, nearest
 
 LARGE_VIEWS = 2  # the first two views are the large ones
@@ -96,7 +96,7 @@ def match(
 
 
 def matched_pairs(
-    options: CriterionConfig, kind: str, first: Tensor, second: Tensor, count: int | None = None
+    options: CriterionConfig, kind: Kind, first: Tensor, second: Tensor, count: int | None = None
 ) -> Tensor:
     """The pairs of positions that the criterion compares by `kind` from one large view to the other: (m, 2).
 

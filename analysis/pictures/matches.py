@@ -17,6 +17,7 @@ from analysis.pictures.network import Images, Network
 from data.images import Pixels
 from data.show import COLOURS, draw_image, draw_view, join, rendered
 from data.views import ViewMaker
+from vicregl.config import Kind
 from vicregl.local import matched_pairs
 
 Pairs = list[tuple[int, int]]
@@ -50,7 +51,7 @@ def _draw_row(
     features = network.compared(views)
     axes = row.subplots(1, 5, width_ratios=[1.0, 1, 1, 1, 1])
     draw_image(axes[0], image, plans, locations)
-    spaces: dict[str, Sequence[Tensor]] = {"location": locations, "feature": list(features)}
+    spaces: dict[Kind, Sequence[Tensor]] = {"location": locations, "feature": list(features)}
     for first, (kind, space) in zip((1, 3), spaces.items(), strict=True):
         pair = axes[first], axes[first + 1]
         for view, ax in enumerate(pair):
