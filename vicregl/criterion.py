@@ -112,7 +112,7 @@ class VICRegLCriterion(nn.Module):
         positions = [m.shape[1] for m in views.maps]
         self._warn_once_if_clamped(positions)
         weights = local.weighted_matchings(options, positions)
-        matches = local.match(weights, spaces, options)
+        matches = local.find_matches(weights, spaces, options)
         if options.statistics == "maps":
             slots = local.whole_map_slots(views.maps, len(options.kinds) / len(views.maps))
         else:

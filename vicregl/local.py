@@ -1,4 +1,4 @@
-"""The local criterion on the maps of a list of views; the equations are in criterion.py."""
+"""The parts of the local criterion: the distinct matchings, their positions, their slots. Equations: criterion.py."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Match:
     counts: Tensor | None = None  # (S, B): 1 where the pair counts, 0 where it is beyond the threshold; None: all count
 
 
-def match(
+def find_matches(
     matchings: Iterable[Matching], spaces: Mapping[str, Sequence[Tensor]], options: CriterionConfig
 ) -> list[Match]:
     """Find the matched positions of every matching; with `select: threshold`, far pairs do not count."""
@@ -112,9 +112,9 @@ def matched_pairs(
     matchings = [matching for matching in weighted_matchings(options, positions) if matching.source == 0]
     # Counts that go by direction give two, of which the larger holds the pairs of the other.
     largest = max(matchings, key=lambda matching: matching.count)
-    found = match([largest], {kind: maps}, options)[0]
-    pairs = torch.cat([found.source, found.target], dim=1)
-    return pairs if found.counts is None else pairs[found.counts[:, 0] > 0]
+    match = find_matches([largest], {kind: maps}, options)[0]
+    pairs = torch.cat([match.source, match.target], dim=1)
+    return pairs if match.counts is None else pairs[match.counts[:, 0] > 0]
 
 
 def _one_image(positions: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def _shares(matches: Sequence[Match], weights: Mapping[Matching, float], views: 
 def match_slots(matches: Sequence[Match], weights: Mapping[Matching, float], maps: Sequence[Tensor]) -> list[Slots]:
     """The slots of each view: both sides of every matching, each side with half of the matching's weight."""
     slots = [Slots() for _ in maps]
-    whole = [0.0] * len(maps)
+    whole = [0.0] * len(maps)  # weight of the matchings that keep a whole map, whatever their partner: computed once
     for match in matches:
         matching = match.matching
         half = weights[matching] / 2

@@ -54,17 +54,19 @@ def nearest(x: Tensor, y: Tensor) -> tuple[Nearest, Nearest]:
 
 
 def _smallest(distances: Tensor) -> Nearest:
-    index = distances.argmin(dim=2)  # documented to be the first of equal ones, as min()'s index is not
+    # Ties are common: on a grid, a position is often equally far from two cells. The first one counts:
+    # argmin is documented to return it, on every device, and the index of min() is not.
+    index = distances.argmin(dim=2)
     return Nearest(distances.gather(2, index[:, :, None])[:, :, 0], index)
 
 
 @torch.no_grad()
-def keep_nearest(found: Nearest, count: int) -> Tensor:
+def keep_nearest(near: Nearest, count: int) -> Tensor:
     """Positions (B, count) of the `count` smallest distances, in ascending order of position."""
-    if count == found.distance.shape[1]:
-        return torch.arange(count, device=found.index.device).expand_as(found.index)
+    if count == near.distance.shape[1]:
+        return torch.arange(count, device=near.index.device).expand_as(near.index)
     # A stable sort, not topk: of equal distances the first positions are kept, on every device.
-    ranked = found.distance.argsort(dim=1, stable=True)
+    ranked = near.distance.argsort(dim=1, stable=True)
     return ranked[:, :count].sort(dim=1).values
 
 

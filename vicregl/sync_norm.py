@@ -38,7 +38,7 @@ class SharedBatchNorm(_BatchNorm):
     """Any of torch's BatchNorms, and timm's with an activation, on the samples of all processes, in float32."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Whatever the norm that it stands for takes."""
+        """Accept what the replaced norm accepts."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) -> (N, C, ...), in training with mean and variance of every process's N."""
@@ -75,7 +75,7 @@ def _sum_over_processes(values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """What one process adds reaches every process's loss, so its gradient is the sum of theirs."""
+    """An all-reduce with a gradient: a process's addend reaches every process's loss, so the gradients are summed."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

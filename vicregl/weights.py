@@ -1,4 +1,4 @@
-"""Weights from a file into a backbone: every tensor must find its place, or nothing is loaded."""
+"""Load weights from a file into a backbone: every tensor must match, or nothing is loaded."""
 
 from __future__ import annotations
 
@@ -63,8 +63,7 @@ def load_weights(backbone: Any, path: str | Path) -> LoadReport:
     path = Path(path)
     trunk: nn.Module = backbone.trunk
     name = getattr(backbone, "name", type(trunk).__name__)
-    found = _state_dict(_read(path), path)
-    state, prefix, ignored = _backbone_part(found)
+    state, prefix, ignored = _backbone_part(_state_dict(_read(path), path))
     wanted = trunk.state_dict()
     published_convnext = isinstance(trunk, convnext.ConvNeXt) and any(k.startswith("downsample_") for k in state)
     if published_convnext:
@@ -109,7 +108,7 @@ def _published_convnext(key: str) -> str:
 
 
 class _Inert:
-    """Stands for whatever else a checkpoint has pickled (an optimiser's functions, parsed arguments): does nothing."""
+    """Stands in for other pickled objects (an optimiser's functions, parsed arguments): does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -162,10 +161,10 @@ def _timm_convnext(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tens
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         try:
-            found = convnext.checkpoint_filter_fn({key: value}, trunk)
+            in_timm = convnext.checkpoint_filter_fn({key: value}, trunk)
         except (KeyError, RuntimeError):
-            found = {}
-        renamed |= found or {key: value}
+            in_timm = {}
+        renamed |= in_timm or {key: value}
     return renamed
 
 
