@@ -88,5 +88,5 @@ bench-sweeps: $(INSTALLED)  ## a study of 10,000 runs planned, watched and analy
 	$(RUN) -m benchmarks.sweeps
 
 clean:  ## remove caches of tools; never runs, data or reports
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from runtime.errors import UserError, run_command
 from runtime.provenance import PROJECT, import_path
 from sweeps import children
+from vicregl.criterion import VICRegLCriterion
+from vicregl.errors import InvalidInputError
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,3 +51,20 @@ def test_processes_that_we_start_import_ours(tmp_path: Path, monkeypatch: pytest
 def test_another_folder_of_code_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"/first{os.pathsep}{os.pathsep}/code")
     assert import_path("/code")["PYTHONPATH"] == f"/code{os.pathsep}/first"
+
+
+def test_an_error_of_the_library_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: object) -> None:
+        VICRegLCriterion(alpha=2.0)
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: alpha = 2.0 is not possible; allowed: 0 to 1\n"
+    assert issubclass(InvalidInputError, UserError)
+    assert issubclass(InvalidInputError, ValueError)
+
+
+def test_options_load_neither_torch_nor_timm(tmp_path: Path) -> None:
+    code = "import sys, vicregl.config, pretrain.config; print([m for m in ('torch', 'timm') if m in sys.modules])"
+    assert run(tmp_path, "-c", code).stdout == "[]\n"
