@@ -29,6 +29,7 @@ class Dataset:
     classes: list[str]  # of images(); empty where they have no labels
     _images: Callable[[str], ImageList]
     _segmentation: Callable[[], SegmentationLayout] | None = None
+    _sources: Callable[[], dict[str, tuple[int, ...]]] | None = None
 
     def images(self, split: str) -> ImageList:
         """The images of "train" or "val". Raises UserError where there are none."""
@@ -44,6 +45,13 @@ class Dataset:
                 f"fewer than one batch of {batch_size}; choose a batch size of at most {images}"
             )
         return images // batch_size
+
+    def sources(self, images: ImageList) -> list[tuple[int, ...]] | None:
+        """What each image is composed of, first the source that gives its label; None for plain photographs."""
+        if self._sources is None:
+            return None
+        by_name = self._sources()
+        return [by_name[path.stem] for path in images.paths]
 
     @property
     def has_masks(self) -> bool:
@@ -90,7 +98,14 @@ def _open_scenes(config: DataConfig) -> Dataset:
         palette=segmentation_sets.voc_palette(11),
         img_suffix=".png",
     )
-    return Dataset("scenes", root, DIGITS, lambda split: read_folders(root, split, DIGITS), lambda: layout)
+    return Dataset(
+        "scenes",
+        root,
+        DIGITS,
+        lambda split: read_folders(root, split, DIGITS),
+        lambda: layout,
+        lambda: scenes.read_sources(root),
+    )
 
 
 def _open_folders(config: DataConfig) -> Dataset:

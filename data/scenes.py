@@ -108,6 +108,14 @@ def _contents(folder: Path) -> dict[str, dict[str, int]]:
     return contents
 
 
+def read_sources(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The source digits of each image by its name: the dominant one first, then the distractors."""
+    with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
+        return {
+            row["image"]: (int(row["digit"]), *map(int, row["distractors"].split())) for row in csv.DictReader(file)
+        }
+
+
 def write_dataset(config: ScenesConfig, folder: Path) -> None:
     """Write both trees, the manifest and, last, complete.json into a folder that is not there yet."""
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):

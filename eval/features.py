@@ -125,6 +125,33 @@ def stratified_split(labels: Sequence[int], share: float, seed: int) -> tuple[li
     return [i for i in range(len(classes)) if i not in taken], sorted(held_out)
 
 
+def source_split(
+    labels: Sequence[int], sources: Sequence[tuple[int, ...]], share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """(kept, held out) indices of images that are composed of sources, the first of which gives the label.
+
+    Of each class's first sources round(share * their number) are held out, at least one: the images that they stand
+    first in are held out, those that have none of them are kept, and the others are left out. So what gives a held-out
+    image its label is in no kept image. Its other sources may be: if they might not, far fewer images could be held
+    out, nearly all of a single source, and they would choose worse.
+
+    UserError where a class would be left without an image to train on.
+    """
+    generator = np.random.default_rng(seed)
+    classes, first = np.asarray(labels), np.array([image[0] for image in sources])
+    chosen: set[int] = set()
+    for label in np.unique(classes):
+        own = generator.permutation(np.unique(first[classes == label]))
+        chosen.update(own[: max(1, round(share * len(own)))].tolist())
+    kept = [number for number, image in enumerate(sources) if chosen.isdisjoint(image)]
+    if lost := set(labels) - {labels[number] for number in kept}:
+        raise UserError(
+            f"class number {min(lost)} has no training image without a source digit that held_out = {share} takes; "
+            "lower held_out, or take more training images"
+        )
+    return kept, [number for number, image in enumerate(sources) if image[0] in chosen]
+
+
 def subset(images: ImageList, indices: Sequence[int]) -> ImageList:
     labels = None if images.labels is None else [images.labels[i] for i in indices]
     return ImageList([images.paths[i] for i in indices], labels)

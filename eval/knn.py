@@ -19,9 +19,9 @@ from data.catalog import open_dataset
 from data.images import ImageList
 from data.transforms import eval_transform, labelled_dataset
 from eval.command import evaluate
-from eval.features import Batch, FrozenFeatures, ImageBatches, stratified_split, subset
+from eval.features import Batch, FrozenFeatures, ImageBatches, subset
 from eval.knn_config import PROTOCOL, STAGE, KnnConfig, identity
-from eval.linear_splits import refuse_unusable
+from eval.linear_splits import hold_out, refuse_unusable
 from eval.neighbours import accuracies, normalise_rows
 from eval.parent import Parent, load_parent_backbone
 from eval.progress import Progress
@@ -36,24 +36,26 @@ def vote(config: KnnConfig, parent: Parent, run: Run, device: torch.device) -> d
     dataset = open_dataset(config.data)
     train, val = dataset.images("train"), dataset.images("val")
     refuse_unusable(config.data.name, train, val)
-    kept = list(range(len(train)))
-    held_out: list[int] = []
-    if config.fixed_k is None:
-        kept, held_out = stratified_split(train.labels or [], config.held_out, config.seed)
+    # With a fixed k there is nothing to choose, and no image is held out for it.
+    share = config.held_out if config.fixed_k is None else 0.0
+    kept, held_out, held_out_by = hold_out(dataset, train, share, config.seed)
     refuse_few(config, len(kept))
-    # The held-out images stand last, so that the bank that k is chosen with is a part of the whole.
-    bank, val_table = tables(config, parent, run, device, [subset(train, kept + held_out), val])
+    # The bank that k is chosen with stands first in the whole, the images that choose it next, the others last.
+    others = sorted(set(range(len(train))) - {*kept, *held_out})
+    bank, val_table = tables(config, parent, run, device, [subset(train, kept + held_out + others), val])
     scored = partial(scores_each, config, len(dataset.classes), run)
     chosen_on = None
     if held_out:
         features, labels = bank
-        chosen_on = scored((features[: len(kept)], labels[: len(kept)]), (features[len(kept) :], labels[len(kept) :]))
+        asked = slice(len(kept), len(kept) + len(held_out))
+        chosen_on = scored((features[: len(kept)], labels[: len(kept)]), (features[asked], labels[asked]))
     each = scored(bank, val_table)
     return summary(config, each, chosen_on) | {
         "classes": len(dataset.classes),
         "features": bank[0].shape[1],
         "train_images": len(train),
         "held_out_images": len(held_out),
+        "held_out_by": held_out_by if held_out else None,
         "val_images": len(val),
         "seconds": time.monotonic() - started,
     }

@@ -7,7 +7,8 @@ from runtime.config import Config, MachineConfig, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "knn"
-FORMAT = 1  # raise it when the same config comes to measure something else
+# Raise one when the same config comes to measure something else. Of scenes: the held-out slice was by image in 1.
+FORMAT, SCENES_FORMAT = 1, 2
 PROTOCOL = "knn"
 
 
@@ -32,7 +33,7 @@ class KnnConfig(Config):
     neighbours: list[int] = [10, 20, 100, 200]
     k: int | None = None  # one of `neighbours`; null: chosen on the held-out slice
     temperature: float = 0.07  # a neighbour votes with exp(cosine / temperature)
-    held_out: float = 0.02  # of each class of train; not used where k is set
+    held_out: float = 0.02  # of each class of train (scenes: of its source digits); not used where k is set
     batch_size: int = 256
     seed: int = 0  # of the held-out slice
     machine: KnnMachineConfig = KnnMachineConfig()
@@ -62,4 +63,5 @@ class KnnConfig(Config):
 def identity(config: KnnConfig, parent_hash: str) -> Identity:
     """The run that evaluates the pretraining run of that hash."""
     slug = f"{config.data.name}-knn-of-{parent_hash[:6]}-seed{config.seed}"
-    return Identity(STAGE, slug, FORMAT, split_machine(config)[0], parent_hash)
+    by_source = config.data.name == "scenes" and config.fixed_k is None
+    return Identity(STAGE, slug, SCENES_FORMAT if by_source else FORMAT, split_machine(config)[0], parent_hash)

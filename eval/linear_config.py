@@ -12,7 +12,8 @@ from runtime.config import Config, added_later, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "linear"
-FORMAT = 1  # raise it when the same config comes to measure something else
+# Raise one when the same config comes to measure something else. Of scenes: the held-out slice was by image in 1.
+FORMAT, SCENES_FORMAT = 1, 2
 PROTOCOLS = {"augmented": "linear", "cached": "linear cached"}
 
 
@@ -36,7 +37,7 @@ class LinearConfig(Config):
     weight_decay: float = 1e-6
     epochs: int = 100
     batch_size: int = 256
-    held_out: float = 0.02  # of each class of train, to choose the learning rate on; 0 with a single rate
+    held_out: float = 0.02  # of each class of train (scenes: of its source digits), to choose on; 0 with a single rate
     seed: int = 0
     subset: str | None = added_later(None)  # path of a text file: an image a line, as n01440764_10026.JPEG
     finetune: bool = added_later(False)  # augmented, with one of learning_rates
@@ -102,4 +103,5 @@ def identity(config: LinearConfig, parent_hash: str) -> Identity:
         how += f"-{config.subset_name}"
         values["subset"] = {"name": config.subset_name, "sha256": digest(config.subset)}
     slug = f"{config.data.name}-{how}-of-{parent_hash[:6]}-seed{config.seed}"
-    return Identity(STAGE, slug, FORMAT, values, parent_hash)
+    by_source = config.data.name == "scenes" and config.held_out > 0
+    return Identity(STAGE, slug, SCENES_FORMAT if by_source else FORMAT, values, parent_hash)

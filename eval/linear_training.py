@@ -156,6 +156,7 @@ class LinearTraining(ABC):
             "classes": splits.classes,
             "train_images": len(splits.train),
             "held_out_images": len(splits.held_out or ()),
+            "held_out_by": None if splits.held_out is None else splits.held_out_by,
             "val_images": len(splits.val),
             "seconds": state.seconds,
         } | ({} if splits.subset is None else splits.subset.described())

@@ -134,6 +134,17 @@ def test_command(image_folder, parent, evaluate):
     assert again["val_top1_each"] == pytest.approx(result["val_top1_each"], abs=100 / 16)
 
 
+def test_scenes_choose_k_by_unseen_digits_and_all_vote(scenes, parent, evaluate):
+    """The images in neither part of the choice vote for the score on val, as they do with a fixed k."""
+    code, error, run = evaluate(knn.main, parent, CONFIG, *scenes, "neighbours=[1,3]", "held_out=0.2")
+    result = run.result()
+    assert (code, result["held_out_by"], result["train_images"]) == (0, "source", 60), error
+    assert 10 <= result["held_out_images"] <= 25
+    _, _, fixed = evaluate(knn.main, parent, CONFIG, *scenes, "neighbours=[1,3]", "k=3")
+    assert fixed.result()["val_top1_each"] == result["val_top1_each"]
+    assert fixed.result()["held_out_by"] is None
+
+
 def test_a_stop_between_batches_ends_with_75_and_the_run_starts_over(image_folder, parent, evaluate, monkeypatch):
     data = ["data.name=imagefolder", f"data.root={image_folder}", *SMALL, "batch_size=8"]
     extract = FrozenFeatures.__call__

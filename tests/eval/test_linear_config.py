@@ -1,12 +1,16 @@
 """The config of linear classification names its runs, and what cannot be classified is refused."""
 
+import csv
 from pathlib import Path
 
 import pytest
 
+from data.catalog import open_dataset
 from data.images import ImageList
+from eval.knn_config import KnnConfig
+from eval.knn_config import identity as knn_identity
 from eval.linear_config import LinearConfig, identity
-from eval.linear_splits import refuse_unusable
+from eval.linear_splits import Splits, refuse_unusable
 from runtime import config as configs
 from runtime.errors import UserError
 from runtime.rundir import Identity
@@ -22,6 +26,39 @@ def test_unlabelled_dataset(parent):
 def test_image_in_both_splits():
     with pytest.raises(UserError, match="both in train and val"):
         refuse_unusable("x", ImageList([Path("a"), Path("b")], [0, 1]), ImageList([Path("b")], [1]))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_digit_that_labels_a_held_out_scene_is_in_a_training_scene(seed, tiny_scenes, monkeypatch):
+    """By the images' names in the dataset's own manifest; of the 500 images, most are still used."""
+    monkeypatch.setenv("VICREGL_DATA", str(tiny_scenes))
+    config = configs.load(LinearConfig, CONFIG, ["data.scenes.train=500", "data.scenes.val=20", f"seed={seed}"])
+    splits = Splits.open(config)
+    with open(open_dataset(config.data).root / "manifest.csv", newline="", encoding="utf-8") as file:
+        digits = {row["image"]: [row["digit"], *row["distractors"].split()] for row in csv.DictReader(file)}
+    kept, held_out = (
+        [digits[path.stem] for path in part.images._store.images.paths] for part in (splits.train, splits.held_out)
+    )
+    assert not {digit for image in kept for digit in image} & {image[0] for image in held_out}
+    assert splits.held_out_by == "source"
+    assert 30 < len(held_out) < 80
+    assert 380 < len(kept) < 450
+
+
+def test_photographs_are_held_out_by_image(image_folder):
+    config = configs.load(LinearConfig, CONFIG, ["data.name=imagefolder", f"data.root={image_folder}"])
+    splits = Splits.open(config)
+    assert (splits.held_out_by, len(splits.held_out), len(splits.train)) == ("image", 4, 44)
+
+
+def test_only_runs_that_hold_scenes_out_have_another_format():
+    """What the same config measures has changed for those alone; runs of ImageNet stay done."""
+    imagenet = configs.load(LinearConfig, "eval/configs/linear_imagenet.yaml")
+    scenes = configs.load(LinearConfig, CONFIG)
+    none = configs.load(LinearConfig, CONFIG, ["held_out=0", "learning_rates=[1.0]"])
+    assert [identity(config, "0123456789").format for config in (imagenet, scenes, none)] == [1, 2, 1]
+    votes = [configs.load(KnnConfig, "eval/configs/knn_scenes.yaml", [f"k={k}"]) for k in ("null", 5)]
+    assert [knn_identity(config, "0123456789").format for config in votes] == [2, 1]
 
 
 def test_identity_tells_parents_and_configs_apart():

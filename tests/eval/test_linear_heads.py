@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from eval.features import shuffled, stratified_split
+from eval.features import shuffled, source_split, stratified_split
 from eval.linear_heads import LinearHeads
 from eval.linear_training import set_rates
 from runtime.errors import UserError
@@ -99,6 +99,27 @@ def test_split_of_nothing_keeps_all():
 def test_split_that_empties_a_class_is_refused():
     with pytest.raises(UserError, match="class number 1 has 1 training images"):
         stratified_split([0, 0, 0, 1], 0.5, seed=0)
+
+
+def test_split_by_source_by_hand():
+    """Class 0 has the sources 1 and 2, class 1 the sources 5 and 6; one of each is held out."""
+    sources = [(1,), (2,), (1, 5), (2, 6), (5,), (6,), (5, 2), (6, 1), (1, 6)]
+    labels = [0, 0, 0, 0, 1, 1, 1, 1, 0]
+    seen = set()
+    for seed in range(20):
+        kept, held_out = source_split(labels, sources, 0.4, seed)
+        chosen = {sources[number][0] for number in held_out}
+        assert len(chosen & {1, 2}) == len(chosen & {5, 6}) == 1
+        assert held_out == [number for number, image in enumerate(sources) if image[0] in chosen]
+        assert kept == [number for number, image in enumerate(sources) if not chosen & set(image)]
+        assert source_split(labels, sources, 0.4, seed) == (kept, held_out)
+        seen.add(tuple(held_out))
+    assert len(seen) == 4
+
+
+def test_split_by_source_that_empties_a_class_is_refused():
+    with pytest.raises(UserError, match="class number 1 has no training image without a source digit"):
+        source_split([0, 0, 1, 1], [(1,), (2,), (5,), (5, 1)], 0.5, seed=0)
 
 
 def test_order_is_a_permutation_that_changes_with_the_epoch():
