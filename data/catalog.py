@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data import scenes, segmentation_sets
@@ -30,12 +30,16 @@ class Dataset:
     _images: Callable[[str], ImageList]
     _segmentation: Callable[[], SegmentationLayout] | None = None
     _sources: Callable[[], dict[str, tuple[int, ...]]] | None = None
+    # By split: ImageNet's folders are listed once, which takes seconds to minutes on a network file system.
+    _listed: dict[str, ImageList] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def images(self, split: str) -> ImageList:
         """The images of "train" or "val". Raises UserError where there are none."""
         if split not in ("train", "val"):
             raise UserError(f"dataset {self.name} has no split {split!r}; allowed: train, val")
-        return self._images(split)
+        if split not in self._listed:
+            self._listed[split] = self._images(split)
+        return self._listed[split]
 
     def steps_per_epoch(self, images: int, batch_size: int) -> int:
         """Whole batches in that many training images. Raises UserError where there is none."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.batch_colour import BatchPlan, mirror_and_colour, plan_batch
-from data.catalog import open_dataset
+from data.catalog import Dataset, open_dataset
 from data.config import DataConfig, ViewsConfig
 from data.images import ImageStore, normalise
 from data.prefetch import prefetched
@@ -124,7 +124,7 @@ class PretrainLoader:
     that all of them together make what one process would.
 
     Batches come on `device`; on CUDA they are brought there ahead of time, on a stream of their own. `wait_seconds`
-    counts how long the caller waited for them.
+    counts how long the caller waited for them. `dataset` is what `data` names, where the caller has opened it already.
 
     Raises UserError where the dataset is smaller than one batch, and for an image that cannot be read: at once for a
     dataset that fits `memory_bytes` decoded (it is read whole), else when it is its turn. With
@@ -144,11 +144,12 @@ class PretrainLoader:
         device: torch.device | str = "cpu",
         worker_kind: str = "processes",
         share: tuple[int, int] = (0, 1),
+        dataset: Dataset | None = None,
     ) -> None:
         require(batch_size >= 2, "batch size", batch_size, "2 or more")
         equal = batch_size % share[1] == 0
         require(equal, "batch size", batch_size, f"a multiple of the number of processes, {share[1]}")
-        dataset = open_dataset(data)
+        dataset = dataset or open_dataset(data)
         images = dataset.images("train")
         if share[0] == 0 and (note := images.describe_left_out()):
             print(f"{dataset.root / 'train'}: {note}", flush=True)

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.checkpoint import UNREADABLE, unreadable
 from eval.features import Batch
 from eval.linear_config import LinearConfig
 from eval.linear_heads import LinearHeads
 from eval.linear_splits import Splits
 from eval.progress import Progress
 from runtime import files
+from runtime.checkpoint import UNREADABLE, unreadable
 from runtime.errors import NotFiniteError
 from runtime.rundir import Run
 from runtime.stopping import stop_request

@@ -21,7 +21,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import LOOPS, METRICS, OPTIM_WRAPPERS
 from torch import Tensor, nn
 
-from eval.checkpoint import UNREADABLE, unreadable
+from runtime.checkpoint import UNREADABLE, unreadable
 
 
 @LOOPS.register_module()

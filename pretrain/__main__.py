@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from data.catalog import Dataset
 from pretrain.config import PretrainConfig, identity
 from runtime import config as configs
 from runtime.distributed import World, world_from_environment
@@ -33,15 +34,18 @@ def main(argv: Sequence[str]) -> None:
     world = world_from_environment()
     config.train.share(world.size)
     name = identity(config)
+    dataset: Dataset | None = None
     if Run.at(config.machine.runs, name).state() == "new":
-        from pretrain.preflight import preflight
+        from pretrain.training import preflight
 
-        preflight(config)
+        dataset = preflight(config)
 
     def work(run: Run, device: torch.device, world: World) -> dict[str, Any]:
-        from pretrain.train import Training, train  # here, so that a wrong config is told at once
+        # Imported here, so that a wrong config stops without waiting for these imports.
+        from pretrain.train import train
+        from pretrain.training import Training
 
-        return train(Training.build(config, run, device, world))
+        return train(Training.build(config, run, device, world, dataset))
 
     carry_out(config, name, work, world)
 

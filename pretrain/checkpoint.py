@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import save
+from torch import Tensor
 
-from pretrain.parallel import RandomState, gather_random_states, set_random_state
 from pretrain.probe import OnlineProbe
 from runtime import files
+from runtime.checkpoint import UNREADABLE, unreadable
 from runtime.distributed import World
 from runtime.errors import UserError
 from vicregl.model import VICRegLModel
 
 FORMAT = 2  # 1 had the random numbers of one process, under "rng", and no scaler
 READABLE = (1, FORMAT)
+RandomState = dict[str, Tensor | None]
 
 
 @dataclass
@@ -78,14 +81,6 @@ class TrainingState:
         return True
 
 
-def load_model(model: VICRegLModel, path: Path) -> None:
-    """Only the network of a run's checkpoint, strictly, to look at it. UserError as `TrainingState.load`."""
-    try:
-        model.load_state_dict(_read(path)["model"])
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path} is a checkpoint of another network: {error}") from error
-
-
 def _random_states(contents: dict[str, Any]) -> list[RandomState]:
     if contents["format"] > 1:
         return contents["random"]
@@ -96,11 +91,8 @@ def _random_states(contents: dict[str, Any]) -> list[RandomState]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read: it is cut off or not a checkpoint ({type(error).__name__}). "
-            "Delete it to start this run over, or put a good copy in its place"
-        ) from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
     if not isinstance(contents, dict) or contents.get("format") not in READABLE:
         found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
         raise UserError(f"{path} is not a checkpoint of this version: format {found!r}, expected {READABLE}")
@@ -130,3 +122,29 @@ def save_backbone(model: VICRegLModel, path: Path) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.backbone.trunk.state_dict().items()}
     # Not its save_file, whose own temporary file outlives a kill, and which nobody but the user may read afterwards.
     files.write_atomic(path, lambda temporary: temporary.write_bytes(save(tensors)))
+
+
+def random_state(device: torch.device) -> RandomState:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+
+
+def set_random_state(state: RandomState, device: torch.device) -> None:
+    if (cpu := state["cpu"]) is not None:
+        torch.set_rng_state(cpu)
+    if device.type == "cuda" and (cuda := state["cuda"]) is not None:
+        torch.cuda.set_rng_state(cuda, device)
+
+
+def seed_apart(seed: int, step: int, world: World) -> None:
+    """Seed each process on its own, so that drop path, say, does not leave out the same samples everywhere."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, world.rank)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def gather_random_states(device: torch.device, world: World) -> list[RandomState]:
+    """Of every process, at process 0; an empty list elsewhere."""
+    own = random_state(device)
+    if world.size == 1:
+        return [own]
+    states: list[Any] | None = [None] * world.size if world.is_main else None
+    dist.gather_object(own, states, dst=0)
+    return states or []

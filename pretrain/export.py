@@ -10,12 +10,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from runtime import files
-from runtime.config import identity_hash
 from runtime.errors import UserError, run_command
-from runtime.rundir import Run
+from runtime.rundir import Run, finished_run
 
 FORMATS = ("published", "timm")
 
@@ -44,7 +42,7 @@ def export(run: Run, names: str, out: Path) -> str:
     from vicregl.config import BackboneConfig
     from vicregl.weights import published_state
 
-    document = finished(run)
+    document = finished_run(run.path, ("pretrain",))
     if not out.parent.is_dir():
         raise UserError(f"{out.parent} is not a folder; make it, or choose another --out")
     files.require_writable(out.parent, "write elsewhere: --out FILE")
@@ -55,24 +53,6 @@ def export(run: Run, names: str, out: Path) -> str:
     state = published_state(backbone) if names == "published" else load_file(weights)
     files.write_atomic(out, lambda temporary: save(state, temporary))
     return f"{out}: {len(state)} tensors of {described['name']}, {names} names, from {run.name}"
-
-
-def finished(run: Run) -> dict[str, Any]:
-    """run.yaml of a pretraining that is done."""
-    if not run.path.is_dir():
-        raise UserError(f"{run.path} is not a folder; expected a pretraining run's directory, as runs/pretrain/<run>")
-    document = run.document()
-    if document["stage"] != "pretrain":
-        raise UserError(f"{run.path} is a run of the stage {document['stage']!r}; expected one of 'pretrain'")
-    if run.state() != "done":
-        raise UserError(
-            f"{run.path} is {run.state()}, and only a pretraining that is done can be exported; "
-            "repeat its `python -m pretrain` command until it is"
-        )
-    parts = ("pretrain", document.get("format"), document["config"], document.get("parent"))
-    if document["hash"] != identity_hash(*parts):
-        raise UserError(f"{run.path / 'run.yaml'} was changed: its config no longer has the hash that names the run")
-    return document
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data.loader import ViewBatch
-from pretrain.scores import GB, batch_diagnostics, peak_memory
+from pretrain.diagnostics import GB, batch_diagnostics, peak_memory
 from runtime.text import describe_seconds
 from vicregl.model import ModelOutput
 
 if TYPE_CHECKING:
-    from pretrain.train import Training
+    from pretrain.training import Training
 
 
 class Clock:

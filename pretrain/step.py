@@ -6,17 +6,19 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import ViewBatch
+from pretrain.checkpoint import random_state, set_random_state
 from pretrain.optimizers import set_learning_rate
-from pretrain.parallel import gather_rows, outputs, random_state, set_random_state
+from runtime.distributed import World
 from runtime.errors import NotFiniteError, UserError
 from vicregl.model import ModelOutput, VICRegLModel
 
 if TYPE_CHECKING:
-    from pretrain.train import Training
+    from pretrain.training import Training
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -139,3 +141,18 @@ def stop_if_not_finite(losses: dict[str, Tensor], step: int) -> None:
         f"the loss is not finite at step {step}: {terms}. The last checkpoint is kept. Usual reasons: "
         "optimizer.base_lr too high, optimizer.warmup too short (train.clip_norm may help)"
     )
+
+
+def outputs(output: ModelOutput) -> list[Tensor]:
+    """The tensors of a model's output that the criterion takes: embeddings, then maps."""
+    maps = [m for stage in output.maps for m in (stage if isinstance(stage, list) else [stage])]
+    return [*output.embeddings, *maps]
+
+
+def gather_rows(rows: Tensor, world: World) -> Tensor:
+    """(n, ...) of every process -> (all, ...), in order of the processes; no gradient."""
+    if world.size == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(gathered, rows.detach().contiguous())
+    return torch.cat(gathered)

@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -151,6 +151,33 @@ class Run:
 
     def write_result(self, scores: dict[str, Any]) -> None:
         files.write_json(self.path / "result.json", scores)
+
+
+def finished_run(path: Path, stages: Sequence[str]) -> dict[str, Any]:
+    """The run.yaml of a finished run of one of the stages, at `path`.
+
+    UserError where the folder is missing, is no run directory, is of another stage, is not done, or was edited by hand.
+    """
+    run = Run(path)
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is not a folder; expected the directory of a {stages[0]} run, as runs/{stages[0]}/<run>"
+        )
+    document = run.document()
+    if document["stage"] not in stages:
+        raise UserError(f"{path} is a run of the stage {document['stage']!r}; expected one of {stages[0]!r}")
+    if run.state() != "done":
+        raise UserError(
+            f"{path} is {run.state()}, and only a {stages[0]} run that is done can be used here; "
+            f"repeat its `python -m {stages[0]}` command until it is"
+        )
+    parts = (document["stage"], document.get("format"), document["config"], document.get("parent"))
+    if document["hash"] != (expected := configs.identity_hash(*parts)):
+        raise UserError(
+            f"{path / 'run.yaml'} was changed: its config hashes to {expected}, and it says {document['hash']}. "
+            "Restore it, or run it again: a score must name the config it came from"
+        )
+    return document
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from data.config import DataConfig
 from data.images import Pixels, normalise, read_image
 from data.transforms import eval_transform
 from data.views import ViewMaker, sample_generator
-from eval.checkpoint import UNREADABLE
 from eval.parent import load_parent_backbone, open_parent
 from pretrain.config import PretrainConfig
 from runtime import config as configs
+from runtime.checkpoint import UNREADABLE
 from runtime.config import require
 from runtime.errors import UserError
 from vicregl.backbones import Backbone

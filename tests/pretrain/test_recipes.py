@@ -57,7 +57,7 @@ def load(recipe: str, *overrides: str) -> PretrainConfig:
 
 
 def header(recipe: str) -> list[str]:
-    lines = (FOLDER / f"{recipe}.yaml").read_text().splitlines()
+    _, *lines = (FOLDER / f"{recipe}.yaml").read_text().splitlines()  # the first line names the schema
     return [line.removeprefix("# ") for line in lines[: lines.index("")]]
 
 

@@ -8,7 +8,7 @@ import torch
 from data.loader import ViewBatch
 from pretrain.config import PretrainConfig
 from pretrain.step import outputs, training_step
-from pretrain.train import Training
+from pretrain.training import Training
 from runtime import config as configs
 from runtime.distributed import World
 from runtime.rundir import Run

@@ -1,4 +1,4 @@
-"""Checkpoints of evaluations that cannot be read."""
+"""Checkpoint files that cannot be read: what raises, and what to say."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ UNREADABLE = (
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} cannot be read: it is cut off or not a checkpoint of this evaluation ({type(error).__name__}). "
-        "Delete it to start this run over"
+        f"{path} cannot be read: it is cut off or not a checkpoint of this run ({type(error).__name__}). "
+        "Delete it to start this run over, or put a good copy in its place"
     )

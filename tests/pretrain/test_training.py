@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pretrain.parallel import unused_parameters
+from pretrain.training import unused_parameters
 from vicregl.config import BackboneConfig, ModelConfig
 from vicregl.model import VICRegLModel
 from vicregl.sync_norm import synchronise

@@ -1,0 +1,175 @@
+"""Everything that a training needs, built once from its config, and the state that it goes on from."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.catalog import Dataset, open_dataset
+from data.loader import PretrainLoader
+from pretrain.checkpoint import TrainingState, drop_all_but_last, keep, seed_apart
+from pretrain.config import PretrainConfig, durations
+from pretrain.optimizers import make_optimizer
+from pretrain.probe import OnlineProbe
+from pretrain.step import outputs, refuse_batch_statistics
+from runtime.distributed import World
+from runtime.rundir import Run
+from vicregl.criterion import VICRegLCriterion
+from vicregl.model import ModelOutput, VICRegLModel
+from vicregl.sync_norm import synchronise
+
+
+@dataclass
+class Training:
+    """The parts that the loop works with."""
+
+    config: PretrainConfig
+    run: Run  # process 0 alone writes in it
+    device: torch.device
+    world: World
+    loader: PretrainLoader
+    criterion: VICRegLCriterion
+    state: TrainingState
+    network: nn.Module  # what the loop calls: state.model, or DDP around it
+    total_steps: int
+    warmup_steps: int
+    began: float  # when this process began to build it
+    started: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+    first_step: int = 0  # where this attempt began
+
+    @classmethod
+    def build(
+        cls, config: PretrainConfig, run: Run, device: torch.device, world: World, dataset: Dataset | None = None
+    ) -> Training:
+        """`dataset` is what `preflight` opened, if it was asked."""
+        began = time.monotonic()
+        dataset = dataset or open_dataset(config.data)
+        torch.manual_seed(config.seed)
+        model = VICRegLModel(config.model, config.loss.global_weight)
+        if config.train.accumulate > 1:
+            refuse_batch_statistics(model)
+        loader = make_loader(config, dataset, model, device, world)
+        total, warmup = durations(config, loader.steps_per_epoch)
+        network = wrapped(model := prepare_model(model, config, device, world), config, device, world)
+        probe = make_probe(config, dataset, model, device)
+        scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
+        state = TrainingState(model, make_optimizer(model, config.optimizer), probe, scaler, device, world)
+        criterion = VICRegLCriterion(config.loss)
+        training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, began)
+        training.resume()
+        return training
+
+    def resume(self) -> None:
+        checkpoint = self.run.path / "checkpoint.pt"
+        known = self.world.size == 1
+        if checkpoint.exists():
+            known = self.state.load(checkpoint)
+            self.first_step = self.state.step
+        if not known:
+            seed_apart(self.config.seed, self.state.step, self.world)
+        if self.world.is_main:
+            if checkpoint.exists():
+                print(f"going on at step {self.state.step} of {self.total_steps}", flush=True)
+            self.run.drop_metrics_after(self.state.step)
+
+    def save(self) -> None:
+        """Every process calls this at the same step."""
+        checkpoint = self.run.path / "checkpoint.pt"
+        self.state.save(checkpoint)
+        self.saved = time.monotonic()
+        if not self.world.is_main:
+            return
+        if self.config.machine.keep_last:
+            keep(checkpoint, f"step-{self.state.step:08}")
+            drop_all_but_last(checkpoint, self.config.machine.keep_last)
+        if self.ends_kept_epoch():
+            keep(checkpoint, f"epoch-{self.state.step // self.loader.steps_per_epoch:04}")
+
+    def ends_kept_epoch(self) -> bool:
+        steps = self.config.machine.keep_every_epochs * self.loader.steps_per_epoch
+        return steps > 0 and self.state.step % steps == 0
+
+
+def preflight(config: PretrainConfig) -> Dataset:
+    """Check what a new run needs before anything of it is made, and return its dataset, which is listed once.
+
+    UserError for a dataset that is missing or too small for the batch or the warm-up, and for a network that does not
+    fit.
+    """
+    dataset = open_dataset(config.data)
+    durations(config, dataset.steps_per_epoch(len(dataset.images("train")), config.train.batch_size))
+    try:
+        with torch.device("meta"):  # no memory, no time
+            model = VICRegLModel(config.model, config.loss.global_weight)
+    except (NotImplementedError, RuntimeError):
+        return dataset  # timm has networks that cannot be built there; their errors come when they are built for real
+    if config.train.accumulate > 1:
+        refuse_batch_statistics(model)
+    return dataset
+
+
+def make_loader(
+    config: PretrainConfig, dataset: Dataset, model: VICRegLModel, device: torch.device, world: World
+) -> PretrainLoader:
+    return PretrainLoader(
+        config.data,
+        config.views,
+        model.backbone.grid_size,
+        config.train.batch_size,
+        config.seed,
+        config.machine.workers,
+        device=device,
+        worker_kind=config.machine.worker_kind,
+        share=(world.rank, world.size),
+        dataset=dataset,
+    )
+
+
+def make_probe(
+    config: PretrainConfig, dataset: Dataset, model: VICRegLModel, device: torch.device
+) -> OnlineProbe | None:
+    if not config.probe.enabled or dataset.images("train").labels is None:
+        return None
+    return OnlineProbe(model.backbone.channels, len(dataset.classes), config.probe).to(device)
+
+
+def prepare_model(model: VICRegLModel, config: PretrainConfig, device: torch.device, world: World) -> VICRegLModel:
+    """The model on its device, in the memory layout and with the norms and the compilation of the config."""
+    if world.size > 1 and config.train.sync_batch_norm:
+        model = synchronise(model, device)
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
+    if config.machine.compile:
+        for part in (model.backbone, model.expander, model.projector):
+            if part is not None:
+                part.compile()  # in place, so that tensors keep their names
+    return model
+
+
+def wrapped(model: VICRegLModel, config: PretrainConfig, device: torch.device, world: World) -> nn.Module:
+    """What the loop calls: the model, or DDP, which averages the gradients of the processes.
+
+    The average is right: the criterion's gradients are times the number of processes (vicregl/batch.py).
+    """
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=bool(unused_parameters(model, config.views.large_size)),
+        gradient_as_bucket_view=True,
+    )
+
+
+def unused_parameters(model: VICRegLModel, side: int) -> list[str]:
+    """Parameters that no output depends on (timm's layers after the map): DDP would wait for their gradients."""
+    shapes = copy.deepcopy(model).to("meta").eval()
+    output: ModelOutput = shapes.forward([torch.empty(2, 3, side, side, device="meta")])
+    sum(tensor.sum() for tensor in outputs(output)).backward()  # type: ignore[union-attr]  # there is one at least
+    return [name for name, p in shapes.named_parameters() if p.requires_grad and p.grad is None]
