@@ -1,9 +1,11 @@
-"""What tests of several stages need: a tiny ImageFolder dataset, and commands as a user runs them."""
+"""What tests of several stages need: small datasets, and commands as a user runs them."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 import runtime  # noqa: F401  (prepares torchvision beside a CPU-only torch)
+from data.config import DataConfig, ScenesConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +31,29 @@ def image_folder(tmp_path_factory) -> Path:
                 pixels = colour + random.normal(0, 40, (32, 32, 3))
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def scenes_parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture
+def small_scenes(scenes_parent: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataConfig]:
+    """The embedded dataset with 60 + 20 images, made once a session."""
+    monkeypatch.setenv("VICREGL_DATA", str(scenes_parent))
+    return DataConfig(scenes=ScenesConfig(train=60, val=20))
+
+
+@pytest.fixture
+def folder_of_60(small_scenes: DataConfig, tmp_path: Path) -> DataConfig:
+    """A copy of those 60 images as an ImageFolder tree that a test may spoil."""
+    from data.catalog import open_dataset
+
+    root = open_dataset(small_scenes).root
+    for split in ("train", "val"):
+        shutil.copytree(root / split, tmp_path / "tree" / split)
+    return DataConfig(name="imagefolder", root=str(tmp_path / "tree"))
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from torch import Tensor
 from analysis.figures.base import PAGE
 from analysis.pictures.network import Images, Network
 from data.images import Pixels
-from data.show import COLOURS, draw_image, draw_view, join, rendered
 from data.views import ViewMaker
+from pretrain.show import COLOURS, draw_image, draw_view, join, rendered
 from vicregl.config import Kind
 from vicregl.local import matched_pairs
 
@@ -78,7 +78,7 @@ def place_colours(pairs: Pairs, grid: tuple[int, int]) -> list[tuple[float, ...]
 
 def _describe(pair: tuple[Axes, Axes], kind: str, pairs: Pairs, distances: np.ndarray) -> None:
     for ax in pair:
-        ax.set_title("")  # what was done with the view, in the sheet of data.show
+        ax.set_title("")  # what was done with the view, in the sheet of pretrain.show
         ax.spines[:].set_visible(True)
     pair[0].set_xlabel(f"by {kind}: {len(pairs)} matches", fontsize=6)
     if pairs:  # with a threshold there may be none

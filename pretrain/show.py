@@ -1,6 +1,6 @@
 """A sheet of views, to check by eye what a config trains on.
 
-    python -m data.show pretrain/configs/quickstart.yaml --images 4 --out views.png [key=value ...]
+    python -m pretrain.show pretrain/configs/quickstart.yaml --images 4 --out build/views.png [key=value ...]
 
 A row is an image with the boxes of its views, and the views with the cells of the network's map. Joined are the cells
 of the two large views that the criterion matches by location.
@@ -23,6 +23,7 @@ from data.images import MEAN, STD, ImageStore, Pixels
 from data.raw import open_source
 from data.views import ViewMaker, ViewPlan, sample_generator
 from runtime import config as configs
+from runtime import files
 from runtime.config import require
 from runtime.errors import run_command
 
@@ -80,6 +81,7 @@ def draw_sheet(
             draw_view(row[view + 1], pixels, plans[view], maker.grids[view], COLOURS[view % len(COLOURS)])
         pairs = matched_pairs(criterion, "location", locations[0], locations[1])
         join(figure, row[1], row[2], maker, pairs.tolist())
+    files.make_folder(out.parent, "write elsewhere: --out FILE")
     figure.savefig(out)
 
 
@@ -140,10 +142,10 @@ def cell_centre(cell: int, maker: ViewMaker, view: int) -> tuple[float, float]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.show", description="Draw a sheet of views.")
+    parser = argparse.ArgumentParser(prog="python -m pretrain.show", description="Draw a sheet of views.")
     parser.add_argument("config", help="a pretraining config, as pretrain/configs/quickstart.yaml")
     parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("views.png"))
+    parser.add_argument("--out", type=Path, default=Path("build/views.png"), help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", help="key=value, as seed=1")
     arguments = parser.parse_intermixed_args(argv)
     require(arguments.images >= 1, "--images", arguments.images, "1 or more")

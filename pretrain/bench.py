@@ -1,6 +1,6 @@
 """How many images a second the input pipeline gives on this machine, and what limits it.
 
-    python -m data.bench CONFIG [--workers 0,1,2,4] [--seconds 5] [key=value ...]
+    python -m pretrain.bench CONFIG [--workers 0,1,2,4] [--seconds 5] [key=value ...]
 
 First the parts of the work on one image, one thread; then the loader end to end with each number of workers, which
 includes what the process that trains does itself: normalising, the copies to a GPU and, with `views.execution=device`,
@@ -22,8 +22,8 @@ from data.catalog import Dataset, open_dataset
 from data.images import ImageStore, Pixels, decode, read_file, shrink
 from data.loader import PretrainLoader
 from data.raw import CachedSource, open_source
-from data.show import load_config, view_maker
 from data.views import GridSize, ViewMaker, sample_generator
+from pretrain.show import load_config, view_maker
 from runtime.config import require
 from runtime.device import available_cores, prepare
 from runtime.errors import UserError, run_command
@@ -168,7 +168,7 @@ def _numbers(text: str | None) -> list[int]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.bench", description="Measure the input pipeline.")
+    parser = argparse.ArgumentParser(prog="python -m pretrain.bench", description="Measure the input pipeline.")
     parser.add_argument("config", help="a pretraining config, as pretrain/configs/quickstart.yaml")
     parser.add_argument("--workers", help="numbers of them, as 0,1,2; default: 0, 1, 2, 4, ... up to the cores")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")

@@ -1,4 +1,4 @@
-"""python -m data.show and python -m data.bench: what they draw and tell is so."""
+"""python -m pretrain.show and python -m pretrain.bench: what they draw and tell is so."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import bench, show
 from data.config import DataConfig, ViewsConfig
 from data.views import ViewMaker, sample_generator
+from pretrain import bench, show
 from runtime.errors import UserError
 from vicregl.config import CriterionConfig
 from vicregl.local import matched_pairs
