@@ -8,6 +8,11 @@ from runtime.config import Config, require
 
 # data/catalog.py opens them.
 DATASETS = ("scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k")
+# ImageNet's mean and deviation of red, green and blue in 0..1, as torchvision's weights and every evaluation use them.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+Normalisation = tuple[Sequence[float], Sequence[float]]  # mean, deviation
+IMAGENET: Normalisation = (MEAN, STD)
 SCENES_VERSION = 1  # raised when the same options come to mean other pixels
 WORKER_KINDS = ("processes", "threads")  # data/workers.py tells them apart
 

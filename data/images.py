@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from data.config import MEAN, STD
 from data.recycle import Recycler
 from runtime.errors import UserError
 
@@ -24,9 +25,6 @@ Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
 # torchvision's IMG_EXTENSIONS, so that a folder holds the same images here and there
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# of ImageNet, in units of 0..1, as torchvision's weights and the published recipe use them
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 def read_image(path: Path) -> Pixels:
@@ -109,19 +107,24 @@ def shrink(image: Pixels, short_side: int) -> Pixels:
     return resize(image, max(short_side, round(height * scale)), max(short_side, round(width * scale)))
 
 
-def normalise(images: Pixels | torch.Tensor, recycler: Recycler | None = None) -> torch.Tensor:
-    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), channels_last in memory, with ImageNet's mean and deviation.
+def normalise(
+    images: Pixels | torch.Tensor,
+    recycler: Recycler | None = None,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> torch.Tensor:
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), channels_last in memory, with that mean and deviation.
 
     On a CPU its memory comes from the recycler, if there is one.
     """
     levels = torch.as_tensor(images)
     if levels.device.type != "cpu":
-        mean, deviation = (255 * torch.tensor(values, device=levels.device) for values in (MEAN, STD))
-        return levels.float().sub_(mean).div_(deviation).movedim(-1, -3)
+        middle, spread = (255 * torch.tensor(values, device=levels.device) for values in (mean, std))
+        return levels.float().sub_(middle).div_(spread).movedim(-1, -3)
     # One row of constants for a row of pixels, not one value a channel: the innermost loop is then long.
     width = levels.shape[-2]
-    scale = (1 / (255 * torch.tensor(STD))).repeat(width)
-    shift = (torch.tensor(MEAN) / torch.tensor(STD)).repeat(width)
+    scale = (1 / (255 * torch.tensor(std))).repeat(width)
+    shift = (torch.tensor(mean) / torch.tensor(std)).repeat(width)
     # numpy takes large arrays in huge pages, torch does not: a third of the time for a batch
     empty = np.empty if recycler is None else recycler.take
     normalised = torch.from_numpy(empty(tuple(levels.shape), np.float32))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from data.config import IMAGENET, Normalisation
 from data.images import ImageList, ImageStore, Pixels, normalise, resize
 from data.views import draw_box, sample_generator
 from runtime.config import require
@@ -46,13 +47,21 @@ def train_transform(size: int, scale: Sequence[float] = (0.08, 1.0), flip: bool 
 class LabelledDataset(Dataset):
     """(image (3, S, S) float32 normalised, label, index) by index. Raises UserError for an unreadable image."""
 
-    def __init__(self, images: ImageList, transform: Transform, seed: int = 0, memory_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        images: ImageList,
+        transform: Transform,
+        seed: int = 0,
+        memory_bytes: int = 1 << 30,
+        normalisation: Normalisation = IMAGENET,
+    ) -> None:
         require(images.labels is not None, "dataset", "without labels", "one with class folders")
         self._store = ImageStore(images, memory_bytes=memory_bytes)
         self._labels = images.labels or []
         self._transform = transform
         self._seed = seed
         self._epoch = 0
+        self._mean, self._std = normalisation
 
     def set_epoch(self, epoch: int) -> None:
         """A sample's augmentation is a function of (seed, epoch, index). Call before the epoch's iterator is made."""
@@ -62,7 +71,7 @@ class LabelledDataset(Dataset):
         return len(self._store)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        return normalise(self._pixels(index)), self._labels[index], index
+        return normalise(self._pixels(index), None, self._mean, self._std), self._labels[index], index
 
     def _pixels(self, index: int) -> Pixels:
         image = self._store.read(index)[1]
@@ -71,11 +80,16 @@ class LabelledDataset(Dataset):
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(images (B, 3, S, S), labels (B,)): the same samples, normalised together, which is faster."""
         pixels = np.stack([self._pixels(index) for index in indices])
-        return normalise(pixels), torch.tensor([self._labels[index] for index in indices])
+        levels = normalise(pixels, None, self._mean, self._std)
+        return levels, torch.tensor([self._labels[index] for index in indices])
 
 
 def labelled_dataset(
-    images: ImageList, transform: Transform, seed: int = 0, memory_bytes: int = 1 << 30
+    images: ImageList,
+    transform: Transform,
+    seed: int = 0,
+    memory_bytes: int = 1 << 30,
+    normalisation: Normalisation = IMAGENET,
 ) -> LabelledDataset:
     """A set that takes no more than `memory_bytes` decoded is read at once and kept."""
-    return LabelledDataset(images, transform, seed, memory_bytes)
+    return LabelledDataset(images, transform, seed, memory_bytes, normalisation)

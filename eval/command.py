@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.config import DataConfig
-from eval.parent import Parent, open_parent
+from eval.parent import Parent, normalisation_of_run, normalisation_of_weights, open_parent
 from eval.preflight import preflight
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
@@ -42,14 +42,18 @@ def evaluate(
         refuse_several(world, f"eval.{stage}")
     asked = Asked.read(argv, stage)
     config = configs.load(schema, asked.config, asked.overrides)
-    parent = asked.parent(config.machine.runs)
+    parent = asked.parent(config.machine.runs, config.normalisation)
     name = identity(config, parent.hash)
     if Run.at(config.machine.runs, name).result() is None:
         preflight(config.data, masks=stage == "segmentation")
 
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         scores = work(config, parent, run, device)
-        return scores | asked.beside(parent, stage, config.data, scores) if world.is_main else scores
+        if not world.is_main:
+            return scores
+        mean, std = map(list, parent.normalisation)
+        used = {"normalisation_mean": mean, "normalisation_std": std}
+        return scores | used | asked.beside(parent, stage, config.data, scores)
 
     carry_out(config, name, scored, world, asked.described(parent))
 
@@ -87,10 +91,13 @@ class Asked:
         _require(not paths, f"got --weights and also {paths}; expected one of them, a run or a file")
         return cls(found.config, words, None, found.weights, found.arch, found.arch_arg)
 
-    def parent(self, runs: str) -> Parent:
+    def parent(self, runs: str, normalisation: str | None) -> Parent:
         if self.weights is None:
-            return open_parent(self.run or "")
-        return import_weights(runs, self.weights, self.arch or "", parse_args(self.arch_args))
+            parent = open_parent(self.run or "")
+            return replace(parent, normalisation=normalisation_of_run(parent, normalisation))
+        chosen = normalisation_of_weights(self.arch or "", normalisation)
+        parent = import_weights(runs, self.weights, self.arch or "", parse_args(self.arch_args))
+        return replace(parent, normalisation=chosen)
 
     def described(self, parent: Parent) -> dict[str, Any]:
         """What run.yaml and result.json say of the weights file; nothing of a pretraining run, whose hash tells all."""

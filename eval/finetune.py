@@ -28,7 +28,7 @@ class Finetuning(LinearTraining):
     """A backbone and one head, trained together."""
 
     def __init__(self, config: LinearConfig, parent: Parent, run: Run, device: torch.device) -> None:
-        super().__init__(config, run)
+        super().__init__(config, parent, run)
         torch.backends.cudnn.deterministic = True
         self.device = device
         self.backbone = load_parent_backbone(parent).to(device)

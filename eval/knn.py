@@ -87,7 +87,9 @@ def tables(
                 stop.leave()
 
         for images in parts:
-            batches = ImageBatches(labelled_dataset(images, transform), config.batch_size)
+            batches = ImageBatches(
+                labelled_dataset(images, transform, normalisation=parent.normalisation), config.batch_size
+            )
             vectors, labels = features.table(batches, config.machine.workers, on_batch)
             found.append((normalise_rows(vectors), labels))
             done += len(images)

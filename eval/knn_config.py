@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data.config import DataConfig
-from runtime.config import Config, MachineConfig, require, split_machine
+from runtime.config import Config, MachineConfig, added_later, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "knn"
@@ -36,6 +36,8 @@ class KnnConfig(Config):
     held_out: float = 0.02  # of each class of train (scenes: of its source digits); not used where k is set
     batch_size: int = 256
     seed: int = 0  # of the held-out slice
+    # null: ImageNet's, refused for a network of others; imagenet, network (its own), or a tag of timm's weights of it
+    normalisation: str | None = added_later(None)
     machine: KnnMachineConfig = KnnMachineConfig()
 
     def check(self) -> None:

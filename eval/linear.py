@@ -31,7 +31,7 @@ class LinearEvaluation(LinearTraining):
     """Features of the frozen backbone, and k heads on them."""
 
     def __init__(self, config: LinearConfig, parent: Parent, run: Run, device: torch.device) -> None:
-        super().__init__(config, run)
+        super().__init__(config, parent, run)
         self.features = FrozenFeatures(load_parent_backbone(parent), device)
         self.tables = self.compute_tables()
         width = self.tables["val"][0].shape[1]

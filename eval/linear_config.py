@@ -42,6 +42,8 @@ class LinearConfig(Config):
     subset: str | None = added_later(None)  # path of a text file: an image a line, as n01440764_10026.JPEG
     finetune: bool = added_later(False)  # augmented, with one of learning_rates
     backbone_learning_rate: float = added_later(0.0)  # with finetune; learning_rates is the head's
+    # null: ImageNet's, refused for a network of others; imagenet, network (its own), or a tag of timm's weights of it
+    normalisation: str | None = added_later(None)
     machine: EvalMachineConfig = EvalMachineConfig()
 
     def check(self) -> None:

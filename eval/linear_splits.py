@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data.catalog import Dataset, open_dataset
+from data.config import IMAGENET, Normalisation
 from data.images import ImageList
 from data.transforms import Transform, eval_transform, labelled_dataset, train_transform
 from eval.features import ImageBatches, source_split, stratified_split, subset
@@ -28,7 +29,7 @@ class Splits:
     subset: Subset | None = None  # that train and held_out are parts of, where not all of train is used
 
     @classmethod
-    def open(cls, config: LinearConfig) -> Splits:
+    def open(cls, config: LinearConfig, normalisation: Normalisation = IMAGENET) -> Splits:
         dataset = open_dataset(config.data)
         train, val = dataset.images("train"), dataset.images("val")
         refuse_unusable(config.data.name, train, val)
@@ -41,7 +42,8 @@ class Splits:
         kept, held_out, held_out_by = hold_out(dataset, train, config.held_out, config.seed)
 
         def batches(images: ImageList, transform: Transform, seed: int | None = None) -> ImageBatches:
-            return ImageBatches(labelled_dataset(images, transform, seed or 0), config.batch_size, seed)
+            dataset = labelled_dataset(images, transform, seed or 0, normalisation=normalisation)
+            return ImageBatches(dataset, config.batch_size, seed)
 
         if config.mode == "cached":
             train_batches = batches(subset(train, kept), central)

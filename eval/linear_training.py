@@ -17,6 +17,7 @@ from eval.features import Batch
 from eval.linear_config import LinearConfig
 from eval.linear_heads import LinearHeads
 from eval.linear_splits import Splits
+from eval.parent import Parent
 from eval.progress import Progress
 from runtime import files
 from runtime.checkpoint import UNREADABLE, unreadable
@@ -64,10 +65,10 @@ class LinearTraining(ABC):
 
     state: LinearState
 
-    def __init__(self, config: LinearConfig, run: Run) -> None:
+    def __init__(self, config: LinearConfig, parent: Parent, run: Run) -> None:
         self.config, self.run = config, run
         self.started = time.monotonic()
-        self.splits = Splits.open(config)
+        self.splits = Splits.open(config, parent.normalisation)
         self.checkpoint = run.path / "checkpoint.pt"
 
     @abstractmethod

@@ -46,6 +46,8 @@ def segment(config: SegmentationConfig, parent: Parent, run: Run, device: torch.
     layout = open_dataset(config.data).segmentation()
     channels = tapped_channels(config, parent)
     cfg = plain_config(config, layout, parent.run.path, channels, run.path / "mmseg", device, world.size)
+    mean, std = ([255 * value for value in values] for values in parent.normalisation)
+    cfg["model"]["data_preprocessor"] |= {"mean": mean, "std": std}
     runner = build_runner(cfg, run, device)
     with stop_request() as stop:
         watch = watch_training(runner, config, run, stop, layout)

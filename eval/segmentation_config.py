@@ -72,6 +72,8 @@ class SegmentationConfig(Config):
     batch_size: int = 16
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = 0
+    # null: ImageNet's, refused for a network of others; imagenet, network (its own), or a tag of timm's weights of it
+    normalisation: str | None = added_later(None)
     machine: SegmentationMachineConfig = SegmentationMachineConfig()
 
     def check(self) -> None:

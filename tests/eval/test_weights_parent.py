@@ -3,18 +3,26 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
+from torchvision import transforms
 
-from data.config import DataConfig
+from data.catalog import open_dataset
+from data.config import MEAN, STD, DataConfig
+from data.transforms import eval_transform, labelled_dataset
 from eval import knn, linear, segmentation
-from eval.parent import load_parent_backbone
+from eval.knn_config import KnnConfig
+from eval.knn_config import identity as knn_identity
+from eval.parent import load_parent_backbone, normalisation_of_run, normalisation_of_weights, open_parent
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
+from runtime import config as configs
 from runtime.errors import UserError, run_command
 from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
@@ -166,6 +174,62 @@ def test_other_evaluations_take_a_file_too(stage, started, small_file, scenes, t
     assert code == 0, err
     (result,) = (tmp_path / "runs" / stage).glob("*/result.json")
     assert json.loads(result.read_text())["weights"]["file"] == "model.pth"
+
+
+def test_a_network_of_another_normalisation_needs_a_word(started, image_folder, tmp_path):
+    """timm's BiT networks were trained with mean and deviation 0.5; without a word nothing is made."""
+    name = "resnetv2_50x1_bit"
+    torch.save(create_backbone(BackboneConfig(name=name)).trunk.state_dict(), tmp_path / "bit.pth")
+    data = ["data.name=imagefolder", f"data.root={image_folder}", "neighbours=[3]", "image_size=32", "resize=32"]
+    words = ["--weights", tmp_path / "bit.pth", "--arch", name, "--config", "eval/configs/knn_scenes.yaml", *data]
+    code, _, err = started(knn.main, *words)
+    assert (code, "[0.5, 0.5, 0.5]" in err, "[0.485, 0.456, 0.406]" in err) == (2, True, True), err
+    assert not (tmp_path / "runs").exists()
+    for asked, mean in (("network", 0.5), ("imagenet", 0.485), ("goog_in21k", 0.5)):
+        code, _, err = started(knn.main, *words, f"normalisation={asked}")
+        assert code == 0, err
+        results = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "knn").glob("*/result.json")]
+        assert mean in [result["normalisation_mean"][0] for result in results]
+    assert len({(result["normalisation_mean"][0], result["normalisation_std"][0]) for result in results}) == 2
+    code, _, err = started(knn.main, *words, "normalisation=clip")
+    assert (code, "allowed: imagenet, network, goog_distilled_in1k" in err) == (2, True), err
+
+
+def test_a_choice_of_normalisation_names_another_run():
+    """Runs of before keep their names."""
+    words = [], ["normalisation=network"]
+    plain, asked = (configs.load(KnnConfig, "eval/configs/knn_imagenet.yaml", each) for each in words)
+    assert "normalisation" not in knn_identity(plain, "0123456789").config
+    assert knn_identity(plain, "0123456789").hash != knn_identity(asked, "0123456789").hash
+
+
+def test_a_run_of_another_normalisation_needs_a_word(parent):
+    run = open_parent(parent)
+    published = replace(run, config=run.config | {"views": {"mean": list(MEAN), "std": [0.228, 0.224, 0.225]}})
+    assert normalisation_of_run(published, None) == normalisation_of_run(run, "network") == (MEAN, STD)
+    half = replace(run, config=run.config | {"views": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    with pytest.raises(UserError, match="normalisation=network or normalisation=imagenet"):
+        normalisation_of_run(half, None)
+    assert normalisation_of_run(half, "network") == ([0.5] * 3, [0.5] * 3)
+
+
+def test_images_are_normalised_as_the_network_wants(image_folder):
+    """Equal to torchvision's ToTensor and Normalize."""
+    images = open_dataset(DataConfig(name="imagefolder", root=str(image_folder))).images("val")
+    mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
+    ours = labelled_dataset(images, eval_transform(32, 32), normalisation=(mean, std))
+    reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    expected = reference(Image.open(images.paths[3]).convert("RGB"))
+    torch.testing.assert_close(ours[3][0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.batch([3])[0][0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_another_normalisation_are_named(capsys):
+    assert normalisation_of_weights("convnext_base", None) == (MEAN, STD)
+    assert "normalisation=clip_laion" in capsys.readouterr().out
+    assert normalisation_of_weights("convnext_base", "clip_laion2b_augreg")[0][0] == pytest.approx(0.4815, abs=1e-4)
+    assert normalisation_of_weights("resnet50", None) == (MEAN, STD)
+    assert capsys.readouterr().out == ""
 
 
 def test_arguments_of_the_network():
