@@ -6,13 +6,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import yaml
-
 from analysis.labels import is_percent, score_name, value_text
 from analysis.material import Material
 from analysis.statistics import Estimate, difference, seeds_to_settle
 from analysis.summary import Row, Summary, summarize
 from analysis.table import estimate_text, score_cell
+from runtime.config import parse_yaml
 from runtime.errors import UserError
 
 
@@ -114,12 +113,12 @@ def _controls(summary: Summary) -> list[str | None]:
 def _part(summary: Summary, part: str) -> tuple[str, Any]:
     key, equals, value = part.partition("=")
     if not equals:
-        return summary.row_keys[0], yaml.safe_load(part)
+        return summary.row_keys[0], parse_yaml(part)
     if key.strip() not in summary.row_keys:
         near = get_close_matches(key.strip(), summary.row_keys, n=1, cutoff=0.3)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"{part!r}: the study's rows have no key {key.strip()!r}{hint}; they have {summary.row_keys}")
-    return key.strip(), yaml.safe_load(value)
+    return key.strip(), parse_yaml(value)
 
 
 def _fits(summary: Summary, row: Row, text: str, wanted: Mapping[str, Any]) -> bool:

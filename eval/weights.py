@@ -16,6 +16,7 @@ import yaml
 
 from eval.parent import WEIGHTS, WEIGHTS_STAGE, Parent, open_parent
 from runtime import files
+from runtime.config import parse_yaml
 from runtime.errors import BusyError, UserError
 from runtime.rundir import Identity, Run, open_run
 
@@ -104,7 +105,7 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
         if key in args:
             raise UserError(f"--arch-arg {key} is given twice: {args[key]!r} and {value!r}")
         try:
-            args[key] = yaml.safe_load(value)
+            args[key] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"cannot read the value of --arch-arg {pair!r}: expected one as in YAML") from error
     return args

@@ -139,7 +139,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with 1e-6 as a number (YAML 1.2) and a key at most once in a mapping."""
+    """PyYAML's safe loader, with 1e-6 as a number (YAML 1.2), a key at most once in a mapping, and no aliases.
+
+    A few lines of nested aliases stand for billions of values, which would keep whatever walks through them busy.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed; write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -156,8 +165,13 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain values of a YAML text. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)  # a SafeLoader
+    """The plain values of a YAML text. Raises yaml.YAMLError, also for what is nested too deeply to be meant."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits, a date that does not exist
+        raise yaml.YAMLError(str(error)) from error
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Configs: what passes, and what the messages of the rest say."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,6 +115,32 @@ def test_a_key_that_stands_twice_or_is_no_text_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"twice\.yaml.*(stands twice|is not text)"):
         configs.load(Outer, path)
+
+
+BOMB = "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}' if k else 'x'] * 9)}]\n" for k in range(30))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (BOMB, "aliases"),
+        ("steps: &here [*here]\n", "aliases"),
+        ("inner: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("steps: " + "9" * 5000, "digits"),
+        ("steps: 2001-13-45", "month"),
+    ],
+    ids=["bomb", "circle", "nesting", "digits", "date"],
+)
+def test_hostile_yaml_ends_at_once_in_one_line(tmp_path, text, problem):
+    path = tmp_path / "hostile.yaml"
+    path.write_text(text)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=rf"hostile\.yaml is not readable YAML.*{problem}"):
+        configs.load(Outer, path)
+    if text != BOMB:
+        with pytest.raises(UserError, match=problem):
+            configs.parse_overrides([f"inner={text.partition(': ')[2]}"])
+    assert time.monotonic() - start < 5
 
 
 @given(st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False), st.integers())
