@@ -15,7 +15,7 @@ from data import scenes, segmentation_sets
 from data.compose import CLASSES as DIGITS
 from data.config import DataConfig
 from data.images import IMAGE_SUFFIXES, ImageList
-from data.layout import SegmentationLayout
+from data.layout import SegmentationLayout, walk
 from data.place import data_root
 from runtime.errors import UserError
 
@@ -97,7 +97,7 @@ def _open_scenes(config: DataConfig) -> Dataset:
     layout = SegmentationLayout(
         "scenes",
         root,
-        *segmentation_sets.voc_splits("train"),
+        *segmentation_sets.voc_splits(root, "train"),
         classes=["background", *DIGITS],
         palette=segmentation_sets.voc_palette(11),
         img_suffix=".png",
@@ -180,19 +180,9 @@ def _suffix(file: str) -> str:
 def _split_files(folder: Path) -> tuple[list[str], list[str]]:
     """(images, other files) at any depth of a folder, as text, because Paths sort slowly; no file is asked for itself.
 
-    Sorted by folder, then by name. UserError for a folder that cannot be read, and for a link that leads in a circle.
+    Sorted by folder, then by name. Raises as `walk` does.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    found: list[tuple[str, list[str]]] = []
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        for link in (path for name in folders if os.path.islink(path := os.path.join(place, name))):
-            if os.path.realpath(link) in [os.path.realpath(str(above)) for above in (place, *Path(place).parents)]:
-                raise UserError(f"{link} is a link to a folder that it lies in, so its images never end; remove it")
-        found.append((place, files))
-    paths = [f"{place}/{file}" for place, files in sorted(found) for file in sorted(files)]
+    paths = [f"{place}/{file}" for place, files in sorted(walk(folder)) for file in sorted(files)]
     images = [path for path in paths if _is_image(path)]
     return images, [] if len(images) == len(paths) else [path for path in paths if not _is_image(path)]
 

@@ -64,7 +64,7 @@ class DataConfig(Config):
     name: str = "scenes"  # scenes | imagefolder | imagenet | voc | vocfolder | cityscapes | ade20k
     root: str | None = None
     on_bad_image: str = "stop"  # stop | skip (and count); of pretraining only
-    segmentation_train: str = "train"  # list of ImageSets/Segmentation to train on; train_aug for VOC with SBD's masks
+    segmentation_train: str = "train"  # train | train_aug: VOC's train.txt, and SBD's further images and masks
     scenes: ScenesConfig = ScenesConfig()
 
     def check(self) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from data.config import MEAN, STD
 from data.recycle import Recycler
@@ -25,6 +29,7 @@ Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
 # torchvision's IMG_EXTENSIONS, so that a folder holds the same images here and there
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 178_956_970  # of one image, 0.5 GB decoded: where PIL suspects a decompression bomb and stops
 
 
 def read_image(path: Path) -> Pixels:
@@ -48,7 +53,8 @@ def decode(content: bytes, path: Path) -> Pixels:
     """The bytes of an image file as (H, W, 3) RGB. Raises UserError, naming `path`, for what is no whole image."""
     if simplejpeg is not None and content[:2] == b"\xff\xd8":
         try:
-            if simplejpeg.decode_jpeg_header(content)[2] in ("YCbCr", "Gray", "RGB"):
+            height, width, space, _ = simplejpeg.decode_jpeg_header(content)
+            if space in ("YCbCr", "Gray", "RGB") and height * width <= MAX_PIXELS:
                 return simplejpeg.decode_jpeg(content, colorspace="RGB")
         except ValueError:
             pass  # odd or damaged: PIL decides, so that what is readable does not depend on simplejpeg
@@ -56,16 +62,70 @@ def decode(content: bytes, path: Path) -> Pixels:
 
 
 def _decode_with_pil(content: bytes, path: Path) -> Pixels:
+    with open_image(io.BytesIO(content), path) as image:
+        if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
+            raise ValueError(f"its mode is {image.mode!r}, and 8 bits a channel are expected; convert it")
+        return np.array(as_stored(image).convert("RGB"))
+
+
+@contextmanager
+def open_image(file: IO[bytes], path: Path) -> Iterator[Image.Image]:
+    """The open file as PIL's image, of which the header alone is read; what is decoded within may fail as well.
+
+    Raises UserError, naming `path`, for what is no whole image, or has more than MAX_PIXELS.
+    """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
-                raise ValueError(f"its mode is {image.mode!r}, and 8 bits a channel are expected; convert it")
-            return np.array(image.convert("RGB"))
+        with Image.open(file) as image:
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is no image of a known format" if file.seek(0, io.SEEK_END) else "the file is empty"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"its header promises more pixels than the {MAX_PIXELS:,} that are allowed; shrink or cut it"
         raise UserError(
-            f"cannot decode the image {path}: {error}. Replace or remove the file, "
-            "or leave unreadable training images out with data.on_bad_image=skip"
+            f"cannot decode the image {path}: {reason}. Replace or remove the file; "
+            "pretraining leaves unreadable images out with data.on_bad_image=skip"
         ) from error
+
+
+def as_stored(image: Image.Image) -> Image.Image:
+    """The image, to be decoded as its file stores it: PIL would turn a TIFF by its tag, and nothing else."""
+    if not isinstance(image, TiffImageFile):
+        return image
+    image.getexif().pop(ExifTags.Base.Orientation, None)
+    image.load()
+    return image.copy()  # whose size is that of its pixels
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image before the pixels."""
+
+    height: int
+    width: int
+    mode: str  # as PIL has it
+    orientation: int  # EXIF's: 1 is upright, 2 to 8 ask a viewer to turn or mirror the image; ignored at every stage
+
+
+def read_header(path: Path) -> Header:
+    """Raises UserError, naming the file, where it is missing, no image, or has more than MAX_PIXELS."""
+    try:
+        with open(path, "rb") as file, open_image(file, path) as image:
+            width, height = image.size
+            if isinstance(image, TiffImageFile):  # where PIL's size is that of the image when it is turned
+                width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+            return Header(height, width, image.mode, _orientation(image))
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        tag = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # PngImageFile's own decodes the image
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return 1  # damaged tags turn nothing
+    return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
 def resize(image: Pixels, height: int, width: int, mode: str = "bicubic", out: Pixels | None = None) -> Pixels:

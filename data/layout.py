@@ -2,39 +2,118 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.compose import IGNORE
+from data.images import as_stored, open_image, read_file
 from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class SegmentationSplit:
+class SegmentationPart:
     """Folders relative to the dataset's root. The mask of IMAGE_DIR/<name><suffix> is MASK_DIR/<name><suffix>."""
 
     image_dir: str
     mask_dir: str
     list_file: str = ""  # one name a line, without suffix; empty: every image in image_dir, at any depth
 
+    def names(self, root: Path, img_suffix: str) -> list[str]:
+        """What the list says, or the images' paths, sorted; without suffix."""
+        if self.list_file:
+            return read_list(root / self.list_file)
+        return sorted(strip(files_in(root / self.image_dir), img_suffix))
+
+
+def parts_by_name(root: Path, parts: Sequence[SegmentationPart], img_suffix: str) -> dict[str, SegmentationPart]:
+    """The names of a split; each belongs to the first part that has it."""
+    found: dict[str, SegmentationPart] = {}
+    for part in parts:
+        for name in part.names(root, img_suffix):
+            found.setdefault(name, part)
+    return found
+
+
+def read_list(file: Path) -> list[str]:
+    """The names in a list; UserError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list {file}: {error}; expected one image name a line") from error
+
+
+@dataclass(frozen=True)
+class MaskLabels:
+    """How the values of a mask are read: single-channel, 8 bits.
+
+    `values` maps them to classes where the file holds others (Cityscapes' label ids, ADE20K's unlabelled 0): 256
+    numbers, `ignore` for what counts for nothing. Without it a value is the class.
+    """
+
+    classes: int
+    values: tuple[int, ...] | None = None
+    ignore: int = IGNORE
+
+    def read(self, path: Path) -> np.ndarray:
+        """The mask of a file as classes, (H, W) uint8, as it is stored (an EXIF tag turns nothing).
+
+        UserError where it is no whole single-channel image of 8 bits.
+        """
+        with open_image(io.BytesIO(read_file(path)), path) as image:
+            if fault := mode_fault(image.mode):
+                raise UserError(f"{path} {fault}")
+            raw = np.array(as_stored(image))
+        return raw if self.values is None else np.array(self.values, np.uint8)[raw]
+
+    def fault(self, labels: np.ndarray) -> str:
+        """Which labels are neither classes nor ignored; empty where there are none."""
+        unknown = (labels >= self.classes) & (labels != self.ignore)
+        if not unknown.any():
+            return ""
+        return f"holds {', '.join(map(str, np.unique(labels[unknown])[:5]))}; expected {self.allowed}"
+
+    @property
+    def allowed(self) -> str:
+        """The values that a file may hold, as "0 to 20, and 255 for ignored"."""
+        values = self.values or range(256)
+        top = max(v for v in range(256) if v != self.ignore and (values[v] < self.classes or values[v] == self.ignore))
+        return f"0 to {top}, and {self.ignore} for ignored"
+
+
+def mode_fault(mode: str) -> str:
+    """What is wrong with a mask of that mode of PIL; empty for one channel of 8 bits."""
+    if mode in ("P", "L"):
+        return ""
+    return (
+        f"is an image of mode {mode}, and a mask is expected: one channel of 8 bits (palette or gray) whose values are "
+        "classes"
+    )
+
+
+def size_fault(mask: tuple[int, ...], image: tuple[int, ...]) -> str:
+    """What is wrong with a mask of that (height, width) for an image of that one; empty where they are equal."""
+    if mask == image:
+        return ""
+    return (
+        f"is {mask[1]} x {mask[0]} pixels and its image {image[1]} x {image[0]}; expected the same "
+        "(both as they are stored: an EXIF orientation tag is ignored)"
+    )
+
 
 @dataclass(frozen=True)
 class SegmentationLayout:
-    """Images and single-channel masks of 8 bits.
-
-    `values` maps a mask's values to indices into `classes` where the file holds others (Cityscapes' label ids, ADE20K's
-    unlabelled 0): 256 numbers, IGNORE for what counts for nothing. Without it a value is the class.
-    """
+    """Images and their masks, in the parts of each split."""
 
     name: str
     root: Path
-    train: SegmentationSplit
-    val: SegmentationSplit
+    train: tuple[SegmentationPart, ...]
+    val: tuple[SegmentationPart, ...]
     classes: list[str]
     palette: list[list[int]]  # (red, green, blue) of each class
     img_suffix: str = ".jpg"
@@ -42,73 +121,79 @@ class SegmentationLayout:
     values: tuple[int, ...] | None = None
     ignore_index: int = IGNORE
 
-    def split(self, split: str) -> SegmentationSplit:
-        """Of "train" or "val"."""
-        return {"train": self.train, "val": self.val}[split]
-
     def names(self, split: str) -> list[str]:
-        """Image names of "train" or "val": what the list says, or the files' paths, sorted; without suffix."""
-        return self._names[split]
+        """Image names of "train" or "val", without suffix."""
+        return list(self._parts[split])
 
     @cached_property
-    def _names(self) -> dict[str, list[str]]:
-        return {split: self._read_names(self.split(split)) for split in ("train", "val")}
-
-    def _read_names(self, split: SegmentationSplit) -> list[str]:
-        if split.list_file:
-            return (self.root / split.list_file).read_text(encoding="utf-8").split()
-        return sorted(strip(files_in(self.root / split.image_dir), self.img_suffix))
+    def _parts(self) -> dict[str, dict[str, SegmentationPart]]:
+        splits = {"train": self.train, "val": self.val}
+        return {split: parts_by_name(self.root, parts, self.img_suffix) for split, parts in splits.items()}
 
     def image(self, split: str, name: str) -> Path:
-        return self.root / self.split(split).image_dir / f"{name}{self.img_suffix}"
+        return self.root / self._parts[split][name].image_dir / f"{name}{self.img_suffix}"
 
     def mask(self, split: str, name: str) -> Path:
-        return self.root / self.split(split).mask_dir / f"{name}{self.mask_suffix}"
+        return self.root / self._parts[split][name].mask_dir / f"{name}{self.mask_suffix}"
+
+    @property
+    def labels(self) -> MaskLabels:
+        return MaskLabels(len(self.classes), self.values, self.ignore_index)
 
     def read_mask(self, path: Path) -> np.ndarray:
-        """The mask of a file as classes, (H, W) uint8. UserError where it is no single-channel image of 8 bits."""
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise UserError(
-                    f"{path} is an image of mode {image.mode}, and a mask is expected: one channel of 8 bits "
-                    "(palette or gray) whose values are classes"
-                )
-            raw = np.array(image)
-        return raw if self.values is None else np.array(self.values, np.uint8)[raw]
+        return self.labels.read(path)
 
     def check(self) -> None:
         """UserError unless every image and mask is there and no image is in both splits."""
-        for split in ("train", "val"):
-            self._check_split(split)
-        if self.train.image_dir == self.val.image_dir and (shared := set(self.names("train")) & set(self.names("val"))):
+        for part in (*self.train, *self.val):
+            for needed in filter(None, (part.image_dir, part.mask_dir, part.list_file)):
+                if not (self.root / needed).exists():
+                    raise UserError(f"{self.name} at {self.root}: {needed} is missing; see README for the layout")
+        for split, parts in (("train", self.train), ("val", self.val)):
+            self._check_split(split, parts)
+        images = [{self.image(split, name): name for name in self.names(split)} for split in ("train", "val")]
+        if shared := [images[0][path] for path in images[0].keys() & images[1].keys()]:
             raise UserError(
                 f"{self.name} at {self.root}: {len(shared)} images are listed in both train and val, "
                 f"as {min(shared)}; every validation image must be new to the head"
             )
 
-    def _check_split(self, split: str) -> None:
-        files = self.split(split)
-        for part in filter(None, (files.image_dir, files.mask_dir, files.list_file)):
-            if not (self.root / part).exists():
-                raise UserError(f"{self.name} at {self.root}: {part} is missing; see README for the layout")
-        if not (names := self.names(split)):
-            where = files.list_file or f"{files.image_dir} (files ending in {self.img_suffix})"
+    def _check_split(self, split: str, parts: Sequence[SegmentationPart]) -> None:
+        if not (of_names := self._parts[split]):
+            where = parts[0].list_file or f"{parts[0].image_dir} (files ending in {self.img_suffix})"
             raise UserError(f"{self.name} at {self.root}: no {split} images in {where}")
-        for folder, suffix in ((files.image_dir, self.img_suffix), (files.mask_dir, self.mask_suffix)):
-            there = set(strip(files_in(self.root / folder), suffix))
-            if missing := sorted(set(names) - there):
-                raise UserError(
-                    f"{self.name} at {self.root}: {len(missing)} of {len(names)} {split} files are missing in "
-                    f"{folder}, the first is {missing[0]}{suffix}; unpack the archive again"
-                )
+        for part in parts:
+            names = {name for name, its in of_names.items() if its == part}
+            for folder, suffix in ((part.image_dir, self.img_suffix), (part.mask_dir, self.mask_suffix)):
+                if missing := sorted(names - set(strip(files_in(self.root / folder), suffix))):
+                    raise UserError(
+                        f"{self.name} at {self.root}: {len(missing)} of {len(of_names)} {split} files are missing in "
+                        f"{folder}, the first is {missing[0]}{suffix}; unpack the archive again"
+                    )
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of a folder and all below, links followed. One listing a folder: asking for files
+    one by one is slow on network file systems.
+
+    UserError for a folder that cannot be read, and for a link that leads in a circle.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        for link in (path for name in folders if os.path.islink(path := os.path.join(place, name))):
+            if os.path.realpath(link) in [os.path.realpath(above) for above in (Path(place), *Path(place).parents)]:
+                raise UserError(f"{link} is a link to a folder that it lies in, so its images never end; remove it")
+        yield place, files
 
 
 def files_in(folder: Path) -> list[str]:
-    """Every file below `folder`, relative to it. One listing a folder: asking for files one by one is slow on network
-    file systems."""
+    """Every file below `folder`, relative to it. Raises as `walk` does."""
     found = []
-    for where, _, files in os.walk(folder, followlinks=True):
-        inner = os.path.relpath(where, folder)
+    for place, files in walk(folder):
+        inner = os.path.relpath(place, folder)
         found += files if inner == "." else [f"{inner}/{file}" for file in files]
     return found
 

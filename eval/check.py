@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     files.make_folder(out.parent, "write elsewhere: --out FILE")  # before minutes of reading
     print(f"{dataset.name} at {dataset.root}", flush=True)
     found = look(dataset, layout, None if arguments.all else arguments.samples)
-    print("\n".join([*found.lines, *found.left_out]))
+    print("\n".join([*found.lines, *found.notes]))
     draw(dataset, layout, out)
     print(f"wrote {out}", flush=True)
     refuse(dataset.name, dataset.root, found.problems)

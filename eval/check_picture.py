@@ -69,7 +69,7 @@ def masked(layout: SegmentationLayout, split: str) -> list[list[tuple[str, Pixel
         plain.append((f"{split}\n{image.name}", pixels))
         try:
             labels = layout.read_mask(mask)
-        except (UserError, OSError, ValueError, SyntaxError):
+        except UserError:
             covered.append((f"{mask.name}\ncannot be read", None))
             continue
         covered.append((_present(labels, layout.classes), overlay(pixels, labels, layout)))

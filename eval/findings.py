@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 
 from data.catalog import Dataset
-from data.images import ImageList, read_image
+from data.images import Header, ImageList, read_header, read_image
 from runtime.device import available_cores
 from runtime.errors import UserError
 
@@ -26,10 +26,10 @@ ILSVRC2012 = {"train": 1_281_167, "val": 50_000}
 
 @dataclass
 class Findings:
-    """`lines` tell what is there, `left_out` what of it is not used, `problems` what must not be."""
+    """`lines` tell what is there, `notes` what a user may not expect of it, `problems` what must not be."""
 
     lines: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def several(self, what: str, examples: Sequence[object]) -> None:
@@ -40,7 +40,7 @@ class Findings:
 
     def join(self, other: Findings) -> None:
         self.lines += other.lines
-        self.left_out += other.left_out
+        self.notes += other.notes
         self.problems += other.problems
 
 
@@ -50,13 +50,14 @@ def check_images(dataset: Dataset, samples: int | None) -> Findings:
     for split, images in lists.items():
         found.lines.append(f"{split}: {counts(images, dataset.classes)}")
         if note := images.describe_left_out():
-            found.left_out.append(f"{split}: {note}")
+            found.notes.append(f"{split}: {note}")
         expected = ILSVRC2012[split]
         if dataset.name == "imagenet" and len(images) != expected:
             found.lines.append(f"{split}: note that ImageNet-1k (ILSVRC 2012) has {expected:,} images")
     for split, images in lists.items():
         chosen = sample(images.paths, samples)
         found.several(f"unreadable of {len(chosen)} {split} images read", unreadable(chosen))
+        found.notes += tagged(f"{split} images", read_headers(chosen))
         found.lines.append(f"{split}: read {len(chosen):,} images")
     found.join(check_overlap(lists["train"].paths, lists["val"].paths, samples))
     return found
@@ -91,8 +92,38 @@ def _read_error(path: Path) -> str | None:
     try:
         read_image(path)
     except UserError as error:
-        return str(error).partition(". Replace")[0]
+        return briefly(error)
     return None
+
+
+def briefly(error: UserError) -> str:
+    """What is wrong with a file, without the advice that follows."""
+    return str(error).partition(". Replace")[0]
+
+
+def read_headers(paths: Sequence[Path]) -> dict[Path, Header | str]:
+    """The header of each file, or what is wrong with it."""
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return dict(zip(paths, pool.map(_header_or_error, paths), strict=True))
+
+
+def _header_or_error(path: Path) -> Header | str:
+    try:
+        return read_header(path)
+    except UserError as error:
+        return briefly(error)
+
+
+def tagged(what: str, headers: Mapping[Path, Header | str]) -> list[str]:
+    """A note where files ask for being turned or mirrored; none else."""
+    tags = {path: head.orientation for path, head in headers.items() if isinstance(head, Header)}
+    turned = [f"{path} (tag {tag})" for path, tag in tags.items() if tag != 1]
+    if not turned:
+        return []
+    return [
+        f"{len(turned)} of {len(headers)} {what} carry an EXIF orientation tag, which every stage ignores: pixels are "
+        f"taken as they are stored, and masks must match those: {', '.join(turned[:SHOWN])}"
+    ]
 
 
 def check_overlap(train: Sequence[Path], val: Sequence[Path], samples: int | None) -> Findings:

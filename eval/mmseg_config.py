@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.images import MEAN, STD
-from data.layout import SegmentationLayout, SegmentationSplit
+from data.layout import SegmentationLayout, SegmentationPart
 from eval.segmentation_config import OptimizerConfig, SegmentationConfig
 
 
@@ -111,7 +113,7 @@ def sync_batch_norm(device: torch.device, processes: int) -> str | None:
 
 
 def train_loader(config: SegmentationConfig, layout: SegmentationLayout, processes: int) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, *load_mask(layout)]
+    steps: list[dict[str, Any]] = [{"type": "ReadImage"}, read_mask(layout)]
     if config.image_scale is not None:
         scale = {"scale": tuple(config.image_scale), "ratio_range": tuple(config.scale_range), "keep_ratio": True}
         steps.append({"type": "RandomResize", **scale})
@@ -132,30 +134,31 @@ def train_loader(config: SegmentationConfig, layout: SegmentationLayout, process
 
 def val_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[str, Any]:
     """Labels are loaded after the resizing: predictions are compared at the image's own size."""
-    steps: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}]
+    steps: list[dict[str, Any]] = [{"type": "ReadImage"}]
     if config.image_scale is not None:
         steps.append({"type": "Resize", "scale": tuple(config.image_scale), "keep_ratio": True})
-    steps += load_mask(layout)
+    steps.append(read_mask(layout))
     return {
         "batch_size": config.machine.val_batch_size,
         "num_workers": config.machine.workers,
         "worker_init_fn": {"type": "outlive_stops"},
         "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "dataset": {**dataset(layout, layout.val, steps), "type": "BaseSegDataset", "test_mode": True},
+        "dataset": {**dataset(layout, layout.val, steps), "type": "PartsDataset", "test_mode": True},
     }
 
 
-def load_mask(layout: SegmentationLayout) -> list[dict[str, Any]]:
-    """Steps that read a mask as classes."""
-    load = {"type": "LoadAnnotations"}
-    return [load] if layout.values is None else [load, {"type": "MapLabels", "values": list(layout.values)}]
+def read_mask(layout: SegmentationLayout) -> dict[str, Any]:
+    labels = layout.labels
+    values = None if labels.values is None else list(labels.values)
+    return {"type": "ReadMask", "classes": labels.classes, "values": values, "ignore": labels.ignore}
 
 
-def dataset(layout: SegmentationLayout, split: SegmentationSplit, steps: list[dict[str, Any]]) -> dict[str, Any]:
+def dataset(
+    layout: SegmentationLayout, parts: Sequence[SegmentationPart], steps: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "data_root": str(layout.root.resolve()),
-        "ann_file": split.list_file,
-        "data_prefix": {"img_path": split.image_dir, "seg_map_path": split.mask_dir},
+        "parts": [asdict(part) for part in parts],
         "img_suffix": layout.img_suffix,
         "seg_map_suffix": layout.mask_suffix,
         "metainfo": {"classes": list(layout.classes), "palette": [list(colour) for colour in layout.palette]},

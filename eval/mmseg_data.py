@@ -1,4 +1,5 @@
-"""Training images for mmsegmentation, each augmented as a function of (seed, epoch, index), in an order that resumes.
+"""Images and masks for mmsegmentation, read and checked as everywhere else here; those of training are augmented as a
+function of (seed, epoch, index), in an order that resumes.
 
 Importing this module registers its parts; a config names it in `custom_imports`.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,33 +17,81 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from torch.utils.data import Sampler
 
+from data.compose import IGNORE
+from data.images import read_image
+from data.layout import MaskLabels, SegmentationPart, parts_by_name, size_fault
 from data.views import sample_generator
+from runtime.errors import UserError
 
 _ORDER, _AUGMENTATION = 18, 19  # purposes of random streams
 
 
 @TRANSFORMS.register_module()
-class MapLabels:
-    """Mask values -> classes, by a table of 256; mmsegmentation's own label_map compares once for every value."""
+class ReadImage:
+    """In place of mmcv's LoadImageFromFile, which turns images by their EXIF tag and fills up what a file lacks.
 
-    def __init__(self, values: Sequence[int]) -> None:
-        self.table = np.array(values, np.uint8)
+    Raises UserError, naming the file, for what is no whole image.
+    """
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        results["gt_seg_map"] = self.table[results["gt_seg_map"]]
+        image = np.ascontiguousarray(read_image(Path(results["img_path"]))[:, :, ::-1])  # BGR, as mmcv's
+        results["img"] = image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class ReadMask:
+    """A mask as classes, in place of mmsegmentation's LoadAnnotations, which checks nothing. After ReadImage.
+
+    Raises UserError, naming the file, for what is no whole mask, another size than the image, a label without a class.
+    """
+
+    def __init__(self, classes: int, values: Sequence[int] | None = None, ignore: int = IGNORE) -> None:
+        self.labels = MaskLabels(classes, None if values is None else tuple(values), ignore)
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        path = Path(results["seg_map_path"])
+        labels = self.labels.read(path)
+        if fault := size_fault(labels.shape, results["ori_shape"]) or self.labels.fault(labels):
+            raise UserError(f"the mask {path} {fault}")
+        results["gt_seg_map"] = labels
+        results["seg_fields"].append("gt_seg_map")
         return results
 
 
 @DATASETS.register_module()
-class SeededSegDataset(BaseSegDataset):
+class PartsDataset(BaseSegDataset):
+    """The images and masks of a split's parts (dicts of SegmentationPart's fields), in the layout's order."""
+
+    def __init__(self, *, parts: Sequence[dict[str, str]], **rest: Any) -> None:
+        self.parts = [SegmentationPart(**part) for part in parts]
+        super().__init__(**rest)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        root = Path(self.data_root)
+        return [
+            {
+                "img_path": str(root / part.image_dir / f"{name}{self.img_suffix}"),
+                "seg_map_path": str(root / part.mask_dir / f"{name}{self.seg_map_suffix}"),
+                "label_map": None,
+                "reduce_zero_label": False,
+                "seg_fields": [],
+            }
+            for name, part in parts_by_name(root, self.parts, self.img_suffix).items()
+        ]
+
+
+@DATASETS.register_module()
+class SeededSegDataset(PartsDataset):
     """Training images by (epoch, index): the augmentation of each is a function of (seed, epoch, index) alone.
 
     mmsegmentation's transforms draw from numpy's and Python's global generators, so those are seeded for each.
     """
 
-    def __init__(self, *arguments: Any, seed: int, **rest: Any) -> None:
+    def __init__(self, *, seed: int, **rest: Any) -> None:
         self.seed = seed
-        super().__init__(*arguments, **rest)
+        super().__init__(**rest)
 
     def __getitem__(self, number: tuple[int, int]) -> dict[str, Any]:
         epoch, index = number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,31 @@ def picture(random: np.random.Generator, mask: np.ndarray) -> Image.Image:
     return Image.fromarray((colours[mask] + random.normal(0, 20, (*mask.shape, 3))).clip(0, 255).astype(np.uint8))
 
 
+def tag(path: Path, orientation: int) -> None:
+    """Write an EXIF orientation into a JPEG, whose pixels stay byte for byte."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    segment, content = exif.tobytes(), path.read_bytes()
+    path.write_bytes(content[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + content[2:])
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == orientation
+
+
+def bomb(path: Path, side: int = 60_000) -> None:
+    """Let the header of a PNG or JPEG promise side x side pixels."""
+    content = bytearray(path.read_bytes())
+    if content[:2] == b"\xff\xd8":
+        at = content.index(b"\xff\xc0") + 5
+        content[at : at + 4] = side.to_bytes(2, "big") * 2
+    else:
+        content[16:24] = side.to_bytes(4, "big") * 2
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
 def voc_tree(root: Path, classes: int = 21, shape: tuple[int, int] = (40, 56), suffix: str = ".jpg") -> Truth:
-    """VOC's folders. Two images of train are of SBD alone: in train_aug, with masks in SegmentationClassAug."""
+    """VOC's folders. Two images of train are of SBD alone: in train_aug, with masks in SegmentationClassAug, which has
+    masks of VOC's own images, too, other ones."""
     random, truth = np.random.default_rng(0), {}
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -42,6 +66,8 @@ def voc_tree(root: Path, classes: int = 21, shape: tuple[int, int] = (40, 56), s
             image.putpalette(list(range(256)) * 3)
             if split == "val" or k < count - 2:
                 image.save(root / "SegmentationClass" / f"{name}.png")
+            if split == "train" and k < count - 2:
+                image = image.point(lambda value: 0)
             if split == "train":
                 image.save(root / "SegmentationClassAug" / f"{name}.png")
         lists = {"train": names[:-2], "train_aug": names} if split == "train" else {"val": names}

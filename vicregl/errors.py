@@ -8,6 +8,13 @@ class UserError(Exception):
 
     exit_code = 2  # of a command that ends on it
 
+    def __str__(self) -> str:
+        """Of an error from a worker of torch's DataLoader without the traceback that it puts before the text."""
+        text = super().__str__()
+        if not text.startswith(f"Caught {type(self).__name__} in DataLoader worker process"):
+            return text
+        return text.rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2].strip()
+
 
 class InvalidInputError(UserError, ValueError):
     """An option, a tensor or a weights file that the library cannot use."""

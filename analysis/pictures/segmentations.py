@@ -18,6 +18,7 @@ from analysis.pictures.components import show
 from data.catalog import open_dataset
 from data.images import Pixels, read_image
 from data.layout import SegmentationLayout
+from eval.mmseg_config import val_loader
 from eval.predictions import colour, legend_handles, spread, thin
 from eval.segmentation import CHECKPOINT, MMSEG_CONFIG
 from eval.segmentation_config import STAGE, SegmentationConfig
@@ -79,8 +80,7 @@ def load_segmentation(path: str | Path, count: int, root: str | None = None) -> 
     cfg = _mmseg_config(run)
     cfg.model.backbone.run = str(_parent_of(run, document["parent"]))
     layout = open_dataset(config.data).segmentation()
-    cfg.val_dataloader.dataset.data_root = str(layout.root.resolve())
-    cfg.val_dataloader.dataset.serialize_data = False  # mmengine collects garbage for it, which takes seconds
+    cfg.val_dataloader = val_loader(config, layout)  # here the data lie, and files are read as today
     images = _predict(cfg, _load_model(cfg, run, config.finetune), count)
     return Segmentation(run.name, layout, images, float(result["miou"]))
 

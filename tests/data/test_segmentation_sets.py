@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.catalog import open_dataset
 from data.config import DataConfig
-from data.layout import SegmentationLayout
+from data.layout import SegmentationLayout, files_in
 from data.segmentation_sets import VOC_CLASSES
 from runtime.errors import UserError
 
@@ -109,13 +109,14 @@ def test_half_unpacked_voc_is_told(tmp_path: Path) -> None:
     trees.voc_tree(tmp_path)
     config = DataConfig(name="voc", root=str(tmp_path), segmentation_train="train_aug")
     lists = tmp_path / "ImageSets/Segmentation"
-    (lists / "train_aug.txt").write_text("2007_train0\n2007_train5\n2007_val1\n")
+    own = (lists / "train.txt").read_text()
+    (lists / "train_aug.txt").write_text(f"{own}2007_train5\n2007_val1\n")
     shutil.copy(tmp_path / "SegmentationClass/2007_val1.png", tmp_path / "SegmentationClassAug")
     with pytest.raises(UserError, match="1 images are listed in both train and val, as 2007_val1"):
         open_dataset(config)
     (tmp_path / "SegmentationClassAug/2007_train5.png").unlink()
     with pytest.raises(
-        UserError, match=r"1 of 3 train files are missing in SegmentationClassAug, the first is 2007_tr"
+        UserError, match=r"1 of 6 train files are missing in SegmentationClassAug, the first is 2007_tr"
     ):
         open_dataset(config)
     (lists / "val.txt").write_text("")
@@ -124,6 +125,52 @@ def test_half_unpacked_voc_is_told(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "JPEGImages")
     with pytest.raises(UserError, match="JPEGImages is missing"):
         open_dataset(config)
+
+
+def test_lists_of_sbd(tmp_path: Path) -> None:
+    """train_aug.txt names every training image, aug.txt those beyond train.txt; where both are, they must agree."""
+    truth = trees.voc_tree(tmp_path)
+    lists = tmp_path / "ImageSets/Segmentation"
+    whole, own = (lists / "train_aug.txt").read_text(), (lists / "train.txt").read_text()
+
+    def layout() -> SegmentationLayout:
+        return layout_of("voc", tmp_path, segmentation_train="train_aug")
+
+    assert_reads(layout(), truth)
+    (lists / "aug.txt").write_text(whole.removeprefix(own))
+    assert_reads(layout(), truth)
+    (lists / "train_aug.txt").rename(lists / "trainaug.txt")  # what voc_aug.py of mmsegmentation writes
+    assert_reads(layout(), truth)
+    (lists / "trainaug.txt").unlink()
+    assert_reads(layout(), truth)
+    folders = [layout().mask("train", name).parent.name for name in layout().names("train")]
+    assert folders == ["SegmentationClass"] * 4 + ["SegmentationClassAug"] * 2
+    (lists / "train_aug.txt").write_text(whole.removesuffix("2007_train5\n"))
+    with pytest.raises(UserError, match=r"aug\.txt and train_aug\.txt disagree on 1 training images, as 2007_train5"):
+        layout()
+    (lists / "aug.txt").unlink()
+    (lists / "train_aug.txt").write_text(whole.removeprefix("2007_train0\n"))
+    with pytest.raises(UserError, match=r"train_aug\.txt and train\.txt disagree on 1 training images, as 2007_train0"):
+        layout()
+    (lists / "train_aug.txt").unlink()
+    with pytest.raises(UserError, match=r"no list of SBD's images; expected train_aug\.txt .* or aug\.txt"):
+        layout()
+
+
+def test_a_folder_that_links_back_to_itself_is_refused(tmp_path: Path) -> None:
+    trees.cityscapes_tree(tmp_path, train_ids=False)
+    images = tmp_path / "leftImg8bit/train"
+    (tmp_path / "elsewhere").symlink_to(images / "aachen")  # a link is no loop
+    (tmp_path / "leftImg8bit/train/linked").symlink_to(tmp_path / "leftImg8bit/val/bochum")
+    assert len(files_in(images)) == 8
+    for target in (images, tmp_path / "leftImg8bit", Path("loop")):
+        (images / "aachen/loop").symlink_to(target)
+        if target.is_absolute():
+            with pytest.raises(UserError, match=r"aachen/loop.* is a link to a folder that it lies in"):
+                files_in(images)
+        else:
+            assert len(files_in(images)) == 9  # a link to itself is no folder
+        (images / "aachen/loop").unlink()
 
 
 def test_a_coloured_mask_is_refused(tmp_path: Path) -> None:
