@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from analysis.labels import project_path
 from runtime import config as configs
@@ -32,8 +31,6 @@ DAMAGED = "damaged"
 _LEFT_OUT = ("host", "job", "argv", "no_commit")
 # Columns whose text may look like a number.
 _TEXTS = (".hash", ".commit", ".commits", ".python", "provenance.version", ".sources")
-# The same as yaml.safe_load, many times as quick where PyYAML was built with libyaml.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_results(study: str | Path | Study, machine: Sequence[str] = ()) -> pd.DataFrame:
@@ -108,25 +105,12 @@ def _finite(value: Any) -> Any:
 
 def _provenance(node: Node) -> dict[str, Any]:
     """Of the last attempt; `commits` are those of all attempts, because a resumed run is the work of each."""
-    attempts = _attempts(node.run.path / "run.yaml")
+    attempts = node.run.attempts()
     if not attempts:
         return {}
     last = {key: value for key, value in attempts[-1].items() if key not in _LEFT_OUT}
     commits = dict.fromkeys(_commit(attempt) for attempt in attempts)
     return {k: as_text(v) for k, v in configs.flatten(last).items()} | {"commits": " ".join(commits)}
-
-
-def _attempts(file: Path) -> list[dict[str, Any]]:
-    """The last section of run.yaml, read alone: the config, which is known already, is most of the file.
-
-    Empty for a run that was not begun, or a file that a crash of the machine cut off.
-    """
-    try:
-        _, found, section = f"\n{file.read_text(encoding='utf-8')}".partition("\nattempts:")
-        attempts = yaml.load(f"attempts:{section}", Loader=_LOADER)["attempts"] if found else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return []
-    return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []
 
 
 def _commit(attempt: dict[str, Any]) -> str:

@@ -11,15 +11,13 @@ that was interrupted goes on where it stopped. A cache whose source files change
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import shutil
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +53,9 @@ def build(dataset: Dataset, short_side: int, workers: int, skip_bad: bool) -> Pa
     images = dataset.images("train")
     folder = cache_folder(dataset, short_side)
     files.make_folder(folder, "keep caches elsewhere: VICREGL_DATA=FOLDER in the environment")
-    with _lock(folder):
+    with files.lock(folder / "lock", wait=False) as held:
+        if not held:
+            raise BusyError(f"{folder} is being made by another process; wait for it")
         source = describe(dataset, images, short_side)
         if (folder / "source.json").exists():
             refuse_another_source(folder, source)
@@ -67,18 +67,6 @@ def build(dataset: Dataset, short_side: int, workers: int, skip_bad: bool) -> Pa
             index_checksum = zlib.crc32(read_index(folder).tobytes())
             files.write_json(folder / "done.json", {"bytes": size, "index_checksum": index_checksum})
     return folder
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise BusyError(f"{folder} is being made by another process; wait for it") from error
-    finally:
-        os.close(handle)
 
 
 def _write_images(folder: Path, images: ImageList, source: FileSource, workers: int, skip_bad: bool) -> None:

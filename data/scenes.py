@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,20 +46,10 @@ def prepare(config: ScenesConfig, parent: Path | None = None) -> Path:
     if damage(folder) is None:
         return folder
     files.make_folder(parent, "keep datasets elsewhere: VICREGL_DATA=FOLDER in the environment")
-    with _lock(parent / f".{folder.name}.lock"):
+    with files.lock(parent / f".{folder.name}.lock"):
         if damage(folder) is not None:
             _remake(config, folder)
     return folder
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _remake(config: ScenesConfig, folder: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,26 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 return
+
+
+@contextmanager
+def lock(file: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock `file` during the block; yields False, without it, where `wait` is off and another process has it.
+
+    A process must not nest two locks of one file: closing the inner one drops both.
+    """
+    # POSIX (lockf), because the kernel drops it when the process dies, NFS carries it between hosts, and forked workers
+    # of a loader do not keep it alive, as they would with flock (which is what the library filelock takes).
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is taken
+            held = False
+        yield held
+    finally:
+        os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -33,6 +33,8 @@ HEARTBEAT_SECONDS = 5.0
 # A heartbeat of another host that is older than this is of a process that died.
 STALE_SECONDS = 120.0
 ELSEWHERE = "keep your runs elsewhere: machine.runs=FOLDER"
+# The same as yaml.safe_load, many times as quick where PyYAML was built with libyaml.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _held_here: set[Path] = set()
 
 
@@ -82,6 +84,26 @@ class Run:
         if not isinstance(document, dict) or not {"stage", "hash", "config"} <= set(document):
             raise UserError(f"{file} is not this project's run.yaml: expected the keys stage, hash and config")
         return document
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The provenance of each attempt; empty where none was begun, or where a crash cut the file off."""
+        try:
+            attempts = yaml.load(f"attempts:{self._attempts_text()}", Loader=_LOADER)["attempts"]
+        except yaml.YAMLError:
+            return []
+        return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []
+
+    def count_attempts(self) -> int:
+        """How many attempts there were; by lines, because parsing thousands of files would take seconds."""
+        return self._attempts_text().count("\n- ")
+
+    def _attempts_text(self) -> str:
+        """The last section of run.yaml: the config before it is most of the file, and known already."""
+        try:
+            text = (self.path / "run.yaml").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return f"\n{text}".partition("\nattempts:")[2]
 
     def result(self) -> dict[str, Any] | None:
         return files.read_json(self.path / "result.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -79,10 +78,13 @@ def _from_slurm(variables: Mapping[str, str], size: int) -> World:
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a SLURM node list: "gpu[07-09,12],cpu1" -> "gpu07"."""
-    first = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
-    assert first is not None  # every part may be empty
-    return "".join(part or "" for part in first.groups())
+    """The first host of a SLURM node list: "rack[1-2]node[3-4],cpu1" -> "rack1node3"; UserError for no such list."""
+    from submitit.slurm.slurm import SlurmParseException, _parse_node_list  # here, for it is slow to import
+
+    try:
+        return str(_parse_node_list(nodes)[0])
+    except (SlurmParseException, IndexError) as error:
+        raise UserError(f"the environment says SLURM_STEP_NODELIST={nodes!r}; expected hosts, as n[1-2],n7") from error
 
 
 def _number(name: str, text: str) -> int:

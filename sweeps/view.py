@@ -70,7 +70,7 @@ class View:
     @property
     def restarts(self) -> int:
         """Attempts after the first, whoever made them."""
-        begun = _attempts(self.node.run.path / "run.yaml") if self.state not in ("new", "blocked") else 0
+        begun = self.node.run.count_attempts() if self.state not in ("new", "blocked") else 0
         return max(begun - 1, self.info.restarts if self.info else 0, 0)
 
     def seconds_left(self, estimator: Estimator) -> float | None:
@@ -181,12 +181,3 @@ def steps_a_second(rows: list[dict[str, Any]]) -> float | None:
     if len(timed) < 2 or timed[-1][1] <= timed[0][1]:
         return None
     return (timed[-1][0] - timed[0][0]) / (timed[-1][1] - timed[0][1])
-
-
-def _attempts(file: Path) -> int:
-    """How many attempts run.yaml lists, read as text: parsing thousands of them would take seconds."""
-    try:
-        _, found, section = f"\n{file.read_text(encoding='utf-8', errors='replace')}".partition("\nattempts:")
-    except OSError:
-        return 0
-    return section.count("\n- ") if found else 0

@@ -11,7 +11,6 @@ code/               the code of this submission
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
 import os
@@ -147,7 +146,5 @@ def lock(runs: str | Path) -> Iterator[None]:
     """Held while submitting: who comes second sees what the first one queued."""
     folder = Path(runs) / JOBS
     files.make_folder(folder, ELSEWHERE)
-    # A POSIX lock, as run directories have: the kernel drops it when the process dies.
-    with open(folder / "lock", "a", encoding="utf-8") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    with files.lock(folder / "lock"):
         yield

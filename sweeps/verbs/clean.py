@@ -8,16 +8,14 @@ evaluations need the backbone alone, and nothing else of them is lost but the st
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from runtime import files
 from sweeps.graph import Node
 from sweeps.slurm import queue
 from sweeps.slurm.records import submissions
@@ -103,23 +101,10 @@ def remove(item: Item) -> bool:
     if item.run is None:
         shutil.rmtree(item.path, ignore_errors=True)
         return True
-    with _held(item.run) as free:
+    with files.lock(item.run / "lock", wait=False) as free:  # the lock that the run's own process holds
         if free:
             item.path.unlink(missing_ok=True)
         return free
-
-
-@contextmanager
-def _held(run: Path) -> Iterator[bool]:
-    """Hold the run's lock, as its own process would; False where that has it."""
-    handle = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(handle)
 
 
 def _show(console: Console, items: Sequence[Item]) -> int:

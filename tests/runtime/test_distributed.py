@@ -92,6 +92,7 @@ def test_half_an_environment_is_refused(environment, expected) -> None:
         ("gpu[07-09,12],cpu1", "gpu07"),
         ("a-[3,5]-ib,b2", "a-3-ib"),
         ("rack1-gpu[001,003-004]", "rack1-gpu001"),
+        ("rack[1-2]node[3-4]", "rack1node3"),
     ],
 )
 def test_the_first_host_of_a_node_list(nodes, host) -> None:

@@ -66,3 +66,27 @@ def test_a_command_ends_on_one_line(tmp_path):
         f"error: cannot reach {tmp_path}/file/below: {tmp_path}/file is a file, and a folder is needed; "
         "move it away, or choose another place"
     ]
+
+
+def test_a_lock_ends_with_its_process_whatever_that_left_behind(tmp_path):
+    """Not by flock: a worker that the process forked would keep that one."""
+    program = (
+        "import os, sys, time; from pathlib import Path; from runtime import files\n"
+        "with files.lock(Path(sys.argv[1])):\n"
+        "    worker = os.fork()\n"
+        "    print(worker, flush=True) if worker else None\n"
+        "    time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "lock")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    try:
+        with files.lock(tmp_path / "lock", wait=False) as held:
+            assert not held
+        holder.kill()
+        holder.wait()
+        with files.lock(tmp_path / "lock", wait=False) as held:
+            assert held
+    finally:
+        os.kill(worker, 9)

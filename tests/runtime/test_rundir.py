@@ -138,3 +138,16 @@ def test_a_full_disk_keeps_the_former_file_and_says_so(small_disk, save):
         files.write_atomic(path, save)
     assert path.read_text() == "former"
     assert os.listdir(small_disk.path) == ["checkpoint.pt"]
+
+
+def test_attempts_are_read_and_counted_from_the_end_of_run_yaml(tmp_path):
+    run = Run.at(tmp_path, IDENTITY)
+    assert (run.attempts(), run.count_attempts()) == ([], 0)
+    for number in (1, 2):
+        with open_run(tmp_path, IDENTITY, {}):
+            pass
+        assert run.attempts() == run.document()["attempts"]
+        assert run.count_attempts() == len(run.attempts()) == number
+    text = (run.path / "run.yaml").read_text()
+    (run.path / "run.yaml").write_text(text[: text.index("attempts:") - 5])  # cut off by a crash
+    assert (run.attempts(), run.count_attempts()) == ([], 0)
