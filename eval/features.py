@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from data.images import ImageList
 from data.transforms import LabelledDataset
 from data.views import sample_generator
+from data.workers import WatchedLoader
 from runtime.errors import NotFiniteError, UserError
 from runtime.stopping import outlive_stops
 
@@ -47,7 +48,7 @@ class ImageBatches(Dataset):
         batches: Any = (self[number] for number in numbers)
         if workers > 0:
             pin = torch.cuda.is_available()
-            batches = DataLoader(
+            batches = WatchedLoader(
                 self,
                 batch_size=None,
                 sampler=numbers,

@@ -20,7 +20,9 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import LOOPS, METRICS, OPTIM_WRAPPERS
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from data.workers import WatchedLoader
 from runtime.checkpoint import UNREADABLE, unreadable
 
 
@@ -90,6 +92,13 @@ class QuietRunner(Runner):
         logger = super().build_logger(*arguments, **rest)
         logger.handlers = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
         return logger
+
+    @staticmethod
+    def build_dataloader(*arguments: Any, **rest: Any) -> DataLoader:
+        """mmengine names torch's class itself; the other one only watches over what this one made."""
+        loader = Runner.build_dataloader(*arguments, **rest)
+        loader.__class__ = WatchedLoader
+        return loader
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         """Nothing: run.yaml tells where and with what the run was made, and collecting it again takes seconds."""

@@ -14,6 +14,7 @@ from runtime.errors import Unfinished
 
 # Clusters send TERM when they preempt, and USR1 or USR2 (by sbatch --signal) some time before that or before a limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_PARENT_POLL_SECONDS = 1.0  # between two looks at whether a worker's parent lives
 
 
 class StopRequest:
@@ -58,7 +59,8 @@ def outlive_stops(_worker: int = 0) -> None:
     """Let this process, a data loader's worker, not end by SIGNALS of others than its parent.
 
     A cluster sends them to every process of a job; the run needs its workers until it has saved. Its own TERM, which
-    torch and multiprocessing send to a worker that is left over, ends the worker as before.
+    torch and multiprocessing send to a worker that is left over, ends the worker as before; so does its parent's death,
+    of which a worker that is at work, or waits for something, would not hear.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -68,6 +70,8 @@ def outlive_stops(_worker: int = 0) -> None:
 
 
 def _await_parents_term(parent: int) -> None:
-    while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != parent:
-        pass
+    while os.getppid() == parent:
+        received = signal.sigtimedwait((signal.SIGTERM,), _PARENT_POLL_SECONDS)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)

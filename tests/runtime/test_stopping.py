@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.workers import in_order
-from runtime.errors import Unfinished
+from runtime.errors import Unfinished, UserError
 from runtime.stopping import SIGNALS, stop_request
 
 
@@ -71,5 +71,5 @@ def test_the_workers_of_a_loader_outlive_a_cluster_s_signals_and_obey_their_pare
     assert next(batches) == 0
     (worker,) = set(workers_of(os.getpid())) - workers
     os.kill(worker, signal.SIGTERM)
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+    with pytest.raises(UserError, match="exited unexpectedly"):
         list(batches)
