@@ -136,13 +136,15 @@ def _watched(batches: Iterator[T], workers: Sequence[BaseProcess], reports: Conn
             return
         except Exception as error:
             failure = _failure(workers, reports)
-            if failure is None and "DataLoader timed out" not in str(error):
+            if failure is None and "DataLoader timed out" in str(error):
+                failure = idle.failure()
+                if failure is None:
+                    continue
+            for worker in workers:
+                worker.kill()  # the interpreter waits for them at its end, and they may hear nothing else
+            if failure is None:
                 raise  # what a worker raised
-            failure = failure or idle.failure()
-            if failure is not None:
-                for worker in workers:
-                    worker.kill()  # the interpreter waits for them at its end, and they may hear nothing else
-                raise failure from error
+            raise failure from error
         else:
             idle = _Idleness(workers)
             yield batch

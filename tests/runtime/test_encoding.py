@@ -109,11 +109,11 @@ def test_files_are_written_and_read_alike_in_any_locale(script, tmp_path):
 
 def test_a_study_whose_words_are_not_ascii_is_planned_in_any_locale(script, tmp_path):
     study = (ROOT / "sweeps/studies/quickstart.yaml").read_text(encoding="utf-8")
-    (tmp_path / "étude.yaml").write_text(
+    (tmp_path / "study.yaml").write_text(
         study.replace("linear", "linéaire")
         .replace("stage: linéaire", "stage: linear")
         .replace("linéaire_scenes", "linear_scenes"),
         encoding="utf-8",
     )
     text = "from runtime.errors import run_command; from sweeps.__main__ import main; run_command(main)"
-    assert "linéaire" in script(text, "plan", tmp_path / "étude.yaml", f"machine.runs={tmp_path}")
+    assert "linéaire" in script(text, "plan", tmp_path / "study.yaml", f"machine.runs={tmp_path}")
