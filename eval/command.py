@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from data.check import preflight
 from data.config import DataConfig
 from eval.parent import Parent, normalisation_of_run, normalisation_of_weights, open_parent
-from eval.preflight import preflight
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from runtime import config as configs

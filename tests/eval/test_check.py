@@ -1,4 +1,4 @@
-"""python -m eval.check and the brief look before an evaluation: each kind of damage is told, whole datasets pass."""
+"""python -m data.check and the brief look before an evaluation: each kind of damage is told, whole datasets pass."""
 
 import shutil
 import sys
@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import check
+from data import check_images as findings
 from data.catalog import open_dataset
+from data.check import BRIEF, preflight
+from data.check_images import check_images, check_overlap, same_content, sample
+from data.check_masks import check_masks, check_strays
+from data.check_picture import IGNORED, masked, overlay
 from data.config import DataConfig
-from eval import check, findings, knn, linear, segmentation
-from eval.check_picture import IGNORED, masked, overlay
-from eval.findings import check_images, check_overlap, same_content, sample
-from eval.mask_check import check_masks, check_strays
-from eval.preflight import BRIEF, preflight
+from eval import knn, linear, segmentation
 from runtime.errors import UserError, run_command
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 from segmentation_tools import CONFIG, runner_of
 
+from data import check
 from data.catalog import open_dataset
+from data.check import preflight
+from data.check_masks import check_masks
 from data.config import DataConfig
 from data.layout import SegmentationLayout
-from eval import check, command, segmentation
-from eval.mask_check import check_masks
-from eval.preflight import preflight
+from eval import command, segmentation
 from runtime import compat
 from runtime.errors import UserError, run_command
 
@@ -134,7 +135,7 @@ def test_damage_is_named_before_training(kind, split, voc):
 def test_headers_of_all_files_are_looked_at_before_training(kind, voc, monkeypatch):
     """Whatever file it is; what only pixels tell is seen in those of a sample."""
     path, _ = damage(voc, "train", kind)
-    monkeypatch.setattr("eval.mask_check.sample", lambda files, count: list(files)[:0])
+    monkeypatch.setattr("data.check_masks.sample", lambda files, count: list(files)[:0])
     with pytest.raises(UserError) as refused:
         preflight(DataConfig(name="voc", root=str(voc)), masks=True)
     assert str(path) in str(refused.value)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.check_images import SPLITS, Findings, briefly, check_overlap, read_headers, sample, tagged, unreadable
 from data.images import Header
 from data.layout import SegmentationLayout, files_in, mode_fault, size_fault, strip
-from eval.findings import SPLITS, Findings, briefly, check_overlap, read_headers, sample, tagged, unreadable
 from runtime.errors import UserError
 
 

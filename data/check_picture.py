@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from data.catalog import Dataset
+from data.check_images import SPLITS, sample
 from data.images import Pixels, read_image
 from data.layout import SegmentationLayout
-from eval.findings import SPLITS, sample
 from runtime.errors import UserError
 
 COLUMNS = 6
