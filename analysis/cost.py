@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.labels import number, project_path, symbol, value_text
 from analysis.material import Material
 from analysis.table import NONE, Table
-from runtime.text import describe_seconds
+from runtime.progress import describe_seconds
 from sweeps.study import Study
 
 

@@ -39,7 +39,7 @@ from data.raw import (
 from runtime import config as configs
 from runtime import files
 from runtime.errors import BusyError, UserError, run_command
-from runtime.text import describe_seconds
+from runtime.progress import describe_seconds
 
 _CHUNK = 64  # images between two syncs to the disk: at most these are decoded again after an interruption
 

@@ -18,12 +18,10 @@ from data.images import ImageStore, normalise
 from data.prefetch import prefetched
 from data.raw import open_source
 from data.recycle import Recycler
-from data.views import GridSize, SampleStreams, ViewMaker, sample_generator
+from data.views import GridSize, Purpose, SampleStreams, ViewMaker, sample_generator
 from data.workers import in_order
 from runtime.config import require
 from runtime.errors import UserError
-
-_VIEWS, _ORDER = 0, 1  # purposes of random streams
 
 
 @dataclass
@@ -77,7 +75,7 @@ class _Steps:
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> list[int]:
-        return sample_generator(self.seed, epoch, 0, _ORDER).permutation(len(self.store)).tolist()
+        return sample_generator(self.seed, epoch, 0, Purpose.EPOCH_ORDER).permutation(len(self.store)).tolist()
 
     def __getitem__(self, step: int) -> RawBatch | UserError:
         """A UserError is returned, not raised: DataLoader would wrap it in the worker's traceback."""
@@ -93,7 +91,7 @@ class _Steps:
         on_device = maker.config.execution == "device"
         render = maker.crop if on_device else maker.render
         views = [self._recycler.take((len(chosen), side, side, 3), np.uint8) for side in maker.sides]
-        streams = SampleStreams(self.seed, epoch, _VIEWS)
+        streams = SampleStreams(self.seed, epoch, Purpose.VIEWS)
         plans, numbers = [], []
         for row, index in enumerate(chosen):
             number, image = self.store.read(index)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import cv2
 import numpy as np
@@ -35,11 +36,25 @@ class ViewPlan:
     solarized: bool
 
 
-def sample_generator(seed: int, epoch: int, index: int, purpose: int = 0) -> np.random.Generator:
-    """The random numbers of one sample: a function of (seed, epoch, index) alone.
+class Purpose(IntEnum):
+    """What a random stream is for. The values are part of every result: a new purpose takes a new value."""
+
+    # Also the crops of an evaluation (data/transforms.py): a pretraining and an evaluation never share a run.
+    VIEWS = 0
+    EPOCH_ORDER = 1  # of a pretraining
+    EVALUATION_ORDER = 17  # of an evaluation's images
+    SEGMENTATION_ORDER = 18
+    SEGMENTATION_AUGMENTATION = 19
+    # Seeds dropout and drop path in a step of a fine-tuning (eval/finetune.py) or a segmentation (eval/mmseg_hook.py).
+    # The two stages never share a run, so that the same number cannot couple anything within one.
+    DROPOUT = 20
+
+
+def sample_generator(seed: int, epoch: int, index: int, purpose: Purpose = Purpose.VIEWS) -> np.random.Generator:
+    """Return the random numbers of one sample, a function of (seed, epoch, index, purpose) alone.
 
     Philox is counter-based: the key is (seed, epoch), and every index has 2^128 counters of its own, so streams
-    never overlap. `purpose` separates streams that serve different ends (views, order of the epoch).
+    never overlap; nor do those of different purposes.
     """
     bits = np.random.Philox(key=[seed % 2**64, epoch], counter=[0, 0, index, purpose])
     return np.random.Generator(bits)
@@ -48,7 +63,7 @@ def sample_generator(seed: int, epoch: int, index: int, purpose: int = 0) -> np.
 class SampleStreams:
     """`sample_generator` for one sample of an epoch after the other, in a fifth of the time."""
 
-    def __init__(self, seed: int, epoch: int, purpose: int = 0) -> None:
+    def __init__(self, seed: int, epoch: int, purpose: Purpose = Purpose.VIEWS) -> None:
         self._bits = np.random.Philox(key=[seed % 2**64, epoch], counter=[0, 0, 0, purpose])
         self._start = self._bits.state
         self._generator = np.random.Generator(self._bits)

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from data.config import WORKER_KINDS
 from runtime.config import require
 from runtime.errors import UserError
+from runtime.progress import describe_bytes, describe_seconds
 from runtime.stopping import outlive_stops
-from runtime.text import describe_bytes, describe_seconds
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")

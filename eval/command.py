@@ -19,7 +19,7 @@ from runtime import config as configs
 from runtime.distributed import World, world_from_environment
 from runtime.errors import UserError
 from runtime.rundir import Identity, Run
-from runtime.stage import carry_out, refuse_several
+from runtime.stage import refuse_several, run_stage
 
 Work = Callable[[Any, Parent, Run, torch.device], dict[str, Any]]
 
@@ -55,7 +55,7 @@ def evaluate(
         used = {"normalisation_mean": mean, "normalisation_std": std}
         return scores | used | asked.beside(parent, stage, config.data, scores)
 
-    carry_out(config, name, scored, world, asked.described(parent))
+    run_stage(config, name, scored, world, asked.described(parent))
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from torch.utils.data import Dataset
 
 from data.images import ImageList
 from data.transforms import LabelledDataset
-from data.views import sample_generator
+from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
 from runtime.errors import NotFiniteError, UserError
 from runtime.stopping import outlive_stops
 
-_ORDER = 17  # purpose of a random stream; pretraining's and the crops' are below 16
 Batch = tuple[Tensor, Tensor]  # (B, ...), labels (B,) int64
 
 
@@ -65,7 +64,7 @@ class ImageBatches(Dataset):
 @lru_cache(maxsize=2)
 def shuffled(count: int, seed: int, epoch: int) -> Sequence[int]:
     """The order of an epoch: a function of (seed, epoch) alone."""
-    order: list[int] = sample_generator(seed, epoch, 0, _ORDER).permutation(count).tolist()
+    order: list[int] = sample_generator(seed, epoch, 0, Purpose.EVALUATION_ORDER).permutation(count).tolist()
     return order
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from data.views import sample_generator
+from data.views import Purpose, sample_generator
 from eval.features import Batch, PooledFeatures
 from eval.linear_config import LinearConfig
 from eval.linear_heads import LinearHeads
@@ -20,8 +20,6 @@ from eval.linear_training import LinearState, LinearTraining
 from eval.parent import Parent, load_parent_backbone
 from runtime.rundir import Run
 from runtime.stopping import stop_request
-
-_STEP = 20  # purpose of a random stream
 
 
 class Finetuning(LinearTraining):
@@ -51,7 +49,7 @@ class Finetuning(LinearTraining):
     def train_step(self, inputs: Tensor, labels: Tensor) -> None:
         """One step of backbone and head on (B, 3, S, S) images."""
         # What drop path drops is a function of (seed, epoch, step), so a resumed run goes on as if it had not stopped.
-        drawn = sample_generator(self.config.seed, self.state.epoch, self.state.step, _STEP).integers(2**32)
+        drawn = sample_generator(self.config.seed, self.state.epoch, self.state.step, Purpose.DROPOUT).integers(2**32)
         torch.manual_seed(int(drawn))
         self.backbone.train()
         _, pooled = self.backbone(inputs)

@@ -24,8 +24,8 @@ from eval.knn_config import PROTOCOL, STAGE, KnnConfig, identity
 from eval.linear_splits import hold_out, refuse_unusable
 from eval.neighbours import accuracies, normalise_rows
 from eval.parent import Parent, load_parent_backbone
-from eval.progress import Progress
 from runtime.errors import UserError, run_command
+from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import stop_request
 
@@ -82,7 +82,7 @@ def tables(
     with stop_request() as stop:
 
         def on_batch(images: int) -> None:
-            progress.add(done, images)
+            progress.update(done + images)
             if stop:
                 stop.leave()
 

@@ -21,8 +21,8 @@ from eval.linear_config import STAGE, LinearConfig, identity
 from eval.linear_heads import LinearHeads
 from eval.linear_training import LinearState, LinearTraining
 from eval.parent import Parent, load_parent_backbone
-from eval.progress import Progress
 from runtime.errors import run_command
+from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import stop_request
 
@@ -56,7 +56,7 @@ class LinearEvaluation(LinearTraining):
         with stop_request() as stop:
 
             def on_batch(images: int) -> None:
-                progress.add(done, images)
+                progress.update(done + images)
                 if stop:
                     stop.leave()
 

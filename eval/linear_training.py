@@ -18,10 +18,9 @@ from eval.linear_config import LinearConfig
 from eval.linear_heads import LinearHeads
 from eval.linear_splits import Splits
 from eval.parent import Parent
-from eval.progress import Progress
 from runtime import files
-from runtime.checkpoint import UNREADABLE, unreadable
-from runtime.errors import NotFiniteError
+from runtime.errors import CHECKPOINT_ERRORS, NotFiniteError, unreadable_checkpoint
+from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import stop_request
 
@@ -50,8 +49,8 @@ class LinearState:
             contents = torch.load(path, map_location=self.loss_sums.device, weights_only=True)
             for name, part in self._parts().items():
                 part.load_state_dict(contents.pop(name))
-        except UNREADABLE as error:
-            raise unreadable(path, error) from error
+        except CHECKPOINT_ERRORS as error:
+            raise unreadable_checkpoint(path, error) from error
         for name, value in contents.items():
             setattr(self, name, value)
 

@@ -20,10 +20,8 @@ from torch.utils.data import Sampler
 from data.compose import IGNORE
 from data.images import read_image
 from data.layout import MaskLabels, SegmentationPart, parts_by_name, size_fault
-from data.views import sample_generator
+from data.views import Purpose, sample_generator
 from runtime.errors import UserError
-
-_ORDER, _AUGMENTATION = 18, 19  # purposes of random streams
 
 
 @TRANSFORMS.register_module()
@@ -95,7 +93,7 @@ class SeededSegDataset(PartsDataset):
 
     def __getitem__(self, number: tuple[int, int]) -> dict[str, Any]:
         epoch, index = number
-        drawn = int(sample_generator(self.seed, epoch, index, _AUGMENTATION).integers(2**32))
+        drawn = int(sample_generator(self.seed, epoch, index, Purpose.SEGMENTATION_AUGMENTATION).integers(2**32))
         np.random.seed(drawn)
         random.seed(drawn)
         return super().__getitem__(index)
@@ -127,7 +125,7 @@ class ResumableSampler(Sampler):
             number += self.batch_size
 
     def _order(self, epoch: int) -> list[int]:
-        return sample_generator(self.seed, epoch, 0, _ORDER).permutation(self.size).tolist()
+        return sample_generator(self.seed, epoch, 0, Purpose.SEGMENTATION_ORDER).permutation(self.size).tolist()
 
     def __len__(self) -> int:
         return self.size

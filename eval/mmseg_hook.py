@@ -17,18 +17,17 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from data.layout import SegmentationLayout
-from data.views import sample_generator
+from data.views import Purpose, sample_generator
 from eval.predictions import draw_predictions, spread
-from eval.progress import Progress
 from eval.segmentation_config import SegmentationConfig
 from runtime import files
 from runtime.distributed import largest
 from runtime.errors import NotFiniteError, UserError
+from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import StopRequest
 
 FROZEN_PREFIX = "backbone."
-_FORWARD = 20  # purpose of a random stream
 
 
 class TrainingWatch(Hook):
@@ -54,7 +53,7 @@ class TrainingWatch(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Dropout and drop path are functions of (seed, iteration, process): a resumed run repeats them."""
-        stream = sample_generator(self.config.seed, runner.iter, get_rank(), _FORWARD)
+        stream = sample_generator(self.config.seed, runner.iter, get_rank(), Purpose.DROPOUT)
         torch.manual_seed(int(stream.integers(2**63)))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.workers import WatchedLoader
-from runtime.checkpoint import UNREADABLE, unreadable
+from runtime.errors import CHECKPOINT_ERRORS, unreadable_checkpoint
 
 
 @LOOPS.register_module()
@@ -123,5 +123,5 @@ class QuietRunner(Runner):
         """UserError where the checkpoint is cut off or holds anything but tensors and plain values."""
         try:
             super().load_or_resume()
-        except UNREADABLE as error:
-            raise unreadable(self._load_from, error) from error
+        except CHECKPOINT_ERRORS as error:
+            raise unreadable_checkpoint(self._load_from, error) from error

@@ -22,7 +22,7 @@ from runtime import config as configs
 from runtime.distributed import World, world_from_environment
 from runtime.errors import run_command
 from runtime.rundir import Run
-from runtime.stage import carry_out
+from runtime.stage import run_stage
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
 
         return train(Training.build(config, run, device, world, dataset))
 
-    carry_out(config, name, work, world)
+    run_stage(config, name, work, world)
 
 
 if __name__ == "__main__":

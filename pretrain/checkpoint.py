@@ -16,9 +16,8 @@ from torch import Tensor
 
 from pretrain.probe import OnlineProbe
 from runtime import files
-from runtime.checkpoint import UNREADABLE, unreadable
 from runtime.distributed import World
-from runtime.errors import UserError
+from runtime.errors import CHECKPOINT_ERRORS, UserError, unreadable_checkpoint
 from vicregl.model import VICRegLModel
 
 FORMAT = 2  # 1 had the random numbers of one process, under "rng", and no scaler
@@ -91,8 +90,8 @@ def _random_states(contents: dict[str, Any]) -> list[RandomState]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise unreadable(path, error) from error
+    except CHECKPOINT_ERRORS as error:
+        raise unreadable_checkpoint(path, error) from error
     if not isinstance(contents, dict) or contents.get("format") not in READABLE:
         found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
         raise UserError(f"{path} is not a checkpoint of this version: format {found!r}, expected {READABLE}")

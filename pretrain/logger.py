@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data.loader import ViewBatch
 from pretrain.diagnostics import GB, batch_diagnostics, peak_memory
-from runtime.text import describe_seconds
+from runtime.progress import describe_seconds
 from vicregl.model import ModelOutput
 
 if TYPE_CHECKING:

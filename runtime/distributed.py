@@ -1,6 +1,7 @@
-"""Several processes as one run: how they meet, agree and end together. runtime/world.py tells who they are.
+"""Several processes as one run: who they are, how they meet, agree and end together.
 
-Only process 0 holds the run directory and writes. With one process nothing here does anything.
+torchrun, submitit or srun starts the processes and describes them by environment variables. Only process 0 holds the
+run directory and writes. With one process nothing here does anything.
 """
 
 from __future__ import annotations
@@ -11,64 +12,127 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from runtime.errors import Unfinished, UserError, leave_at_once
-from runtime.world import World, world_from_environment
-
-__all__ = [
-    "ProcessLost",
-    "World",
-    "agree",
-    "barrier",
-    "broadcast",
-    "device_of",
-    "explained",
-    "join",
-    "largest",
-    "world_from_environment",
-]
+from runtime.device import refuse_shared_gpu
+from runtime.errors import Unfinished, UserError, exit_without_cleanup
 
 T = TypeVar("T")
 
 # How long a process waits for the others: longer than process 0 may need to prepare or save alone.
-TIMEOUT_MINUTES = 30.0
-# How long a process that cannot go on may take to end by itself once another one failed.
+TIMEOUT = timedelta(minutes=30)
+# How long a process may take to end by itself once another one failed.
 GRACE_SECONDS = 20.0
 _POLL_SECONDS = 1.0
-_FAILED, _LEAVING = "failed", "leaving"
+_FAILED, _LEAVING = "failed", "leaving"  # keys of the store
 
 
-class ProcessLost(UserError):  # noqa: N818  # said of another process, which has the error
+class ProcessLost(UserError):  # noqa: N818  # raised here for an error in another process
     """Another process of the same run failed, so that this one cannot go on."""
 
     exit_code = 1
 
 
-def device_of(device: torch.device, world: World) -> torch.device:
-    """The device of this process: the GPU of its number on this machine, or the only one that it sees."""
-    if world.size == 1 or device.type != "cuda":
-        return device
-    if device.index is not None:
-        raise UserError(f"config: machine.device = {device} with {world.size} processes; leave the number away")
-    count = torch.cuda.device_count()
-    if world.local_rank >= count > 1:
-        raise UserError(f"process {world.local_rank} of this machine has no GPU of its own: it sees {count}")
-    return torch.device("cuda", world.local_rank if count > 1 else 0)
+@dataclass(frozen=True)
+class World:
+    """The processes of this run, and the place of this one among them."""
+
+    rank: int = 0
+    local_rank: int = 0  # among those on this machine
+    size: int = 1
+    node: int = 0  # number of this machine
+    address: str = ""  # host:port where they meet
+    hosted: bool = False  # the launcher listens at `address`; otherwise process 0 does
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
+    """Read the variables of torchrun (or submitit's TorchDistributedEnvironment) or, in a step of several tasks, of
+    srun; one process where there are none. UserError where they contradict each other or some are missing."""
+    variables = os.environ if environment is None else environment
+    if "WORLD_SIZE" in variables or "RANK" in variables:
+        return _from_torchrun(variables)
+    # A batch script has SLURM_NTASKS too, and is one process: only a step (srun) has a number.
+    if "SLURM_STEP_ID" in variables:
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in variables else "SLURM_NTASKS"
+        if (size := _number(variables, tasks, "1")) > 1:
+            return _from_slurm(variables, size)
+    return World()
+
+
+def _from_torchrun(variables: Mapping[str, str]) -> World:
+    if variables.get("WORLD_SIZE") == "1":
+        return World()
+    required = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in required if name not in variables]
+    if missing:
+        raise UserError(
+            f"the environment has some of torchrun's variables ({', '.join(required)}) and not {', '.join(missing)}; "
+            "start by torchrun or srun, or unset them for one process"
+        )
+    rank, size = _number(variables, "RANK"), _number(variables, "WORLD_SIZE")
+    if not 0 <= rank < size:
+        raise UserError(f"the environment says RANK={rank} of WORLD_SIZE={size}; expected 0 to {size - 1}")
+    return World(
+        rank,
+        _number(variables, "LOCAL_RANK", str(rank)),
+        size,
+        _number(variables, "GROUP_RANK", variables.get("SLURM_NODEID", "0")),
+        f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}",
+        hosted=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+    )
+
+
+def _from_slurm(variables: Mapping[str, str], size: int) -> World:
+    nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    job, step = _number(variables, "SLURM_JOB_ID"), _number(variables, "SLURM_STEP_ID")
+    host = variables.get("MASTER_ADDR") or first_host(nodes)
+    # Below the ports that the kernel gives to outgoing connections; steps of one job may share a machine.
+    port = variables.get("MASTER_PORT") or str(10000 + (job * 16 + step) % 20000)
+    return World(
+        _number(variables, "SLURM_PROCID"),
+        _number(variables, "SLURM_LOCALID"),
+        size,
+        _number(variables, "SLURM_NODEID", "0"),
+        f"{host}:{port}",
+    )
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of a SLURM node list: "rack[1-2]node[3-4],cpu1" -> "rack1node3"."""
+    # Here, for it is slow to import. Its public `hostnames` reads the job's list alone: a step may have fewer nodes.
+    from submitit.slurm.slurm import SlurmParseException, _parse_node_list
+
+    try:
+        return str(_parse_node_list(nodes)[0])
+    except (SlurmParseException, IndexError) as error:
+        raise UserError(f"the environment says SLURM_STEP_NODELIST={nodes!r}; expected hosts, as n[1-2],n7") from error
+
+
+def _number(variables: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = variables[name] if default is None else variables.get(name, default)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"the environment says {name}={text!r}; expected a whole number") from error
 
 
 @contextmanager
 def join(world: World, device: torch.device) -> Iterator[None]:
-    """The processes meet (NCCL on CUDA, gloo on the CPU), and part when the block ends.
+    """Connect the processes (NCCL on CUDA, gloo on the CPU) while the block works.
 
-    Where one of them fails the others end too, with ProcessLost, instead of waiting for it: what it said is passed on,
-    and a process that does not come to know within GRACE_SECONDS (it hangs in a collective, say) is ended.
+    Where one of them fails the others end too, with ProcessLost and its message, instead of waiting for it. A process
+    that cannot notice within GRACE_SECONDS (it hangs in a collective, say) is ended by its watch thread.
     """
     global _watch
     if world.size == 1:
@@ -79,14 +143,13 @@ def join(world: World, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = _connect(world, listen=not world.hosted and world.is_main)
-    timeout = timedelta(minutes=TIMEOUT_MINUTES)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    leave_at_once()
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    exit_without_cleanup()
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     _watch = _Watch(world, _connect(world, listen=False))
     try:
-        with explained():
-            _refuse_shared_gpu(world, device, store)
+        with report_failures():
+            refuse_shared_gpu(device, world, store)
             yield
             barrier()
         _watch.stop()
@@ -101,133 +164,126 @@ def join(world: World, device: torch.device) -> Iterator[None]:
 
 def _connect(world: World, listen: bool) -> dist.Store:
     host, _, port = world.address.rpartition(":")
-    timeout = timedelta(minutes=TIMEOUT_MINUTES)
     # wait_for_workers would make process 0 wait here while the others are still importing, without a timeout message.
-    store = dist.TCPStore(host, int(port), world.size, is_master=listen, timeout=timeout, wait_for_workers=False)
-    # torchrun starts all processes anew after a failure, in the same store.
+    store = dist.TCPStore(host, int(port), world.size, is_master=listen, timeout=TIMEOUT, wait_for_workers=False)
+    # After a failure torchrun restarts all processes with the same store: keys of the failed attempt must not be read.
     return dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _refuse_shared_gpu(world: World, device: torch.device, store: dist.Store) -> None:
-    if device.type != "cuda":
-        return
-    mine = f"{torch.cuda.get_device_properties(device).uuid} of {socket.gethostname()}"
-    store.set(f"gpu{world.rank}", mine)
-    others = [rank for rank in range(world.size) if store.get(f"gpu{rank}").decode() == mine]
-    if len(others) > 1:
-        raise UserError(f"processes {others} share the GPU {mine}; start one process a GPU")
-
-
 class _Watch:
-    """Asks every second, in a thread, whether another process failed, and ends this one if it does not end itself."""
+    """Polls the store in a thread for another process's failure, and ends this process if it does not end itself.
+
+    A thread is needed because the main thread may be blocked in a collective that never returns.
+    """
 
     def __init__(self, world: World, store: dist.Store) -> None:
         self.world = world
-        self.store = store  # a connection of its own: one that waits for a key lets nobody else ask
-        self.lost: list[Callable[[ProcessLost], None]] = []  # told before this process is ended from outside
+        self.store = store  # a connection of its own: a blocking wait would block every other call on it
+        self.on_lost: list[Callable[[ProcessLost], None]] = []  # called before this thread ends the process
+        self.announced = False  # this process has failed
         self._stopped = threading.Event()
-        self._told = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Also wait for the thread: one that is asking the store when the interpreter ends would abort the process."""
+        """Stop the thread and wait for it: a call to the store at interpreter shutdown would abort the process."""
         self._stopped.set()
         self._thread.join(GRACE_SECONDS)
 
-    def tell(self, error: BaseException) -> None:
-        """Let the others know, in one line, unless one of them was first."""
-        self._told = True
+    def announce(self, error: BaseException) -> None:
+        """Send the others the first line of the error's message, unless another process failed first."""
+        self.announced = True
         if self.failure() is not None:
             return
-        said = (str(error) or repr(error)).strip().partition("\n")[0]
+        message = (str(error) or repr(error)).strip().partition("\n")[0]
         name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        who = f"process {self.world.rank} of {self.world.size} on {socket.gethostname()}"
-        with suppress(RuntimeError):  # process 0, which hosts the store, is gone: the others see that
-            self.store.set(_FAILED, f"{who} failed: {name}{said}")
+        process = f"process {self.world.rank} of {self.world.size} on {socket.gethostname()}"
+        with suppress(RuntimeError):  # process 0, which hosts the store, is gone: the others notice that themselves
+            self.store.set(_FAILED, f"{process} failed: {name}{message}")
         self._let_others_read()
 
     def _let_others_read(self) -> None:
-        """The store goes with process 0, if that hosts it."""
+        """Keep the store alive for two polls where this process hosts it."""
         if self.world.is_main and not self.world.hosted:
             time.sleep(2 * _POLL_SECONDS)
 
     def leave_together(self) -> None:
-        """Wait until every process is about to leave: a launcher may end the others once one has left with an error
-        code, and process 0 has the run's folder to give back first."""
+        """Wait until every process is about to leave: a launcher may kill the others once one has left with an error
+        code, and process 0 has to release the run directory first."""
         end = time.monotonic() + GRACE_SECONDS
-        with suppress(RuntimeError):  # process 0 is gone: so it had done all
+        with suppress(RuntimeError):  # process 0 is gone, and so has released it
             self.store.add(_LEAVING, 1)
             while self.store.add(_LEAVING, 0) < self.world.size and time.monotonic() < end:
                 time.sleep(_POLL_SECONDS / 10)
         self._let_others_read()
 
-    def failure(self) -> str | None:
-        """What another process said, or that process 0, where they meet, is gone."""
+    def failure(self, wait_seconds: float = 0.0) -> str | None:
+        """Return another process's message, or that process 0, which hosts the store, is gone."""
+        end = time.monotonic() + wait_seconds
         try:
-            return self.store.get(_FAILED).decode() if self.store.check([_FAILED]) else None
+            while not self.store.check([_FAILED]):
+                if time.monotonic() >= end:
+                    return None
+                time.sleep(_POLL_SECONDS / 5)
+            return self.store.get(_FAILED).decode()
         except RuntimeError:
             return "process 0 is gone"
-
-    def wait_for_failure(self, seconds: float) -> str | None:
-        end = time.monotonic() + seconds
-        while (text := self.failure()) is None and time.monotonic() < end:
-            time.sleep(_POLL_SECONDS / 5)
-        return text
 
     def _run(self) -> None:
         while not self._stopped.wait(_POLL_SECONDS):
             if (text := self.failure()) is None:
                 continue
+            # The main thread usually fails in its next collective and stops this thread on its way out.
             if self._stopped.wait(GRACE_SECONDS):
                 return
             error = ProcessLost(text)
-            for callback in self.lost:
+            for callback in self.on_lost:
                 callback(error)
             print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(ProcessLost.exit_code)
+            os._exit(ProcessLost.exit_code)  # sys.exit would end this thread alone
 
 
 _watch: _Watch | None = None
 
 
 @contextmanager
-def explained(lost: Callable[[ProcessLost], None] | None = None) -> Iterator[None]:
-    """Within `join`: tell the others of an exception here, and say ProcessLost where it is one of theirs.
+def report_failures(on_lost: Callable[[ProcessLost], None] | None = None) -> Iterator[None]:
+    """Within `join`: announce an exception of this process, and raise ProcessLost for one that another one caused.
 
-    `lost` is called (in another thread) where this process hangs and has to be ended because another one failed.
+    `on_lost` is called, in the watch thread, where this process hangs and has to be ended.
     """
     if _watch is None:
         yield
         return
-    if lost is not None:
-        _watch.lost.append(lost)
+    if on_lost is not None:
+        _watch.on_lost.append(on_lost)
     try:
         yield
-    except (Unfinished, KeyboardInterrupt, ProcessLost):  # all of them stop, or know already
+    except (Unfinished, KeyboardInterrupt, ProcessLost):  # every process stops, or is informed already
         raise
     except Exception as error:
-        # When a process goes, the others' collectives fail at once: its own words are the reason, if it left any.
-        text = None if _watch._told else _watch.wait_for_failure(2.0 if _is_connection(error) else 0.0)
+        # When a process dies, collectives of the others fail at once. Its message, if it left one, is the real cause;
+        # it may arrive after the broken connection.
+        text = None if _watch.announced else _watch.failure(2.0 if _is_connection(error) else 0.0)
         if text is None and _is_connection(error):
             text = "another process ended without a word: killed, or out of memory?"
         if text is not None and not isinstance(error, UserError):
             raise ProcessLost(f"{text} (this process {_watch.world.rank} cannot go on alone)") from error
-        _watch.tell(error)
+        _watch.announce(error)
         raise
     finally:
-        if lost is not None and _watch is not None:
-            _watch.lost.remove(lost)
+        if on_lost is not None and _watch is not None:
+            _watch.on_lost.remove(on_lost)
 
 
 def _is_connection(error: Exception) -> bool:
-    """Whether a collective failed because of another process; gloo says so by a plain RuntimeError."""
+    """Whether a collective failed because of another process; gloo raises a plain RuntimeError."""
     words = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' numbers."""
+    """Return the maximum over the processes."""
     if not _several():
         return number
     values = torch.tensor([number], dtype=torch.int64, device=_device())
@@ -235,13 +291,8 @@ def largest(number: int) -> int:
     return int(values)
 
 
-def agree(flag: bool) -> bool:
-    """Whether any process says so."""
-    return bool(largest(int(flag)))
-
-
 def broadcast(value: T) -> T:
-    """Process 0's value, pickled."""
+    """Return process 0's value in every process; it is pickled."""
     if not _several():
         return value
     values: list[Any] = [value]
@@ -251,7 +302,7 @@ def broadcast(value: T) -> T:
 
 def barrier() -> None:
     """Wait for every process."""
-    largest(0)  # as good as torch's own, which wants to be told the GPU
+    largest(0)  # as good as torch's own, which warns unless it is given the GPU
 
 
 def _several() -> bool:

@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import pickle
 import pwd
 import stat
 import sys
@@ -13,12 +14,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# The base of all errors lies at the bottom, in the library: `except UserError` catches the library's and ours.
+# The base class is defined in the library, the lowest layer: `except UserError` catches its errors and ours.
 from vicregl.errors import UserError as UserError
 
 
 class NotFiniteError(UserError):
-    """A loss that is NaN or infinite; names the term and the step."""
+    """A loss that is NaN or infinite; the message names the term and the step."""
 
     exit_code = 3
 
@@ -30,50 +31,70 @@ class BusyError(UserError):
 
 
 class Unfinished(Exception):  # noqa: N818  # not an error
-    """The run was asked to stop (a signal other than Ctrl-C, a time limit), and has saved where it is."""
+    """The run was asked to stop (a signal other than Ctrl-C, a time limit), and has saved its state."""
 
     exit_code = 75  # EX_TEMPFAIL: repeat the command
 
 
-def explain(error: OSError, path: str | Path | None = None, otherwise: str = "") -> str | None:
-    """What could not be read or written, why, and what to do; None where the error says nothing of that kind.
+# Raised by torch.load and load_state_dict for a file that is cut off, or holds something else.
+CHECKPOINT_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+)
 
-    `path`: what the caller wanted, where the error names a temporary file; `otherwise`: what else the user can do.
+
+def unreadable_checkpoint(path: str | Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} cannot be read: it is cut off or not a checkpoint of this run ({type(error).__name__}). "
+        "Delete it to start this run over, or put a good copy in its place"
+    )
+
+
+def explain(error: OSError, path: str | Path | None = None, otherwise: str = "") -> str | None:
+    """Describe what could not be read or written, why, and what to do; None for an error of another kind.
+
+    `path`: the caller's file, where the error names a temporary one; `otherwise`: an alternative for the user.
     """
     named = path if path is not None else error.filename2 or error.filename
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk ({named}); free some and repeat the command"
-    if not isinstance(named, str | Path):  # a process, say
+    if not isinstance(named, str | Path):  # of a process or a socket, say
         return None
     otherwise = otherwise or "choose another place"
     if error.errno == errno.EROFS:
         return f"cannot write {named}: its file system is mounted read-only; {otherwise}"
     if error.errno == errno.ENAMETOOLONG:
         return f"cannot make {named}: a name in it is longer than the file system allows (255 bytes); shorten it"
-    there = _nearest(Path(os.fsdecode(error.filename or named)))
+    nearest = _nearest(Path(os.fsdecode(error.filename or named)))
     if error.errno in (errno.EACCES, errno.EPERM):
-        return _explain_access(named, there, otherwise)
+        return _explain_access(named, nearest, otherwise)
     if error.errno == errno.EISDIR:
         return f"cannot write {named}: it is a folder, and a file is expected; remove it, or {otherwise}"
-    if error.errno in (errno.ENOTDIR, errno.EEXIST) and os.path.exists(there) and not os.path.isdir(there):
-        return f"cannot reach {named}: {there} is a file, and a folder is needed; move it away, or {otherwise}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and os.path.exists(nearest) and not os.path.isdir(nearest):
+        return f"cannot reach {named}: {nearest} is a file, and a folder is needed; move it away, or {otherwise}"
     return None
 
 
 def _nearest(path: Path) -> Path:
-    """The path itself, or the first of its parents that can be seen."""
+    """Return the path itself, or the first of its parents that exists."""
     path = Path(os.path.abspath(path))
     return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
-def _explain_access(path: str | Path, there: Path, otherwise: str) -> str:
-    """Which file or folder keeps this user out: a file that may be written can lie in a folder that may not."""
-    folder = os.path.isdir(there)
-    culprit = there if folder or not os.access(there, os.R_OK | os.W_OK) else there.parent
-    found = os.lstat(culprit)
+def _explain_access(path: str | Path, nearest: Path, otherwise: str) -> str:
+    """Name the file or folder that denies access: replacing a writable file also needs a writable folder."""
+    folder = os.path.isdir(nearest)
+    culprit = nearest if folder or not os.access(nearest, os.R_OK | os.W_OK) else nearest.parent
+    status = os.lstat(culprit)
     verb = "write" if os.access(culprit, os.R_OK | (os.X_OK if folder else 0)) else "read"
-    owner, mode = _user(found.st_uid), stat.filemode(found.st_mode)
-    mine = found.st_uid == os.geteuid()
+    owner, mode = _user(status.st_uid), stat.filemode(status.st_mode)
+    mine = status.st_uid == os.geteuid()
     who = "is your own" if mine else f"belongs to {owner}, and you are {_user(os.geteuid())}"
     remedy = "chmod it" if mine else f"ask {owner} for access"
     return f"cannot {verb} {path}: {culprit} {who} (mode {mode}); {remedy}, or {otherwise}"
@@ -82,37 +103,37 @@ def _explain_access(path: str | Path, there: Path, otherwise: str) -> str:
 def _user(number: int) -> str:
     try:
         return pwd.getpwuid(number).pw_name
-    except KeyError:  # in a container, as often as not
+    except KeyError:  # common in containers
         return f"user {number}"
 
 
-_leaves_at_once = False
+_without_cleanup = False
 
 
-def leave_at_once() -> None:
-    """Let `run_command` end this process without taking the interpreter apart.
+def exit_without_cleanup() -> None:
+    """Let `run_command` end this process via os._exit, skipping interpreter shutdown.
 
-    Threads of torch.distributed that are at work meanwhile abort it (exit code -6), though its run is done.
+    Threads of torch.distributed that still run during the shutdown abort the process (exit code -6), though its run
+    is done.
     """
-    global _leaves_at_once
-    _leaves_at_once = True
+    global _without_cleanup
+    _without_cleanup = True
 
 
-def _print_any_text() -> None:
-    """Let no locale stop a line: UTF-8 into files and pipes, as logs are read; a terminal's own encoding, escaped."""
+def _make_streams_encode_anything() -> None:
+    """Print any text under any locale: UTF-8 into files and pipes, the terminal's encoding with escapes otherwise."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts in its place
+        if isinstance(stream, io.TextIOWrapper):  # tests and notebooks replace it by another class
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run `main(argv)` and leave the process: 0 if it returned None or 0.
+    """Run `main(argv)` and exit with the code that it returns; None is 0.
 
-    A UserError becomes its message on stderr and its exit code; Ctrl-C becomes 130, as shells have it; Unfinished
-    becomes 75.
+    A UserError is printed as its message and exits with its code; Ctrl-C with 130, as shells do; Unfinished with 75.
     Any other exception is a bug of ours and keeps its traceback.
     """
-    _print_any_text()
+    _make_streams_encode_anything()
     try:
         code = main(sys.argv[1:])
     except UserError as error:
@@ -128,12 +149,12 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         if isinstance(error, OSError) and (explained := explain(error)):
             print(f"error: {explained}", file=sys.stderr)
             code = UserError.exit_code
-        elif _leaves_at_once:
+        elif _without_cleanup:
             traceback.print_exc()
             code = 1
         else:
             raise
-    if _leaves_at_once:
+    if _without_cleanup:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from runtime.text import describe_seconds
+from runtime.progress import describe_seconds
 from sweeps.children import Child
 from sweeps.estimate import TimeLeft
 from sweeps.graph import Node

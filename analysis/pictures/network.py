@@ -18,9 +18,8 @@ from data.views import ViewMaker, sample_generator
 from eval.parent import load_parent_backbone, open_parent
 from pretrain.config import PretrainConfig
 from runtime import config as configs
-from runtime.checkpoint import UNREADABLE
 from runtime.config import require
-from runtime.errors import UserError
+from runtime.errors import CHECKPOINT_ERRORS, UserError
 from vicregl.backbones import Backbone
 from vicregl.model import VICRegLModel
 
@@ -72,7 +71,7 @@ def _projector(config: PretrainConfig, run: Path) -> nn.Module | None:
     model = VICRegLModel(config.model, config.loss.global_weight)
     try:
         model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
-    except UNREADABLE as error:
+    except CHECKPOINT_ERRORS as error:
         raise UserError(f"{checkpoint} cannot be read, or is of another network: {error}") from error
     projector = model.eval().requires_grad_(False).projector
     if not isinstance(projector, nn.ModuleList):

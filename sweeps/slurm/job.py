@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import BusyError, Unfinished
 from runtime.provenance import import_path
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-UNFINISHED, BUSY = 75, 4  # runtime.errors: Unfinished, BusyError
+UNFINISHED, BUSY = Unfinished.exit_code, BusyError.exit_code
 POLL_SECONDS = 0.5
 # Requeueing ends this job from outside. Rank 0 does it; the others wait, as does rank 0 after it.
 END_SECONDS = 120.0

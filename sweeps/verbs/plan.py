@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.device import available_cores
-from runtime.text import describe_seconds
+from runtime.progress import describe_seconds
 from sweeps import local
 from sweeps.estimate import Estimator, TimeLeft, time_left
 from sweeps.graph import Graph, Node

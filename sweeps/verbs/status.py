@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from runtime.text import describe_seconds
+from runtime.progress import describe_seconds
 from sweeps import local
 from sweeps.estimate import Estimator
 from sweeps.graph import Graph, Node

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.config import ViewsConfig
 from data.images import MEAN, STD
-from data.views import SampleStreams, ViewMaker, draw_box, location_grid, sample_generator
+from data.views import Purpose, SampleStreams, ViewMaker, draw_box, location_grid, sample_generator
 from runtime.errors import UserError
 
 GRIDS = json.loads((Path(__file__).parents[1] / "golden" / "grids.json").read_text())
@@ -73,13 +73,13 @@ def test_random_streams_of_samples_differ() -> None:
     numbers = [tuple(sample_generator(*key).random(4)) for key in keys]
     assert len(set(numbers)) == len(keys)
     assert tuple(sample_generator(0, 0, 1).random(4)) == numbers[3]
-    assert tuple(sample_generator(0, 0, 1, purpose=1).random(4)) != numbers[3]
+    assert tuple(sample_generator(0, 0, 1, purpose=Purpose.EPOCH_ORDER).random(4)) != numbers[3]
 
 
 def test_streams_of_samples_in_turn_are_the_same() -> None:
-    streams = SampleStreams(5, 3, purpose=1)
+    streams = SampleStreams(5, 3, purpose=Purpose.EPOCH_ORDER)
     for index in (7, 0, 7, 2**40):
-        generator = sample_generator(5, 3, index, purpose=1)
+        generator = sample_generator(5, 3, index, purpose=Purpose.EPOCH_ORDER)
         of_streams = streams.at(index)
         for count in (1, 5, 3):
             assert of_streams.random(count).tolist() == generator.random(count).tolist()

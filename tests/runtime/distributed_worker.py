@@ -1,4 +1,4 @@
-"""python distributed_worker.py CASE: one of the processes of test_distributed.py; prints what it found."""
+"""python distributed_worker.py CASE: one of the processes of test_distributed.py; prints what it got."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 
 from runtime import distributed
-from runtime.distributed import agree, barrier, broadcast, explained, join, largest, world_from_environment
+from runtime.distributed import barrier, broadcast, join, largest, report_failures, world_from_environment
 from runtime.errors import UserError, run_command
 
 
@@ -21,12 +21,12 @@ def main(argv: list[str]) -> None:
     else:
         distributed.GRACE_SECONDS = 2.0
     world = world_from_environment()
-    with join(world, torch.device("cpu")), explained(lambda error: print(f"told: {error}", flush=True)):
+    with join(world, torch.device("cpu")), report_failures(lambda error: print(f"lost: {error}", flush=True)):
         if case == "agree":
-            found = [agree(False), agree(world.rank == 1), largest(world.rank * 7), broadcast({"rank": world.rank})]
+            values = [largest(0), largest(world.rank == 1), largest(world.rank * 7), broadcast({"rank": world.rank})]
             barrier()
             # One write, which another process cannot split.
-            print(f"{world.rank}/{world.size} {found}\n", end="", flush=True)
+            print(f"{world.rank}/{world.size} {values}\n", end="", flush=True)
         elif world.rank == 1:
             barrier()
             fail(case)
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
 
 
 def ask_long(watch: distributed._Watch) -> None:
-    """As when the store is slow to answer: the watch is still asking, in calls of torch, when the process is to end."""
+    """Imitate a slow store: the watch thread is inside a call of torch when the process ends."""
     for _ in range(50):
         with suppress(RuntimeError):
             watch.store.wait(["never"], timedelta(milliseconds=10))

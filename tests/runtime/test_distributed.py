@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.distributed import World, first_host, world_from_environment
 from runtime.errors import UserError
-from runtime.world import World, first_host, world_from_environment
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,9 +78,9 @@ def test_a_slurm_batch_script_and_a_step_of_one_task_are_one_process() -> None:
     ],
 )
 def test_half_an_environment_is_refused(environment, expected) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         world_from_environment(environment)
-    assert all(part in str(told.value) for part in expected)
+    assert all(part in str(refused.value) for part in expected)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_the_first_host_of_a_node_list(nodes, host) -> None:
 def test_they_agree(ranks) -> None:
     for rank, (code, said, errors) in enumerate(ranks.ended(ranks(3, WORKER, "agree"))):
         assert code == 0, errors
-        assert said.strip() == f"{rank}/3 [False, True, 14, {{'rank': 0}}]"
+        assert said.strip() == f"{rank}/3 [0, 1, 14, {{'rank': 0}}]"
 
 
 @pytest.mark.slow
 def test_a_slurm_step_meets_by_its_job_number() -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        job = str(found.getsockname()[1])  # of 32768 and more, so that other runs of this test hardly share a port
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        job = str(free.getsockname()[1])  # of 32768 and more, so that other runs of this test hardly share a port
     step = STEP | {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | step
     command = [sys.executable, str(WORKER), "agree"]
@@ -122,7 +122,7 @@ def test_a_slurm_step_meets_by_its_job_number() -> None:
         for rank in range(2)
     ]
     for process in started:
-        assert "[False, True, 7, {'rank': 0}]" in process.communicate(timeout=300)[0]
+        assert "[0, 1, 7, {'rank': 0}]" in process.communicate(timeout=300)[0]
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,4 @@ def test_a_process_that_fails_ends_the_other(ranks, case, codes, expected) -> No
     assert (first[0], second[0]) == codes, first[2] + second[2]
     assert first[2].count("\n") == 1, first[2]
     assert first[2].startswith("error: " + expected.format(host=socket.gethostname()))
-    assert ("told: process 1" in first[1]) == (case == "hang")
+    assert ("lost: process 1" in first[1]) == (case == "hang")

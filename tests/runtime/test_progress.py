@@ -1,6 +1,6 @@
 import pytest
 
-from runtime.text import describe_seconds
+from runtime.progress import describe_seconds
 
 
 @pytest.mark.parametrize(
