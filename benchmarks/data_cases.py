@@ -23,8 +23,8 @@ from torchvision import transforms
 from benchmarks.published_recipe import PublishedViews
 from data import cache
 from data.catalog import open_dataset
-from data.config import DataConfig, ViewsConfig
-from data.images import MEAN, STD, ImageList, normalise, read_image
+from data.config import MEAN, STD, DataConfig, ViewsConfig
+from data.images import ImageList, normalise, read_image
 from data.loader import PretrainLoader, RawBatch
 from data.transforms import eval_transform, labelled_dataset
 

@@ -18,7 +18,7 @@ from scipy.stats import ks_2samp
 from torchvision import transforms
 from torchvision.transforms import functional as tf
 
-from data.images import MEAN, STD
+from data.config import MEAN, STD
 
 SIZE = 48  # pixels of the views that tests compare
 SMALL_SIZE, SMALL_SCALE = 24, (0.08, 0.4)

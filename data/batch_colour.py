@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import colour
-from data.images import MEAN, STD
+from data.config import MEAN, STD
 from data.views import ViewPlan
 
 
@@ -67,7 +67,13 @@ def _kernels(blurred: Sequence[ViewPlan]) -> Tensor:
     return torch.from_numpy(kernels)
 
 
-def mirror_and_colour(levels: Tensor, plan: BatchPlan, solarize_threshold: int) -> Tensor:
+def mirror_and_colour(
+    levels: Tensor,
+    plan: BatchPlan,
+    solarize_threshold: int,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Tensor:
     """Mirror, colour and normalise: uint8 (B, S, S, 3) -> float32 (B, 3, S, S), channels_last in memory.
 
     `levels`, which are overwritten, and `plan` lie on the device that does it.
@@ -87,8 +93,8 @@ def mirror_and_colour(levels: Tensor, plan: BatchPlan, solarize_threshold: int) 
     if len(solarized):
         part = x[solarized]
         x[solarized] = torch.where(part >= solarize_threshold, 255 - part, part)
-    mean, deviation = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (MEAN, STD))
-    return x.sub_(mean).div_(deviation).contiguous(memory_format=torch.channels_last)
+    middle, spread = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
+    return x.sub_(middle).div_(spread).contiguous(memory_format=torch.channels_last)
 
 
 # The operations take (n, 3, S, S) levels, which they may overwrite, and (n, 1, 1, 1) factors.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runtime.config import Config, require
+from runtime.config import Config, added_later, require
 
 # data/catalog.py opens them.
 DATASETS = ("scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k")
@@ -97,6 +97,9 @@ class ViewsConfig(Config):
     blur_probability: list[float] = [1.0, 0.1]  # of even, of odd views
     solarize_probability: list[float] = [0.0, 0.2]  # of even, of odd views
     solarize_threshold: int = 128  # level of 255
+    # Pixels in 0..1 are normalised by these, red, green, blue. The published pretraining divides red by 0.228.
+    mean: list[float] = added_later(list(MEAN))
+    std: list[float] = added_later(list(STD))
     short_side: int = 0  # pixels; larger images are reduced to it before their views are cut; 0: as they are
     # cpu: all in the loader's workers. device: these decode, cut and resize; mirror and colour follow on the device, in
     # batches. The same distribution from the same random choices, but not the same last digits: hence no `auto`.
@@ -120,6 +123,8 @@ class ViewsConfig(Config):
             require(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "0 to 1")
         require(0 <= self.hue <= 0.5, "views.hue", self.hue, "0 to 0.5 turns")
         require(0 <= self.solarize_threshold <= 256, "views.solarize_threshold", self.solarize_threshold, "0 to 256")
+        require(len(self.mean) == 3, "views.mean", self.mean, "[red, green, blue]")
+        require(len(self.std) == 3 and min(self.std) > 0, "views.std", self.std, "[red, green, blue], above 0")
         check_short_side(self.short_side)
         require(self.execution in ("cpu", "device"), "views.execution", self.execution, "cpu, device")
 

@@ -199,14 +199,14 @@ class PretrainLoader:
         if isinstance(raw, UserError):
             raise raw
         self.bad_files |= raw.bad_files
-        images = []
+        images, views = [], self._views
         for number, view in enumerate(raw.views):
             levels = self._moved(view)
             if raw.plans is None:
-                images.append(normalise(levels, self._recycler))
+                images.append(normalise(levels, self._recycler, views.mean, views.std))
             else:
                 plan = raw.plans[number].map(self._moved)
-                images.append(mirror_and_colour(levels, plan, self._views.solarize_threshold))
+                images.append(mirror_and_colour(levels, plan, views.solarize_threshold, views.mean, views.std))
         locations = [self._moved(grid) for grid in raw.locations]
         labels = None if raw.labels is None else self._moved(raw.labels)
         return ViewBatch(images, locations, labels, raw.step, raw.step // self.steps_per_epoch)

@@ -126,7 +126,9 @@ class ViewMaker:
         """(images, locations): over views, (3, S, S) float32 normalised and (H, W, 2) float32."""
         pixels = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
         plans = self.draw(pixels.shape[0], pixels.shape[1], generator)
-        images = [normalise(self.render(pixels, plan, side)) for plan, side in zip(plans, self.sides, strict=True)]
+        mean, std = self.config.mean, self.config.std
+        rendered = [self.render(pixels, plan, side) for plan, side in zip(plans, self.sides, strict=True)]
+        images = [normalise(view, mean=mean, std=std) for view in rendered]
         return images, [self.locations([plan], view)[0] for view, plan in enumerate(plans)]
 
     def draw(self, height: int, width: int, generator: np.random.Generator) -> list[ViewPlan]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data.images import MEAN, STD
+from data.config import MEAN, STD
 from data.layout import SegmentationLayout, SegmentationPart
 from eval.segmentation_config import OptimizerConfig, SegmentationConfig
 
@@ -78,6 +78,8 @@ def model(
             "run": str(parent.resolve()),
             "taps": config.taps,
             "finetune": config.finetune,
+            "final_norm": config.final_norm,
+            "drop_path": config.drop_path,
             "output_stride": config.output_stride,
             "sync": sync if config.finetune else None,
         },
@@ -90,7 +92,7 @@ def model(
 def head(config: SegmentationConfig, channels: list[int]) -> dict[str, Any]:
     loss = {"loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0}}
     if config.head == "linear":
-        return {"type": "LinearHead", "in_channels": channels, **loss}
+        return {"type": "LinearHead", "in_channels": channels, "dropout_ratio": config.dropout or 0, **loss}
     # As mmsegmentation's fcn_r50-d8 configs, without their auxiliary head.
     maps = {"in_channels": channels, "in_index": list(range(len(channels))), "input_transform": "resize_concat"}
     return {
@@ -99,7 +101,7 @@ def head(config: SegmentationConfig, channels: list[int]) -> dict[str, Any]:
         "channels": 512,
         "num_convs": 2,
         "concat_input": True,
-        "dropout_ratio": 0.1,
+        "dropout_ratio": 0.1 if config.dropout is None else config.dropout,
         "align_corners": False,
         **loss,
     }
@@ -186,13 +188,14 @@ def optimizer(config: SegmentationConfig) -> dict[str, Any]:
 
 
 def schedule(settings: OptimizerConfig, iterations: int) -> list[dict[str, Any]]:
-    """Linear warm-up, then poly or cosine decay to end_lr at the last iteration."""
-    begin = settings.warmup_iterations
+    """Linear warm-up, and poly or cosine decay to end_lr at the last iteration."""
+    warmup = settings.warmup_iterations
+    begin = warmup if settings.decay_start == "warmup_end" else 0
     span = {"begin": begin, "end": iterations, "by_epoch": False, "eta_min": settings.end_lr}
     if settings.schedule == "poly":
         decay: dict[str, Any] = {"type": "PolyLR", "power": settings.power, **span}
     else:
         decay = {"type": "CosineAnnealingLR", "T_max": iterations - begin - 1, **span}
-    if begin == 0:
+    if warmup == 0:
         return [decay]
-    return [{"type": "LinearLR", "start_factor": 1e-6, "begin": 0, "end": begin, "by_epoch": False}, decay]
+    return [{"type": "LinearLR", "start_factor": 1e-6, "begin": 0, "end": warmup, "by_epoch": False}, decay]

@@ -55,6 +55,7 @@ class TrainingWatch(Hook):
         """Dropout and drop path are functions of (seed, iteration, process): a resumed run repeats them."""
         stream = sample_generator(self.config.seed, runner.iter, get_rank(), Purpose.DROPOUT)
         torch.manual_seed(int(stream.integers(2**63)))
+        self.learning_rate = runner.optim_wrapper.get_lr()["lr"][0]  # of this iteration; its hooks set the next one's
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done, last = runner.iter + 1, runner.iter + 1 == runner.max_iters
@@ -66,7 +67,7 @@ class TrainingWatch(Hook):
                 "or lengthen optimizer.warmup_iterations"
             )
         if done % self.config.machine.log_steps == 0 or last:
-            self.write_row(runner, done, outputs)
+            self.write_row(runner, done, data_batch, outputs)
         stop = largest(self.stop.signal or 0)  # one process's stop is everyone's
         if is_main_process():
             if stop or last or time.monotonic() - self.saved >= self.config.machine.save_seconds:
@@ -76,18 +77,20 @@ class TrainingWatch(Hook):
             self.stop.signal = stop
             self.stop.leave()
 
-    def write_row(self, runner: Runner, done: int, outputs: dict[str, Any]) -> None:
-        """Loss and accuracy are means over the processes."""
-        means = torch.stack([outputs["loss"].detach().float(), outputs["decode.acc_seg"].detach().float().mean()])
-        all_reduce(means, "mean")
-        self.loss, accuracy = means.tolist()
+    def write_row(self, runner: Runner, done: int, data_batch: Any, outputs: dict[str, Any]) -> None:
+        """The loss is the mean over all pixels, the accuracy over those with a label: of all processes together."""
+        ignored = getattr(runner.model, "module", runner.model).decode_head.ignore_index
+        labelled = sum((sample.gt_sem_seg.data != ignored).sum().item() for sample in data_batch["data_samples"])
+        loss, share = outputs["loss"].detach().double(), outputs["decode.acc_seg"].detach().double().mean()
+        sums = torch.stack([loss, share * labelled, torch.full_like(loss, labelled), torch.ones_like(loss)])
+        all_reduce(sums)
+        losses, right, labelled, processes = sums.tolist()
+        self.loss, accuracy = losses / processes, right / max(labelled, 1)
         if not is_main_process():
             return
         epoch = done * self.config.batch_size / len(runner.train_dataloader.dataset)
         row = {"step": done, "epoch": epoch, "time": time.time(), "seconds": self.seconds, "loss": self.loss}
-        self.run.append_metrics(
-            row | {"pixel_accuracy": accuracy, "learning_rate": runner.optim_wrapper.get_lr()["lr"][0]}
-        )
+        self.run.append_metrics(row | {"pixel_accuracy": accuracy, "learning_rate": self.learning_rate})
 
     def save(self, runner: Runner) -> None:
         def write(temporary: Path) -> None:

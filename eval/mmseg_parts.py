@@ -29,15 +29,27 @@ FUNCTIONS.register_module(name="outlive_stops", module=outlive_stops)  # of a lo
 class PretrainedBackbone(BaseModule):
     """The network of a finished pretraining run, loaded strictly; frozen in eval mode, or finetuned.
 
-    `taps`: last gives one map, all gives every stage's, shallow to deep. `output_stride` 0 is the network's own.
-    `sync` is the kind of BatchNorm that several processes share when they finetune: SyncBN or GlooSyncBN.
+    `taps`: last gives one map, all gives every stage's, shallow to deep; the deepest after the network's last norm, if
+    `final_norm`. `drop_path` null is the pretraining's own, `output_stride` 0 the network's own. `sync` is the kind of
+    BatchNorm that several processes share when they finetune: SyncBN or GlooSyncBN.
     """
 
-    def __init__(self, run: str, taps: str, finetune: bool, output_stride: int = 0, sync: str | None = None) -> None:
+    def __init__(
+        self,
+        run: str,
+        taps: str,
+        finetune: bool,
+        final_norm: bool = True,
+        drop_path: float | None = None,
+        output_stride: int = 0,
+        sync: str | None = None,
+    ) -> None:
         super().__init__(init_cfg=None)
-        dilation = {"output_stride": output_stride} if output_stride else {}
-        self.network = load_parent_backbone(open_parent(run), **dilation)
-        self.taps, self.finetune = taps, finetune
+        changed: dict[str, Any] = {"output_stride": output_stride} if output_stride else {}
+        if drop_path is not None:
+            changed["drop_path_rate"] = drop_path
+        self.network = load_parent_backbone(open_parent(run), **changed)
+        self.taps, self.finetune, self.final_norm = taps, finetune, final_norm
         self.network.requires_grad_(finetune)
         if sync is not None:
             self.network.trunk = synchronise(self.network.trunk, torch.device("cuda" if sync == "SyncBN" else "cpu"))
@@ -52,12 +64,15 @@ class PretrainedBackbone(BaseModule):
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> maps (B, C_k, h_k, w_k)."""
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
-            return self.network.stages(images) if self.taps == "all" else [self.network(images)[0]]
+            if self.taps == "all":
+                return self.network.stages(images, self.final_norm)
+            return [self.network.last_map(images, self.final_norm)]
 
 
 @MODELS.register_module()
 class LinearHead(BaseDecodeHead):
-    """BatchNorm and a 1x1 convolution, on one map or on several resized to the first and concatenated."""
+    """BatchNorm, dropout of channels and a 1x1 convolution, on one map or on several resized to the first and
+    concatenated."""
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, norm_cfg: dict[str, Any], **rest: Any) -> None:
         super().__init__(
@@ -68,7 +83,6 @@ class LinearHead(BaseDecodeHead):
             num_classes=num_classes,
             out_channels=num_classes,
             norm_cfg=norm_cfg,
-            dropout_ratio=0,
             **rest,
         )
         self.norm: nn.Module = build_norm_layer(norm_cfg, self.channels)[1]

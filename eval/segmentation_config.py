@@ -34,6 +34,8 @@ class OptimizerConfig(Config):
     power: float = 0.9  # of poly
     end_lr: float = 1e-4  # at the last iteration
     warmup_iterations: int = 0  # linear, from a millionth of lr
+    # warmup_end | first_iteration (published for ConvNeXts: the warm-up is then a factor on the decaying rate)
+    decay_start: str = added_later("warmup_end")
 
     def check(self) -> None:
         require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "sgd or adamw")
@@ -44,18 +46,29 @@ class OptimizerConfig(Config):
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 to below 1")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         require(self.warmup_iterations >= 0, "optimizer.warmup_iterations", self.warmup_iterations, "0 or more")
+        starts = ("warmup_end", "first_iteration")
+        require(self.decay_start in starts, "optimizer.decay_start", self.decay_start, " or ".join(starts))
+        # mmengine's schedulers multiply the rate that they find, so they combine only where they decay to 0.
+        combined = self.decay_start == "first_iteration" and self.warmup_iterations > 0
+        allowed = "0 with a warm-up and decay_start = first_iteration"
+        require(not combined or self.end_lr == 0, "optimizer.end_lr", self.end_lr, allowed)
 
 
 class SegmentationConfig(Config):
     """BatchNorm and a 1x1 convolution on the backbone's map (`taps: last`) or on all its stages (`taps: all`).
 
-    With torchrun or srun the batch is shared out: `batch_size` is of all processes together.
+    With torchrun or srun the batch is shared out: `batch_size` is of all processes together. Only dropout and drop path
+    depend on the number of processes: each draws its own.
     """
 
     data: DataConfig = DataConfig(name="voc")
     taps: str = "last"  # last | all: every stage resized to the largest one and concatenated
+    # The last map is after the norm that comes before the classifier (ConvNeXt), as pretraining sees it; false: before
+    # that norm, as the published segmentation networks give it to the head. No other stage has such a norm.
+    final_norm: bool = added_later(True)
     finetune: bool = False  # false: the backbone stays as it was pretrained, in eval mode
     backbone_lr_multiplier: float = 0.1  # of optimizer.lr, when finetuning
+    drop_path: float | None = added_later(None)  # of the backbone, when finetuning; null: as it was pretrained with
     output_stride: int = 0  # dilate the backbone to this stride (8: dilations 1, 1, 2, 4 for a ResNet); 0: its own
     image_scale: list[int] | None = [2048, 512]  # longest, shortest side; null: as it is
     scale_range: list[float] = [0.5, 2.0]  # random factor on image_scale, training
@@ -67,6 +80,7 @@ class SegmentationConfig(Config):
     inference: str = "whole"  # whole | slide
     slide_stride: int = 341  # pixels, down and across
     head: str = added_later("linear")  # linear | fcn: mmsegmentation's FCNHead, two 3x3 convolutions before the last
+    dropout: float | None = added_later(None)  # of the head's channels; null: none in the linear head, 0.1 in fcn
     precision: str = added_later("float32")  # of training, by autocast: float32 | bfloat16 | float16 (CUDA)
     iterations: int = 40000
     batch_size: int = 16
@@ -81,6 +95,9 @@ class SegmentationConfig(Config):
         require(self.inference in ("whole", "slide"), "inference", self.inference, "whole or slide")
         require(self.output_stride in (0, 8, 16, 32), "output_stride", self.output_stride, "0 (its own), 8, 16 or 32")
         require(self.backbone_lr_multiplier > 0, "backbone_lr_multiplier", self.backbone_lr_multiplier, "above 0")
+        if self.drop_path is not None:
+            ok = self.finetune and 0 <= self.drop_path < 1
+            require(ok, "drop_path", self.drop_path, "0 to below 1 with finetune = true, else null")
         scale = self.image_scale
         require(
             scale is None or (len(scale) == 2 and min(scale) > 0), "image_scale", scale, "[longest, shortest] or null"
@@ -95,6 +112,8 @@ class SegmentationConfig(Config):
             allowed = f"1 to {side} pixels: a wider one leaves gaps between windows"
             require(1 <= self.slide_stride <= side, "slide_stride", self.slide_stride, allowed)
         require(self.head in ("linear", "fcn"), "head", self.head, "linear or fcn")
+        dropout = self.dropout
+        require(dropout is None or 0 <= dropout < 1, "dropout", dropout, "0 to below 1, or null (the head's own)")
         kinds = ("float32", "bfloat16", "float16")
         require(self.precision in kinds, "precision", self.precision, ", ".join(kinds))
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more: BatchNorm needs them")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.batch_colour import mirror_and_colour, plan_batch
 from data.catalog import open_dataset
-from data.images import MEAN, STD, ImageStore, Pixels
+from data.images import ImageStore, Pixels
 from data.raw import open_source
 from data.views import ViewMaker, ViewPlan, sample_generator
 from runtime import config as configs
@@ -56,8 +56,9 @@ def rendered(maker: ViewMaker, image: Pixels, plans: Sequence[ViewPlan]) -> list
             views.append(maker.render(image, plan, side))
             continue
         crop = torch.from_numpy(maker.crop(image, plan, side).copy())[None]
-        normalised = mirror_and_colour(crop, plan_batch([plan]), maker.config.solarize_threshold)[0].permute(1, 2, 0)
-        levels = 255 * (normalised * torch.tensor(STD) + torch.tensor(MEAN))
+        threshold, mean, std = maker.config.solarize_threshold, maker.config.mean, maker.config.std
+        normalised = mirror_and_colour(crop, plan_batch([plan]), threshold, mean, std)[0].permute(1, 2, 0)
+        levels = 255 * (normalised * torch.tensor(std) + torch.tensor(mean))
         views.append(levels.round().clamp(0, 255).numpy().astype(np.uint8))
     return views
 

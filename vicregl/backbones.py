@@ -41,17 +41,22 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, H, W) -> map (B, C, h, w), pooled (B, C)."""
-        feature_map = self._final_norm(self.trunk.forward_features(images))
+        feature_map = self.last_map(images)
         return feature_map, feature_map.mean(dim=(2, 3))
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """images (B, 3, H, W) -> the map of each stage (B, C_k, h_k, w_k), shallow to deep; the last is forward's."""
+    def last_map(self, images: Tensor, final_norm: bool = True) -> Tensor:
+        """images (B, 3, H, W) -> the last map (B, C, h, w); without `final_norm`, before the network's last norm."""
+        feature_map: Tensor = self.trunk.forward_features(images)
+        return self._final_norm(feature_map) if final_norm else feature_map
+
+    def stages(self, images: Tensor, final_norm: bool = True) -> list[Tensor]:
+        """images (B, 3, H, W) -> the map of each stage (B, C_k, h_k, w_k), shallow to deep; the last is `last_map`."""
         if not self._stage_indices:
             raise InvalidInputError(
                 f"backbone {self.name!r} does not give its stages; choose one with forward_intermediates"
             )
         last, maps = self.trunk.forward_intermediates(images, indices=self._stage_indices)
-        return [*maps[:-1], self._final_norm(last)]
+        return [*maps[:-1], self._final_norm(last) if final_norm else last]
 
     def grid_size(self, side: int) -> tuple[int, int]:
         """(h, w) of the map of a square image of that side in pixels, from the network's own output."""

@@ -11,8 +11,8 @@ from torchvision.transforms import functional as tf
 from benchmarks.published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 from data import batch_colour, colour
 from data.batch_colour import mirror_and_colour, plan_batch
-from data.config import ViewsConfig
-from data.images import MEAN, STD, normalise
+from data.config import MEAN, STD, ViewsConfig
+from data.images import normalise
 from data.views import ViewMaker, ViewPlan, sample_generator
 
 CONFIG = ViewsConfig(

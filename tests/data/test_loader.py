@@ -218,3 +218,15 @@ def test_skipped_images_of_a_large_dataset_are_counted(folder_of_60: DataConfig,
     assert loader.skipped == 0
     assert len(list(loader.batches(0, 6))) == 6
     assert loader.skipped == 1
+
+
+@pytest.mark.parametrize("execution", ["cpu", "device"])
+def test_views_are_normalised_by_their_config(small_scenes: DataConfig, execution: str) -> None:
+    """The same pixels: another deviation of red scales red alone, another mean shifts green alone."""
+    default = VIEWS.replace(execution=execution)
+    published = default.replace(std=[0.228, 0.224, 0.225], mean=[0.485, 0.5, 0.406])
+    batches = [next(make(small_scenes, views=views).batches(0, 1)).images for views in (default, published)]
+    for one, other in zip(*batches, strict=True):
+        torch.testing.assert_close(other[:, 0], one[:, 0] * (0.229 / 0.228), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(other[:, 1], one[:, 1] - (0.5 - 0.456) / 0.224, rtol=1e-4, atol=1e-5)
+        assert torch.equal(other[:, 2], one[:, 2])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.config import ViewsConfig
-from data.images import MEAN, STD
+from data.config import MEAN, STD, ViewsConfig
 from data.views import Purpose, SampleStreams, ViewMaker, draw_box, location_grid, sample_generator
+from pretrain.show import rendered
 from runtime.errors import UserError
 
 GRIDS = json.loads((Path(__file__).parents[1] / "golden" / "grids.json").read_text())
@@ -86,6 +86,22 @@ def test_streams_of_samples_in_turn_are_the_same() -> None:
         assert of_streams.integers(100, size=3).tolist() == generator.integers(100, size=3).tolist()
 
 
+@pytest.mark.parametrize("execution", ["cpu", "device"])
+def test_normalisation_is_the_configs(execution: str) -> None:
+    """Views are divided by its deviation; a sheet of views undoes just that, and shows the same pixels."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3)).astype(np.uint8)
+    makers = [
+        ViewMaker(ViewsConfig(large_size=32, execution=execution, std=std, **GEOMETRY_ONLY), lambda side: (1, 1))
+        for std in (list(STD), [0.5, 0.224, 0.225])
+    ]
+    one, other = (maker(image, sample_generator(0, 0, 0))[0][0] for maker in makers)
+    torch.testing.assert_close(other[0] * 0.5, one[0] * 0.229)
+    assert torch.equal(other[1:], one[1:])
+    plans = makers[0].draw(60, 60, sample_generator(0, 0, 0))
+    shown, expected = (rendered(maker, image, plans) for maker in reversed(makers))
+    assert all((a == b).all() for a, b in zip(shown, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
@@ -96,6 +112,8 @@ def test_streams_of_samples_in_turn_are_the_same() -> None:
         ({"blur_probability": [1.0]}, "views.blur_probability"),
         ({"gray_probability": 1.2}, "views.gray_probability"),
         ({"small_size": 4}, "views.small_size"),
+        ({"mean": [0.5]}, "views.mean"),
+        ({"std": [0.2, 0.2, 0.0]}, "views.std"),
     ],
 )
 def test_impossible_values_are_refused(wrong: dict, named: str) -> None:

@@ -14,8 +14,11 @@ from data.images import normalise, read_image
 from eval import mmseg_hook, segmentation
 from eval.parent import load_parent_backbone, open_parent
 from eval.segmentation_config import SegmentationConfig
+from runtime import compat
 from runtime import config as configs
 from runtime.rundir import Run
+
+TINY_CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "ls_init_value": None}
 
 
 @pytest.mark.parametrize("taps", ["last", "all"])
@@ -188,3 +191,47 @@ def test_taps_of_any_backbone(name, stride, last, stages, make_parent):
         assert [(m.shape[1], m.shape[2]) for m in maps] == expected
         config = SegmentationConfig(taps=taps)
         assert segmentation.tapped_channels(config, open_parent(parent)) == [channels for channels, _ in expected]
+
+
+def test_final_norm_is_that_of_the_last_map_alone(make_parent):
+    """Without it, the maps are those of the network's own stages, one after the other, as published."""
+    compat.prepare_mmcv()
+    from eval.mmseg_parts import PretrainedBackbone
+
+    parent, images = str(make_parent("convnext_atto", args=TINY_CONVNEXT)), torch.randn(2, 3, 64, 64)
+    for taps in ("last", "all"):
+        normed, raw = (PretrainedBackbone(parent, taps, False, final_norm=norm) for norm in (True, False))
+        maps = [raw.network.trunk.stem(images)]
+        for stage in raw.network.trunk.stages:
+            maps.append(stage(maps[-1]))
+        expected = maps[1:] if taps == "all" else maps[-1:]
+        for found, one in zip(raw(images), expected, strict=True):
+            torch.testing.assert_close(found, one)
+        torch.testing.assert_close(normed(images)[-1], raw.network.trunk.head.norm(maps[-1]))
+        for found, one in zip(normed(images)[:-1], expected[:-1], strict=True):
+            torch.testing.assert_close(found, one)
+
+
+@pytest.mark.parametrize(("pretrained", "drop_path", "expected"), [(0.0, 0.1, 0.1), (0.3, None, 0.3), (0.3, 0.1, 0.1)])
+def test_drop_path_of_finetuning(pretrained, drop_path, expected, make_parent):
+    compat.prepare_mmcv()
+    from eval.mmseg_parts import PretrainedBackbone
+
+    parent = make_parent("convnext_atto", args=TINY_CONVNEXT | {"drop_path_rate": pretrained})
+    backbone = PretrainedBackbone(str(parent), "all", True, drop_path=drop_path)
+    rates = [module.drop_prob for module in backbone.modules() if type(module).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(expected)
+    backbone.train()
+    torch.manual_seed(0)
+    few = [backbone(torch.ones(64, 3, 32, 32))[-1][row] for row in range(64)]
+    assert len({tuple(one.detach().flatten().tolist()) for one in few}) > 1  # equal images, other paths
+
+
+@pytest.mark.parametrize(
+    ("head", "dropout", "expected"), [("linear", None, 0), ("linear", 0.1, 0.1), ("fcn", None, 0.1), ("fcn", 0.2, 0.2)]
+)
+def test_dropout_of_a_head(head, dropout, expected, scenes, parent, tmp_path):
+    chosen = [] if dropout is None else [f"dropout={dropout}"]
+    runner, _ = runner_of(parent, tmp_path, [*scenes, f"head={head}", *chosen])
+    layer = runner.model.decode_head.dropout
+    assert (layer.p if layer is not None else 0) == expected

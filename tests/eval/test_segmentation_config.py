@@ -33,6 +33,10 @@ CONFIGS = sorted(path.name for path in Path("eval/configs").glob("seg_*.yaml"))
         ("crop_width=-1", "0 (square)"),
         ("head=unet", "linear or fcn"),
         ("precision=fp16", "float32, bfloat16, float16"),
+        ("dropout=1", "0 to below 1, or null"),
+        ("drop_path=0.1", "with finetune = true"),
+        ("optimizer.decay_start=second", "warmup_end or first_iteration"),
+        ("optimizer.decay_start=first_iteration optimizer.warmup_iterations=5", "0 with a warm-up"),
         ("machine.predictions=99", "0 (no picture) to 32"),
         ("data.name=ade20k data.segmentation_train=train_aug", "allowed: train for data.name=ade20k"),
         ("iterations=many", "a whole number"),
@@ -90,6 +94,28 @@ def test_schedule_ends_at_its_last_rate():
         assert rates[-1] == pytest.approx(0.01)
 
 
+def test_convnext_rates_are_the_published_ones():
+    """A decay that counts from the first iteration, with the warm-up as a factor: mmcv 1's `poly` with a warm-up."""
+    from mmengine.optim import LinearLR, PolyLR
+
+    config = configs.load(SegmentationConfig, "eval/configs/seg_voc_convnext.yaml")
+    total, warmup, peak = config.iterations, 1500, config.optimizer.lr
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    kinds = {"PolyLR": PolyLR, "LinearLR": LinearLR}
+    parts = [kinds[part.pop("type")](adamw, **part) for part in schedule(config.optimizer, total)]
+    rates = []
+    for _ in range(total):
+        rates.append(adamw.param_groups[0]["lr"])
+        adamw.step()
+        for part in parts:
+            part.step()
+    done = np.arange(total)
+    published = peak * (1 - done / total) * (1 - np.clip(1 - done / warmup, 0, 1) * (1 - 1e-6))
+    # mmengine reaches the ends of both one iteration earlier than mmcv 1 did.
+    assert np.abs(rates - published).max() < 1e-3 * peak
+    assert np.mean(rates) == pytest.approx(published.mean(), rel=1e-4)
+
+
 def test_identity_follows_the_config(parent):
     config = configs.load(SegmentationConfig, CONFIG)
     one = segmentation.identity(config, "0123456789")
@@ -100,9 +126,10 @@ def test_identity_follows_the_config(parent):
 
 
 def test_fields_added_later_leave_the_names_of_former_runs():
-    config = configs.load(SegmentationConfig, "eval/configs/seg_voc.yaml")
+    config = configs.load(SegmentationConfig, CONFIG)
     values = segmentation.identity(config, "0123456789").config
-    assert not {"head", "precision", "crop_width"} & set(values)
+    assert not {"head", "precision", "crop_width", "dropout", "final_norm", "drop_path"} & set(values)
+    assert "decay_start" not in values["optimizer"]
     assert segmentation.identity(config.replace(head="fcn"), "0123456789").config["head"] == "fcn"
 
 
@@ -131,14 +158,35 @@ def test_published_schedules(data, crop, scale, iterations):
     for config in (resnet, convnext, finetuned):
         assert (config.data.name, config.crop, config.image_scale, config.iterations) == (data, crop, scale, iterations)
         assert config.batch_size == 16
+    sgd = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "power": 0.9, "end_lr": 1e-4, "warmup_iterations": 0}
+    assert vars(resnet.optimizer).items() >= sgd.items()
+    assert (resnet.dropout, convnext.dropout) == (0.1, 0)
+    assert (convnext.final_norm, convnext.drop_path) == (False, None)
     assert (resnet.taps, resnet.output_stride, resnet.inference, resnet.optimizer.name) == ("last", 8, "whole", "sgd")
     assert (convnext.taps, convnext.output_stride) == ("all", 0)
     assert (convnext.inference, convnext.slide_stride) == ("slide", 341)
-    expected = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05, "warmup_iterations": 1500}
+    expected = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05, "warmup_iterations": 1500, "power": 1, "end_lr": 0}
+    expected["decay_start"] = "first_iteration"
     assert vars(convnext.optimizer).items() >= expected.items()
     assert (finetuned.finetune, finetuned.head, finetuned.protocol) == (True, "fcn", "finetuned fcn")
     assert not resnet.finetune
     assert not convnext.finetune
+
+
+@pytest.mark.parametrize("data", ["voc", "ade20k"])
+def test_convnext_xlarge_has_its_own_rate(data):
+    others, xlarge = (
+        segmentation.identity(configs.load(SegmentationConfig, f"eval/configs/seg_{data}_{kind}.yaml"), "").config
+        for kind in ("convnext", "convnext_xlarge")
+    )
+    assert others["optimizer"].pop("lr") == 1e-4
+    assert xlarge["optimizer"].pop("lr") == 8e-5
+    assert xlarge == others
+
+
+def test_finetuned_convnexts_have_the_published_drop_path():
+    config = configs.load(SegmentationConfig, "eval/configs/seg_voc_convnext_finetuned.yaml")
+    assert (config.finetune, config.drop_path, config.protocol) == (True, 0.1, "finetuned linear")
 
 
 def test_plain_config_is_saved_and_builds_the_same_model(scenes, parent, evaluate):

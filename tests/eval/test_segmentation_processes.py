@@ -9,9 +9,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from segmentation_tools import CONFIG, SMALL, head_of
 from torch import nn
 
@@ -24,6 +26,9 @@ from runtime import config as configs
 from runtime.errors import UserError
 from runtime.rundir import Run
 from vicregl.sync_norm import SharedBatchNorm, synchronise
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import trees
 
 FINETUNED = ["finetune=true", "taps=all", "flip=true", "optimizer.name=sgd", "optimizer.lr=0.1"]
 # One image a batch, and 19 of them: the last is of one process alone.
@@ -96,6 +101,27 @@ def test_two_processes_equal_one(scenes, tiny_scenes, parent, tmp_path, evaluate
     pictures = {(the_run(runs).path / "predictions.png").read_bytes() for runs in (two, again, srun_again)}
     assert len(pictures) == 1
     assert len(list((the_run(two).path / "mmseg").glob("*/*.log"))) == 1
+
+
+@pytest.mark.slow
+def test_accuracy_is_of_the_labelled_pixels_of_all_processes(tiny_scenes, parent, tmp_path, evaluate):
+    """Half of the images have a label in an eighth of their pixels: they count for an eighth of the others."""
+    root, random = tmp_path / "voc", np.random.default_rng(0)
+    trees.vocfolder_tree(root, ["sea", "land"])
+    names = (root / "ImageSets/Segmentation/train.txt").read_text().split()
+    for number, name in enumerate(names):
+        mask = random.integers(0, 2, (40, 56)).astype(np.uint8)
+        mask[5:] = mask[5:] if number % 2 else trees.IGNORE
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+    sizes = ["crop_size=56", f"batch_size={len(names)}", "iterations=2", "machine.val_batch_size=1"]
+    options = ["data.name=vocfolder", f"data.root={root}", *sizes, "machine.log_steps=1", "machine.predictions=0"]
+    torchrun(tiny_scenes, words(parent, tmp_path / "two", options))
+    code, error, _ = evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={tmp_path / 'one'}")
+    assert code == 0, error
+    two = the_run(tmp_path / "two").metrics()
+    one = the_run(tmp_path / "one").metrics()
+    assert [row["pixel_accuracy"] for row in two] == pytest.approx([row["pixel_accuracy"] for row in one], abs=0.02)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
 
 
 @pytest.mark.slow

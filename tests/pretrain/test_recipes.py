@@ -72,6 +72,7 @@ def test_what_was_published(recipe: str) -> None:
     assert (backbone.name, backbone.args) == (said["backbone"], said["args"])
     assert (views.large_count, views.large_size, views.large_scale) == (2, 224, said["large"])
     assert views.small_count == said["small"]
+    assert (views.mean, views.std) == ([0.485, 0.456, 0.406], [0.228, 0.224, 0.225])
     if views.small_count:
         assert (views.small_size, views.small_scale) == (96, [0.08, 0.4])
     assert (config.model.expander, config.model.projector) == ("8192-8192-8192", "512-512-512")
