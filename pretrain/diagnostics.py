@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from runtime.distributed import World, largest
+from runtime.errors import NotFiniteError
 from vicregl.model import ModelOutput
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ def feature_diagnostics(features: Tensor | Moments, name: str) -> dict[str, floa
         min(n, d).
     """
     moments = features if isinstance(features, Moments) else Moments.of(features)
+    if not torch.isfinite(moments.gram).all():
+        raise NotFiniteError(
+            f"the network's {name} features are not finite; lower optimizer.base_lr, or warm up longer"
+        )
     n = moments.count
     mean = moments.total / n
     covariance = (moments.gram - n * torch.outer(mean, mean)) / (n - 1)

@@ -17,7 +17,10 @@ from pretrain.config import PretrainConfig, durations
 from pretrain.optimizers import make_optimizer
 from pretrain.probe import OnlineProbe
 from pretrain.step import outputs, refuse_batch_statistics
+from runtime.device import memory_bytes, prepare
 from runtime.distributed import World
+from runtime.errors import UserError
+from runtime.progress import describe_bytes
 from runtime.rundir import Run
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import ModelOutput, VICRegLModel
@@ -111,7 +114,22 @@ def preflight(config: PretrainConfig) -> Dataset:
         return dataset  # timm has networks that cannot be built there; their errors come when they are built for real
     if config.train.accumulate > 1:
         refuse_batch_statistics(model)
+    refuse_too_large(model, config, prepare(config.machine))
     return dataset
+
+
+def refuse_too_large(model: nn.Module, config: PretrainConfig, device: torch.device) -> None:
+    """UserError for a network whose parameters alone do not fit the device's memory."""
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    copies = 2 + (1 if config.optimizer.name == "lars" else 2)  # weights, gradients, the optimiser's averages
+    needs, has = 4 * copies * sum(sizes.values()), memory_bytes(device)
+    if needs > has:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise UserError(
+            f"config: the network needs at least {describe_bytes(needs)} (its {sum(sizes.values()):,} parameters, the "
+            f"gradients and the state of {config.optimizer.name}), and {device} has {describe_bytes(has)}; the largest "
+            f"part is model.{largest}, with {sizes[largest]:,} of them: make that smaller"
+        )
 
 
 def make_loader(

@@ -1,6 +1,8 @@
 """What every stage stands on: config, run directories, provenance, errors, compatibility."""
 
 import importlib.util
+import os
+import sys
 from pathlib import Path
 
 from runtime import compat
@@ -21,5 +23,15 @@ def _refuse_others_packages() -> None:
             )
 
 
+def _refuse_deleted_directory() -> None:
+    """Stop before torch does, whose libraries end the process where the working directory is gone."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("error: the working directory was deleted; go to one that exists (cd) and repeat", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+_refuse_deleted_directory()
 _refuse_others_packages()
 compat.prepare_torchvision_on_import()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from runtime import files
 from runtime.errors import UserError
 from vicregl.errors import InvalidInputError
 
@@ -57,7 +59,9 @@ class Config(BaseModel):
 class MachineConfig(Config):
     """What cannot change a result. Every stage's config has it as `machine`."""
 
-    device: str = "auto"  # auto | cpu | cuda | cuda:1 ...
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda or cuda:N")
+    ] = "auto"
     threads: NonNegativeInt = 0  # of torch on the CPU; 0: torch's own choice
     workers: NonNegativeInt = 0  # data loading processes; 0: in the main process
     runs: str = "runs"  # where run directories are made
@@ -87,10 +91,15 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
         values = merge(values, layer)
     try:
         # As JSON, a list may fill a tuple and a mapping a section; otherwise no type is converted into another.
-        return schema.model_validate_json(json.dumps(values))
+        return schema.model_validate_json(json.dumps(values, ensure_ascii=False).encode())
     except ValidationError as error:
         raise UserError(_explain(error.errors()[0], layers, schema)) from error
-    except (TypeError, ValueError) as error:  # a date, a number that JSON does not have
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{layers[-1][0]}: {error.object[error.start :][:80]!r} has bytes that are no text in this locale; use a "
+            "locale of UTF-8, as by LC_ALL=C.UTF-8, or names in ASCII"
+        ) from error
+    except (TypeError, ValueError, RecursionError) as error:  # a date, a number that JSON does not have
         raise UserError(f"{layers[-1][0]}: expected text, numbers, lists and mappings: {error}") from error
 
 
@@ -113,12 +122,18 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def file_layers(path: Path) -> list[Layer]:
-    """The values of a YAML file and, before it, of the files that its `base:` names."""
+def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
+    """The values of a YAML file and, before it, of the files that its `base:` names; `above`: what named it."""
     values = read_yaml(path)
     base = values.pop("base", None)
-    before = [] if base is None else file_layers(path.parent / base)
-    return [*before, (str(path), values)]
+    if base is None:
+        return [(str(path), values)]
+    if not isinstance(base, str) or path.resolve() in above:
+        what = f"leads in a circle, to {path}" if path.resolve() in above else "is not the name of a file"
+        raise UserError(
+            f"config file {path}: base: {base!r} {what}; expected another config file, relative to this one"
+        )
+    return [*file_layers(path.parent / base, [*above, path.resolve()]), (str(path), values)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -152,10 +167,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} stands twice", node.start_mark)
         if wrong := [key for key in keys if not isinstance(key, str)]:
             raise yaml.constructor.ConstructorError(None, None, f"key {wrong[0]!r} is not text", node.start_mark)
+        if repeated := [key for key, count in Counter(keys).items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -165,13 +180,8 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain values of a YAML text. Raises yaml.YAMLError, also for what is nested too deeply to be meant."""
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits, a date that does not exist
-        raise yaml.YAMLError(str(error)) from error
+    """The plain values of a YAML text that somebody wrote. Raises yaml.YAMLError."""
+    return files.parse_yaml(text, _Loader)
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -236,6 +246,8 @@ def _allowed(error: ErrorDetails, field: FieldInfo | None) -> str:
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         return str(context["expected"]).replace("'", "")
+    if error["type"] == "string_pattern_mismatch" and field is not None:
+        return str(field.description)
     limits = _limits(context) if field is None else _limits_of(field) or _limits(context)
     if error["type"] in ("too_long", "too_short"):
         lengths = [str(context[key]) for key in ("min_length", "max_length") if key in context]

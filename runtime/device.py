@@ -25,13 +25,8 @@ def prepare(machine: MachineConfig, world: World | None = None) -> torch.device:
 
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    if machine.device == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        try:
-            device = torch.device(machine.device)
-        except RuntimeError as error:
-            raise UserError(f"config: machine.device = {machine.device!r}; allowed: auto, cpu, cuda, cuda:N") from error
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(auto if machine.device == "auto" else machine.device)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"config: machine.device = {machine.device}, and this machine has {count} CUDA devices")
@@ -55,6 +50,15 @@ def refuse_shared_gpu(device: torch.device, world: World, store: dist.Store) -> 
     sharing = [rank for rank in range(world.size) if store.get(f"gpu{rank}").decode() == mine]
     if len(sharing) > 1:
         raise UserError(f"processes {sharing} share the GPU {mine}; start one process a GPU")
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return all the memory of a device; of the CPU, what this machine has (a job or a container may have less)."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_cores() -> int:

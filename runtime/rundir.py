@@ -78,7 +78,7 @@ class Run:
         if not file.is_file():
             raise UserError(f"{self.path} is not a run directory: it holds no run.yaml")
         try:
-            document = yaml.safe_load(file.read_text(encoding="utf-8"))
+            document = files.parse_yaml(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
         if not isinstance(document, dict) or not {"stage", "hash", "config"} <= set(document):
@@ -88,7 +88,7 @@ class Run:
     def attempts(self) -> list[dict[str, Any]]:
         """The provenance of each attempt; empty where none was begun, or where a crash cut the file off."""
         try:
-            attempts = yaml.load(f"attempts:{self._attempts_text()}", Loader=_LOADER)["attempts"]
+            attempts = files.parse_yaml(f"attempts:{self._attempts_text()}", _LOADER)["attempts"]
         except yaml.YAMLError:
             return []
         return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []

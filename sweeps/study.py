@@ -73,7 +73,7 @@ class Study(Config):
     file: str = ""
 
     def check(self) -> None:
-        allowed = "letters, digits, '.', '_' and '-' (it names the folder of the report)"
+        allowed = "up to 100 letters, digits, '.', '_' and '-' (it names the folder of the report)"
         require(is_name(self.name), "name", self.name, allowed)
         require(PRETRAIN not in self.evals, "evals", PRETRAIN, "any other name for an evaluation")
         self._check_report()
@@ -112,7 +112,7 @@ class Study(Config):
 
 def is_name(text: str) -> bool:
     """Whether it can name the folder of a report."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
 
 
 def is_seed(key: str) -> bool:

@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runtime import files
 from runtime.rundir import ELSEWHERE
 
@@ -79,7 +77,7 @@ class Submission:
     def describe(self, **values: Any) -> None:
         """Add to submission.yaml."""
         file = self.path / "submission.yaml"
-        known = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+        known = files.parse_yaml(file.read_text(encoding="utf-8")) if file.exists() else {}
         files.write_yaml(file, {**known, **values})
 
     def intend(self, name: str, array: dict[str, Any]) -> Path:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pretrain.diagnostics import feature_diagnostics
+from runtime.errors import NotFiniteError
 
 
 def test_equal_to_numpy():
@@ -41,3 +42,11 @@ def test_independent_dimensions_are_healthy():
 @pytest.mark.parametrize("features", [torch.zeros(4, 3), torch.ones(2, 1), torch.eye(3)[:, :1].repeat(1, 2)])
 def test_degenerate_features_give_finite_numbers(features):
     assert all(np.isfinite(value) for value in feature_diagnostics(features, "x").values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_features_of_a_training_that_diverged_are_no_error_of_the_eigenvalues(value):
+    features = torch.ones(8, 4, dtype=torch.float64)
+    features[3, 2] = value
+    with pytest.raises(NotFiniteError, match="pooled features are not finite"):
+        feature_diagnostics(features, "pooled")

@@ -290,3 +290,28 @@ def test_a_full_disk_keeps_the_former_checkpoint(small_disk, arguments, command)
     run = only_run(small_disk.path)
     assert torch.load(run.path / "checkpoint.pt", weights_only=True)["step"] == 1
     assert not list(run.path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.duration=inf epochs", "train.duration = 'inf epochs' is not possible"),
+        ("train.duration=nan steps", "train.duration = 'nan steps' is not possible"),
+        ("optimizer.base_lr=.inf", "optimizer.base_lr"),
+        ("optimizer.base_lr=inf", "optimizer.base_lr"),
+        ("machine.device=meta", "machine.device = 'meta' is not possible; allowed: auto, cpu, cuda or cuda:N"),
+        ("machine.device=mps", "machine.device = 'mps' is not possible; allowed: auto, cpu, cuda or cuda:N"),
+        ("model.expander=1000000-1000000", "the network needs at least 16.0 TB (its 1,000,131,"),
+        (f"data.root=/{'a' * 300}", "a name in it is longer than the file system allows"),
+    ],
+)
+def test_an_impossible_run_is_one_line_and_makes_nothing(override, expected, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path / "runs", override))
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert expected in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

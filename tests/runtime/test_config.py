@@ -143,6 +143,31 @@ def test_hostile_yaml_ends_at_once_in_one_line(tmp_path, text, problem):
     assert time.monotonic() - start < 5
 
 
+def test_a_huge_number_in_hexadecimal_is_no_traceback():
+    with pytest.raises(UserError):
+        configs.load(Outer, None, [f"steps=0x{'f' * 5000}"])
+
+
+def test_a_mapping_of_many_keys_takes_no_square_of_the_time():
+    text = "\n".join(f"k{n}: 1" for n in range(20_000))
+    began = time.monotonic()
+    assert len(configs.parse_yaml(text)) == 20_000
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("base", ["it.yaml", "3", "[a]"])
+def test_a_base_that_leads_in_a_circle_or_is_no_name_is_one_line(base, tmp_path):
+    (tmp_path / "it.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(UserError, match=r"it.yaml: base: .* expected another config file"):
+        configs.load(Outer, tmp_path / "it.yaml")
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "xpu", "vulkan", "cuda:x", "cuda:99999", "CPU", "cpu:1", ""])
+def test_a_device_that_no_stage_can_use_is_refused_by_the_config(device):
+    with pytest.raises(UserError, match=r"machine.device = .* allowed: auto, cpu, cuda or cuda:N"):
+        configs.load(Outer, None, [f"machine.device='{device}'"])
+
+
 @given(st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False), st.integers())
 def test_values_arrive_unchanged(rate, steps):
     """They pass through JSON on their way: no digit is lost, a whole number in a field of floats becomes one."""

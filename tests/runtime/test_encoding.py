@@ -80,13 +80,13 @@ def test_every_file_is_read_and_written_with_its_encoding_said():
 def script(request, tmp_path):
     """Run the text of a script in a locale."""
 
-    def run(text, *arguments):
+    def run(text, *arguments, code=0):
         (tmp_path / "script.py").write_text(text, encoding="utf-8")  # `-c` is decoded by the locale
         argv = [sys.executable, tmp_path / "script.py", *map(str, arguments)]
         environment = os.environ | LOCALES[request.param] | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
 
     return run
 
@@ -117,3 +117,13 @@ def test_a_study_whose_words_are_not_ascii_is_planned_in_any_locale(script, tmp_
     )
     text = "from runtime.errors import run_command; from sweeps.__main__ import main; run_command(main)"
     assert "linéaire" in script(text, "plan", tmp_path / "study.yaml", f"machine.runs={tmp_path}")
+
+
+def test_a_path_that_the_locale_cannot_read_is_one_line_or_works(script, tmp_path, request):
+    folder = tmp_path / "été"
+    folder.mkdir()
+    (folder / "study.yaml").write_bytes((ROOT / "sweeps/studies/quickstart.yaml").read_bytes())
+    text = "from runtime.errors import run_command; from sweeps.__main__ import main; run_command(main)"
+    ascii_locale = "ascii" in request.node.name
+    printed = script(text, "plan", folder / "study.yaml", f"machine.runs={tmp_path}", code=2 if ascii_locale else 0)
+    assert ("use a locale of UTF-8" in printed and printed.count("\n") == 1) == ascii_locale, printed

@@ -68,3 +68,13 @@ def test_an_error_of_the_library_is_one_line(capsys: pytest.CaptureFixture[str])
 def test_options_load_neither_torch_nor_timm(tmp_path: Path) -> None:
     code = "import sys, vicregl.config, pretrain.config; print([m for m in ('torch', 'timm') if m in sys.modules])"
     assert run(tmp_path, "-c", code).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "eval.linear", "sweeps", "analysis"])
+def test_a_deleted_working_directory_is_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    script = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} -m {command} --help"
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2
+    assert done.stderr == "error: the working directory was deleted; go to one that exists (cd) and repeat\n"

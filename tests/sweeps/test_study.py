@@ -44,6 +44,7 @@ def test_a_base_study_is_read_first(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        ({"name": "n" * 101}, ["name = ", "up to 100 letters"]),
         ({"questio": "x"}, ["'questio'", "question"]),
         ({"pretrain__gird": {}}, ["pretrain.gird", "pretrain.grid"]),
         ({"evals__linear__confg": "x"}, ["'evals.linear.confg'", "config"]),
