@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,3 +226,11 @@ def test_no_worker_survives_the_main_process(number, seconds, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(left)
         time.sleep(0.1)
+
+
+def test_every_loader_of_the_stages_is_watched():
+    made = re.compile(r"\bDataLoader\(")
+    files = [
+        file for part in ("data", "pretrain", "eval", "analysis", "vicregl") for file in (ROOT / part).rglob("*.py")
+    ]
+    assert [file.name for file in files if made.search(file.read_text(encoding="utf-8"))] == []
