@@ -1,6 +1,7 @@
-"""A study -> a graph of runs -> this machine (a cluster is one more executor of the same graph).
+"""A study becomes a graph of runs, and the graph runs on this machine or on SLURM.
 
-Read first: study.py (what a study says), graph.py (the runs it means), local.py (running them).
+Read first: study.py (the YAML file), graph.py (its runs), status.py (how far they are), local.py and slurm/ (running
+them); verbs/ has the commands.
 """
 
 import runtime  # noqa: F401  (prepares torchvision where the machine needs it)

@@ -1,4 +1,4 @@
-"""Child processes of a sweep: their log, and that none outlives the sweep that started it."""
+"""The child processes of a sweep: their logs, their progress, and that none outlives the sweep."""
 
 from __future__ import annotations
 
@@ -14,40 +14,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.provenance import import_path
-from sweeps.cancelled import forgive
-from sweeps.failures import oom_kills
+from sweeps.failures import clear_cancelled, oom_kills
 from sweeps.graph import Node
 
 LOG = "log.txt"
-# How long a stopped run may take to reach its next step and save; then it is killed.
+# A stopped run may take this long to reach its next step and save; then it is killed.
 GRACE_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass
 class Child:
-    """One run at work. Its output goes to the end of log.txt in its run directory."""
+    """One running stage; its output is appended to log.txt in its run directory."""
 
     node: Node
     process: subprocess.Popen[bytes]
     log: Path
-    log_start: int  # bytes that former attempts left in the log
+    log_start: int  # bytes of former attempts in the log
     started: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
-    first_done: int | None = None  # where it began: 0, or what a resumed run said first
-    told_to_stop: bool = False
-    gpu: str | None = None  # the one that it sees, as CUDA_VISIBLE_DEVICES names it; None: what this process sees
-    oom_kills: int = field(default_factory=oom_kills)  # of the kernel, here, before it began
+    first_done: int | None = None  # where it began: 0, or the first progress of a resumed run
+    asked_to_stop: bool = False
+    gpu: str | None = None  # the only one it sees, as CUDA_VISIBLE_DEVICES names it; None: those of this process
+    oom_kills: int = field(default_factory=oom_kills)  # by the kernel, on this machine, before it began
 
     @classmethod
     def start(cls, node: Node, threads: int, machine: Sequence[str] = (), gpu: str | None = None) -> Child:
-        """`threads` unless `machine`, which is the user's, says another number of them."""
-        asked = [text.partition("=")[2] for text in machine if text.startswith("machine.threads=")]
-        threads = int(asked[-1]) if asked and asked[-1].isdigit() and int(asked[-1]) else threads
+        """Start the stage of `node` with `threads` threads, unless the user's `machine` overrides say how many."""
+        chosen = [text.partition("=")[2] for text in machine if text.startswith("machine.threads=")]
+        threads = int(chosen[-1]) if chosen and chosen[-1].isdigit() and int(chosen[-1]) else threads
         argv = node.argv([*machine, f"machine.threads={threads}"])
         first_done = 0 if node.run.state() == "new" else None
         log = node.run.path / LOG
-        forgive(node.run)
+        clear_cancelled(node.run)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
             log_start = output.tell()
@@ -61,7 +60,7 @@ class Child:
                 env=_environment(threads) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
                 # A group of its own: Ctrl-C in the terminal reaches the sweep alone, which then stops each run once.
                 start_new_session=True,
-                preexec_fn=_dies_with_parent(),
+                preexec_fn=_die_with_parent(),
             )
         return cls(node, process, log, log_start, first_done=first_done, gpu=gpu)
 
@@ -70,7 +69,7 @@ class Child:
         return time.monotonic() - self.started
 
     def progress(self) -> tuple[int, int, str] | None:
-        """(done, total, unit) of its heartbeat, None before the first of this process."""
+        """Return (done, total, unit) of its heartbeat; None before this process has written one."""
         beat = self.node.run.heartbeat()
         if not isinstance(beat, dict) or beat.get("pid") != self.process.pid:
             return None
@@ -83,7 +82,7 @@ class Child:
         return done, total, str(progress.get("unit", ""))
 
     def seconds_left(self) -> float | None:
-        """From its speed since it was started here; None before there is progress."""
+        """Extrapolate its speed since this sweep started it; None before there is progress."""
         progress = self.progress()
         if progress is None or self.first_done is None or progress[0] <= self.first_done:
             return None
@@ -103,26 +102,24 @@ def _environment(threads: int) -> dict[str, str]:
     return os.environ | dict.fromkeys(libraries, str(threads)) | import_path() | {"PYTHONUNBUFFERED": "1"}
 
 
-def _dies_with_parent() -> Callable[[], None] | None:
-    """What a new process does before it becomes the stage: ask for TERM when its parent dies, even by kill -9.
-
-    No other thread of the sweep runs Python, so Python between fork and exec is safe, and the kernel,
-    which means the parent's thread, means the sweep.
-    """
+def _die_with_parent() -> Callable[[], None] | None:
+    """Return a function for the new process: it asks the kernel for TERM when the sweep dies, even by kill -9."""
+    # Python between fork and exec is safe here, because no other thread of the sweep runs Python. The kernel watches
+    # the parent's thread rather than its process, which is the same for the same reason.
     if not sys.platform.startswith("linux"):
         return None
     libc, parent = ctypes.CDLL(None), os.getpid()
 
-    def ask() -> None:
+    def request_signal() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the kernel was asked
+        if os.getppid() != parent:  # it died before this request
             os._exit(1)
 
-    return ask
+    return request_signal
 
 
 def stop_all(children: Iterable[Child], grace_seconds: float = GRACE_SECONDS) -> None:
-    """Ask each to stop (a stage saves at its next step), wait, and kill what is left with all its processes."""
+    """Ask each to stop (a stage saves at its next step), wait, and kill what still runs with all its processes."""
     children = list(children)
     for child in children:
         if child.process.poll() is None:

@@ -1,6 +1,6 @@
-"""A sweep of this machine that goes on when its shell is closed: `submit --cluster local`.
+"""A background sweep on this machine that survives its shell: `submit --cluster local`.
 
-`<runs>/jobs/local/<study>/` has its log, who it is, and a lock that it holds as long as it lives.
+`<runs>/jobs/local/<study>/` has its log, its process id and host, and a lock that it holds until it ends.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from runtime import files
 from runtime.errors import UserError
 from runtime.provenance import import_path
 from runtime.rundir import ELSEWHERE
-from sweeps.cancelled import BY_OWNER
 from sweeps.children import GRACE_SECONDS
+from sweeps.failures import BY_OWNER
 from sweeps.graph import Graph
 
 COMMAND = (sys.executable, "-m", "sweeps")
@@ -38,10 +38,11 @@ def log_of(graph: Graph) -> Path:
 
 
 def start(graph: Graph, options: Sequence[str]) -> dict[str, Any] | None:
-    """Begin `run STUDY options` in the background; None where one is at work already, and then nothing is done."""
+    """Start `run STUDY options` in the background; None, with nothing started, where one is running already."""
     folder = folder_of(graph)
     files.make_folder(folder, ELSEWHERE)
-    # An flock belongs to the open file, which the sweep inherits: held until it dies, however it dies.
+    # flock, unlike files.lock, belongs to the open file: the sweep inherits it from this process, without a moment
+    # in between, and holds it until it dies, however it dies.
     with open(folder / "lock", "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,13 +61,13 @@ def start(graph: Graph, options: Sequence[str]) -> dict[str, Any] | None:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-        who = {"pid": process.pid, "host": socket.gethostname(), "started": time.time(), "argv": argv}
-        files.write_json(folder / "process.json", who)
-    return who
+        record = {"pid": process.pid, "host": socket.gethostname(), "started": time.time(), "argv": argv}
+        files.write_json(folder / "process.json", record)
+    return record
 
 
-def at_work(graph: Graph) -> dict[str, Any] | None:
-    """Who works on the study in the background now, if anybody does."""
+def running(graph: Graph) -> dict[str, Any] | None:
+    """Return the record (pid, host, ...) of the study's background sweep; None where none is running."""
     folder = folder_of(graph)
     try:
         with open(folder / "lock", encoding="utf-8") as lock:
@@ -74,30 +75,31 @@ def at_work(graph: Graph) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except BlockingIOError:
-        who = files.read_json(folder / "process.json")
-        return who if isinstance(who, dict) else {}
+        record = files.read_json(folder / "process.json")
+        return record if isinstance(record, dict) else {}
     return None
 
 
 def stop(graph: Graph, seconds: float = GRACE_SECONDS + 15.0) -> bool:
-    """Ask the sweep to stop, which saves every run at its next step, and wait for it; whether there was one.
+    """Stop the background sweep, which saves every run at its next step, and wait for its end; False if none runs.
 
-    Raises UserError where it works on another host.
+    Raises UserError where it runs on another host or belongs to another user.
     """
-    who = at_work(graph)
-    if who is None:
+    sweep = running(graph)
+    if sweep is None:
         return False
-    if who.get("host") != socket.gethostname():
-        raise UserError(
-            f"{graph.study.name} is at work on {who.get('host')} (process {who.get('pid')}); cancel it there"
-        )
+    if sweep.get("host") != socket.gethostname():
+        where = f"on {sweep.get('host')} (process {sweep.get('pid')})"
+        raise UserError(f"{graph.study.name} is running {where}; cancel it there")
     try:
-        os.kill(int(who["pid"]), signal.SIGTERM)
+        os.kill(int(sweep["pid"]), signal.SIGTERM)
     except PermissionError as error:
-        raise UserError(f"{graph.study.name} is at work as process {who['pid']} of another user; {BY_OWNER}") from error
+        raise UserError(
+            f"{graph.study.name} is running as process {sweep['pid']} of another user; {BY_OWNER}"
+        ) from error
     deadline = time.monotonic() + seconds
-    while at_work(graph) is not None:
+    while running(graph) is not None:
         if time.monotonic() > deadline:
-            raise UserError(f"process {who['pid']} did not stop within {seconds:.0f} s; its log: {log_of(graph)}")
+            raise UserError(f"process {sweep['pid']} did not stop within {seconds:.0f} s; its log: {log_of(graph)}")
         time.sleep(0.1)
     return True

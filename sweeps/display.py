@@ -44,7 +44,7 @@ class Snapshot:
         return ", ".join(parts + [f"{count} {name}" for name, count in named if count])
 
     def time_left(self) -> str:
-        """An honest one: "at least" where some runs left are of a part that nothing was measured of yet."""
+        """In words; "at least" where no run of some part has been measured yet."""
         if self.left is None:
             return "time left not known yet"
         return f"{'about' if self.left.complete else 'at least'} {describe_seconds(self.left.seconds)} left"
@@ -60,7 +60,7 @@ def describe_child(child: Child) -> str:
 
 
 class Display:
-    """Events are lines that stay; `update` shows the moment. On a terminal the moment is redrawn in place."""
+    """Prints events as lines that stay; `update` shows the current state, on a terminal redrawn in place."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
@@ -73,7 +73,7 @@ class Display:
         done = f", {len(sweep.done)} are done already" if sweep.done else ""
         self._print(f"{sweep.graph.study.name}: {len(sweep.graph.nodes)} runs{done}")
         if to_do and self.console.is_terminal:
-            # Drawn by `update` alone: a thread of rich's own would run beside the forks of new runs.
+            # Drawn by `update` alone: rich's own thread would run Python while new runs are forked.
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
             self.live.start()
         if sweep.elsewhere:
@@ -95,20 +95,20 @@ class Display:
             self._print(f"blocked {node.title}: its pretraining failed", "yellow")
 
     def update(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Show the moment, if the last one is old enough; the snapshot is only made then."""
+        """Show the current state, if the last one shown is old enough; only then is the snapshot made."""
         now = time.monotonic()
         if now - self._last < (TERMINAL_SECONDS if self.live else PLAIN_SECONDS):
             return
         first, self._last = self._last == 0.0, now
-        moment = snapshot()
+        current = snapshot()
         if self.live is not None:
-            self.live.update(_drawing(moment, self.console.width), refresh=True)
-        elif not first and moment.running:
-            running = "; ".join(describe_child(child) for child in moment.running)
-            self._print(f"        {moment.counts()}, {moment.time_left()}: {running}")
+            self.live.update(_drawing(current, self.console.width), refresh=True)
+        elif not first and current.running:
+            running = "; ".join(describe_child(child) for child in current.running)
+            self._print(f"        {current.counts()}, {current.time_left()}: {running}")
 
     def close(self) -> None:
-        """Give the terminal back as it was."""
+        """Restore the terminal."""
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -136,16 +136,16 @@ class Display:
         self.console.file.flush()
 
 
-def _drawing(moment: Snapshot, width: int) -> Group:
-    """One bar, and under it one line for each run at work, each cut to the terminal's width."""
+def _drawing(snapshot: Snapshot, width: int) -> Group:
+    """A progress bar, and under it one line for each active run, cut to the terminal's width."""
     fractions = []
-    for child in moment.running:
+    for child in snapshot.running:
         progress = child.progress()
         fractions.append(progress[0] / progress[1] if progress else 0.0)
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
-        ProgressBar(total=moment.total, completed=moment.done + sum(fractions), width=max(10, min(40, width // 4))),
-        Text(f"{moment.counts()}, {moment.time_left()}", no_wrap=True, overflow="ellipsis"),
+        ProgressBar(total=snapshot.total, completed=snapshot.done + sum(fractions), width=max(10, min(40, width // 4))),
+        Text(f"{snapshot.counts()}, {snapshot.time_left()}", no_wrap=True, overflow="ellipsis"),
     )
-    lines = [Text(f"  {describe_child(c)}", no_wrap=True, overflow="ellipsis") for c in moment.running]
+    lines = [Text(f"  {describe_child(c)}", no_wrap=True, overflow="ellipsis") for c in snapshot.running]
     return Group(bar, *lines)

@@ -1,4 +1,4 @@
-"""How long runs take and how long a graph still needs, from what was measured: finished runs and progress so far."""
+"""How long runs take, and when a graph will be done, estimated from finished runs and from progress so far."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 
 from sweeps.graph import Node
 
-# Starting Python and torch, reading data: what a run takes that has nothing to train.
+# Starting Python and torch, reading data: the time of a run that trains nothing.
 STARTUP_SECONDS = 10.0
 
 
 @dataclass
 class Estimator:
-    """Learns seconds a run from samples of (work, seconds) of each part (pretrain, linear, ...) of a study."""
+    """Predicts the seconds of a run from samples of (work, seconds), for each part (pretrain, linear, ...)."""
 
     samples: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    _found: dict[tuple[str, float, int], float | None] = field(default_factory=dict)  # by part, work, samples so far
+    _cache: dict[tuple[str, float, int], float | None] = field(default_factory=dict)  # by part, work, sample count
 
     @classmethod
     def from_finished(cls, nodes: Sequence[Node]) -> Estimator:
-        """From the `seconds` of every result.json among the nodes."""
+        """Learn from the `seconds` in the result.json of every node."""
         estimator = cls()
         for node in nodes:
             result = node.run.result()
@@ -35,11 +35,11 @@ class Estimator:
         self.samples[node.part].append((node.work, seconds))
 
     def seconds(self, node: Node) -> float | None:
-        """Expected seconds of a whole run; None where nothing of its part was measured yet."""
-        asked = (node.part, node.work, len(self.samples.get(node.part, [])))
-        if asked not in self._found:
-            self._found[asked] = self._seconds(node)
-        return self._found[asked]
+        """Expected seconds of a whole run; None where no run of its part has been measured."""
+        key = (node.part, node.work, len(self.samples.get(node.part, [])))
+        if key not in self._cache:
+            self._cache[key] = self._seconds(node)
+        return self._cache[key]
 
     def _seconds(self, node: Node) -> float | None:
         samples = self.samples.get(node.part, [])
@@ -52,19 +52,19 @@ class Estimator:
         return node.work * sum(per_work) / len(per_work) if per_work else None
 
     def seconds_or_guess(self, node: Node) -> float:
-        """For ordering alone: an unmeasured run counts as long as its work says."""
+        """For ordering only: an unmeasured run is taken to need one second per unit of work."""
         known = self.seconds(node)
         return STARTUP_SECONDS + node.work if known is None else known
 
     def priority(self, node: Node) -> float:
-        """Seconds of the run and of the longest evaluation behind it: what should start first."""
-        behind = max((self.seconds_or_guess(child) for child in node.children), default=0.0)
-        return self.seconds_or_guess(node) + behind
+        """Seconds of the run and of its longest evaluation; the run with the most starts first."""
+        longest = max((self.seconds_or_guess(child) for child in node.children), default=0.0)
+        return self.seconds_or_guess(node) + longest
 
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """Seconds until the graph is done; `complete` says whether every run left could be counted."""
+    """Seconds until the graph is done; `complete` is false where the time of some run left is unknown."""
 
     seconds: float
     complete: bool
@@ -73,9 +73,9 @@ class TimeLeft:
 def time_left(
     waiting: Sequence[Node], running: dict[Node, float | None], workers: int, estimator: Estimator
 ) -> TimeLeft | None:
-    """Simulate the schedule: `running` maps to seconds left (None: not known), `waiting` starts longest first.
+    """Simulate the schedule: `running` maps to seconds left (None: unknown), `waiting` starts longest first.
 
-    None where nothing at all is known. Evaluations wait for a parent that is in `running` or `waiting`.
+    None where no time is known at all. Evaluations wait for a parent that is in `running` or `waiting`.
     """
     complete = True
     ends: dict[Node, float] = {}

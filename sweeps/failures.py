@@ -1,17 +1,18 @@
-"""Why a run is not done: what it recorded itself, what SLURM says, what its log ends with; one kind of eight.
+"""Why a run is not done, as one of eight kinds: from its own records, from SLURM's answer, from the end of its log.
 
 exception       the code raised
 not_finite      the loss became NaN or infinite
-out_of_memory   of the device, of Python, or the kernel killed it for its memory
-time_limit      the job ran into its limit and was not put back into the queue
-preempted       another job took its place, and it was not put back into the queue
-cancelled       somebody cancelled the job
+out_of_memory   of the GPU, of Python, or the kernel killed it for its memory
+time_limit      the job reached its limit and was not requeued
+preempted       another job took its place, and it was not requeued
+cancelled       somebody cancelled it; it is neither requeued nor started again unless a user asks for it
 node_failure    the node died or could not start the job
-lost            it was begun or submitted, and nothing tells how it ended
+lost            it was begun or submitted, and nothing says how it ended
 """
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import signal
@@ -25,8 +26,7 @@ from typing import Any
 from runtime import files
 from runtime.errors import Unfinished, UserError
 from runtime.rundir import Run
-from sweeps.cancelled import is_cancelled
-from sweeps.slurm.queue import JobInfo
+from sweeps.slurm.job_states import JobInfo
 
 KINDS = (
     "exception",
@@ -38,7 +38,7 @@ KINDS = (
     "node_failure",
     "lost",
 )
-_OF_STATE = {
+_KIND_OF_STATE = {
     "OUT_OF_MEMORY": "out_of_memory",
     "TIMEOUT": "time_limit",
     "DEADLINE": "time_limit",
@@ -49,7 +49,7 @@ _OF_STATE = {
     "BOOT_FAIL": "node_failure",
     "LAUNCH_FAILED": "node_failure",
 }
-# In these the ranks that were left raise because the others are gone: their exception is not the reason.
+# In these states the surviving ranks raise because the others are gone: their exception is not the cause.
 _STATE_BEFORE_EXCEPTION = frozenset({"OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED"})
 _MEMORY_CLASSES = frozenset({"MemoryError", "OutOfMemoryError", "_ArrayMemoryError"})
 _MEMORY_TEXT = re.compile(
@@ -57,8 +57,8 @@ _MEMORY_TEXT = re.compile(
     r"|\(oom\)|oom[- _]kill|exceeded (job )?memory limit",
     re.IGNORECASE,
 )
-# slurmstepd's words, in the order in which they are looked for.
-_OF_LOG = {
+# slurmstepd's words for why it ended a job; the last one is part of the others' lines too.
+_KIND_OF_LOG = {
     "DUE TO TIME LIMIT": "time_limit",
     "DUE TO PREEMPTION": "preempted",
     "DUE TO NODE FAILURE": "node_failure",
@@ -66,17 +66,21 @@ _OF_LOG = {
 }
 LINES_READ = 12
 _TAIL_BYTES = 8192
-_TYPICAL = {
+_MESSAGES = {
     "out_of_memory": "it needed more memory than its job has",
     "time_limit": "it ran into its time limit",
     "preempted": "another job took its place",
     "cancelled": "its job was cancelled",
     "node_failure": "its node failed",
-    "lost": "it ended without a word: nobody works on it, and nothing tells why",
+    "lost": "it ended without a message: no process works on it, and nothing says why",
 }
-# scancel leaves the number of its user. What SLURM cancels by itself waited for a job that failed, or was open when
-# slurmctld came back from a crash without its state.
+# scancel leaves the user's number in accounting. Without one SLURM cancelled the job itself: it waited for a job that
+# failed, or was open when slurmctld came back from a crash without its state.
 _BY_SLURM = "SLURM cancelled it by itself: a job that it waited for failed, or slurmctld forgot it in a crash"
+
+
+CANCELLED_FILE = "cancelled.json"
+BY_OWNER = "let its owner cancel it"
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,27 @@ class Failure:
     last_line: str
 
 
-def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -> Failure:
-    """Of a run that is not done and that nobody works on; `info` is of its newest job, `logs` are its output files.
+def mark_cancelled(run: Run) -> None:
+    """Note in the run's directory that a user cancelled it."""
+    files.make_folder(run.path, BY_OWNER)
+    files.write_json(run.path / CANCELLED_FILE, {"time": time.time(), "by": getpass.getuser()})
 
-    Never raises.
+
+def clear_cancelled(run: Run) -> None:
+    """Remove the mark: whoever starts or submits the run wants it again."""
+    (run.path / CANCELLED_FILE).unlink(missing_ok=True)
+
+
+def is_cancelled(run: Run, since: float = 0.0) -> bool:
+    """Whether it was cancelled after `since` (seconds since 1970)."""
+    record = files.read_json(run.path / CANCELLED_FILE)
+    return isinstance(record, dict) and float(record.get("time") or 0.0) >= since
+
+
+def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -> Failure:
+    """Classify a run that is not done and that no process works on, given its newest job and its output files.
+
+    Its own record comes first, then SLURM's state, then the log. Never raises.
     """
     if is_cancelled(run):
         return Failure("cancelled", "it was cancelled; `retry` takes it up again")
@@ -108,16 +129,15 @@ def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -
         return _of_failed_job(info, lines)
     if info is not None and info.state == "COMPLETED":
         return Failure("lost", "its job says COMPLETED, and the run has no result")
-    told = _kind_of_log(lines)
-    if told is not None:
-        return Failure(told, lines[-1])
-    return Failure("lost", "; it ends: ".join([_TYPICAL["lost"], *lines[-1:]]))
+    if (kind_of_log := _kind_of_log(lines)) is not None:
+        return Failure(kind_of_log, lines[-1])
+    return Failure("lost", "; it ends: ".join([_MESSAGES["lost"], *lines[-1:]]))
 
 
 def _kind_of_state(info: JobInfo | None) -> str | None:
     if info is not None and info.by_slurm:
         return "lost"
-    return _OF_STATE.get(info.state) if info is not None else None
+    return _KIND_OF_STATE.get(info.state) if info is not None else None
 
 
 def _record(run: Run, info: JobInfo | None) -> dict[str, Any] | None:
@@ -150,24 +170,24 @@ def _line_of_record(record: dict[str, Any]) -> str:
 
 
 def _of_failed_job(info: JobInfo, lines: Sequence[str]) -> Failure:
-    """SLURM's FAILED without a record of the run: it ended before it began to record, or was killed."""
+    """SLURM says FAILED and the run left no record: it ended before it could write one, or was killed."""
     if memory := [line for line in lines if _MEMORY_TEXT.search(line) or line.startswith("MemoryError")]:
         return Failure("out_of_memory", memory[-1])
     if info.exit_code == Unfinished.exit_code:
-        return Failure("preempted", "it was stopped and saved, and its job was not put back into the queue")
+        return Failure("preempted", "it was stopped and saved, and its job was not requeued")
     if info.signal == signal.SIGKILL or info.exit_code == 128 + signal.SIGKILL:
         return Failure("lost", "killed by signal 9; usual reason: its node ran out of memory")
     if info.exit_code in (None, 0):
-        return Failure("lost", lines[-1] if lines else _TYPICAL["lost"])
+        return Failure("lost", lines[-1] if lines else _MESSAGES["lost"])
     return Failure("exception", lines[-1] if lines else f"its job ended with exit code {info.exit_code}")
 
 
 def _kind_of_log(lines: Sequence[str]) -> str | None:
-    """What slurmstepd wrote into the log when it ended the job: all that is left where nothing is accounted."""
+    """From what slurmstepd wrote when it ended the job: all that is left where accounting is off."""
     for line in reversed(lines):
         if _MEMORY_TEXT.search(line):
             return "out_of_memory"
-        for text, kind in _OF_LOG.items():
+        for text, kind in _KIND_OF_LOG.items():
             if text in line and "CANCELLED AT" in line:
                 return kind
     return None
@@ -177,13 +197,13 @@ def _explained(kind: str, info: JobInfo | None, lines: Sequence[str]) -> str:
     if info is not None and info.by_slurm:
         return _BY_SLURM
     reason = info.reason if info is not None else ""
-    told = f" ({reason})" if reason else ""
+    in_brackets = f" ({reason})" if reason else ""
     ending = f"; its log ends: {lines[-1]}" if lines and kind in ("out_of_memory", "node_failure") else ""
-    return f"{_TYPICAL[kind]}{told}{ending}"
+    return f"{_MESSAGES[kind]}{in_brackets}{ending}"
 
 
 def _ending(logs: Sequence[Path]) -> list[str]:
-    """The last lines of the newest of the files that exist and hold something."""
+    """The last lines of the newest file that is not empty."""
     for log in sorted((log for log in logs if log.is_file()), key=lambda log: log.stat().st_mtime, reverse=True):
         if lines := [line.strip() for line in tail(log, LINES_READ)]:
             return lines
@@ -203,7 +223,7 @@ def tail(log: Path, count: int, most_bytes: int = _TAIL_BYTES) -> list[str]:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for memory in this process's cgroup: compare before and after."""
+    """Count the processes that the kernel killed for memory in this process's cgroup; compare before and after."""
     try:
         groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -228,14 +248,14 @@ def _oom_count(file: Path) -> int:
 
 
 def record_death(run: Run, code: int, since: float, oom_kills_before: int) -> None:
-    """Leave a failure.json for a stage that was killed and could not; `code` is its return code, as Popen has it.
+    """Write failure.json for a stage that was killed before it could; `code` is its return code, as Popen has it.
 
-    `since`: when it was started. Nothing is written where the stage told itself, ended well, or somebody else has
-    begun the run meanwhile.
+    `since`: when it was started. Nothing is written where the stage left its own record, ended by itself, or another
+    process has begun the run meanwhile.
     """
     record = run.failure()
-    told = isinstance(record, dict) and record.get("time", 0) >= since
-    if code >= 0 or told or not run.path.is_dir() or run.state() in ("done", "running"):
+    has_record = isinstance(record, dict) and record.get("time", 0) >= since
+    if code >= 0 or has_record or not run.path.is_dir() or run.state() in ("done", "running"):
         return
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     for_memory = code == -signal.SIGKILL and oom_kills() > oom_kills_before

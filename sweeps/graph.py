@@ -24,9 +24,6 @@ from runtime.rundir import Identity, Run
 from sweeps.stages import Stage, get_stage
 from sweeps.study import PRETRAIN, EvalPart, Study
 
-# States of a node: those of runtime.rundir.Run.state, and blocked: its pretraining failed.
-STATES = ("done", "running", "failed", "blocked", "interrupted", "new")
-
 
 @dataclass(eq=False)
 class Node:
@@ -46,6 +43,11 @@ class Node:
     @cached_property
     def run(self) -> Run:
         return Run.at(self.root, self.identity)
+
+    @property
+    def name(self) -> str:
+        """`<stage>/<slug>-<hash>`: its directory, and its name in the records of jobs and on the command line."""
+        return f"{self.identity.stage}/{self.run.name}"
 
     @property
     def title(self) -> str:
@@ -76,14 +78,18 @@ class Graph:
     nodes: list[Node]  # each run once, parents first
 
     def states(self) -> dict[Node, str]:
-        """The state of every run, read now."""
-        found: dict[Node, str] = {}
+        """The state of every run, read now: that of its directory (see Run.state), or blocked."""
+        states: dict[Node, str] = {}
         for node in self.nodes:
             state = node.run.state()
-            if state not in ("done", "running") and node.parent is not None and found[node.parent] == "failed":
-                state = "blocked"
-            found[node] = state
-        return found
+            parent = None if node.parent is None else states.get(node.parent)
+            states[node] = "blocked" if is_blocked(state, parent) else state
+        return states
+
+
+def is_blocked(state: str, parent_state: str | None) -> bool:
+    """Whether a run in `state` cannot begin, because the pretraining that it evaluates failed."""
+    return state not in ("done", "running") and parent_state in ("failed", "blocked")
 
 
 def build(study: Study, machine: Sequence[str] = ()) -> Graph:

@@ -1,8 +1,13 @@
-"""Run a graph on this machine: N slots, an evaluation as soon as its pretraining is done, longest first."""
+"""Run a graph on this machine: several runs at a time, an evaluation as soon as its pretraining is done, longest first.
+
+A machine with GPUs gives each run one of them.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,34 +15,56 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
+from runtime.config import require
 from runtime.device import available_cores
 from runtime.errors import BusyError, Unfinished
-from sweeps.cancelled import is_cancelled
 from sweeps.children import Child, stop_all
 from sweeps.display import Display, Snapshot
 from sweeps.estimate import Estimator, time_left
-from sweeps.failures import record_death
+from sweeps.failures import is_cancelled, record_death
 from sweeps.graph import Graph, Node
 
 POLL_SECONDS = 0.2
-# Between two looks at a run that another process is working on.
+# Between two checks of a run that another process is working on.
 ELSEWHERE_SECONDS = 2.0
 
 
 def default_workers() -> int:
-    """One slot a core, but no more than eight: each holds a network and a dataset in memory."""
+    """One run per core, but at most eight at a time: each holds a network and a dataset in memory."""
     return min(8, available_cores())
+
+
+def visible_gpus() -> list[str]:
+    """List what CUDA_VISIBLE_DEVICES allows, else all that the driver lists, without loading torch."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [gpu.strip() for gpu in allowed.split(",") if gpu.strip() and gpu.strip() != "-1"]
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()]
+
+
+def choose_gpus(count: int | None) -> list[str]:
+    """Take the first `count` of this machine's GPUs, all for None; UserError where there are fewer."""
+    gpus = visible_gpus()
+    if count is None:
+        return gpus
+    require(0 <= count <= len(gpus), "--gpus", count, f"0 to {len(gpus)}: this machine has {len(gpus)}")
+    return gpus[:count]
 
 
 @dataclass
 class LocalSweep:
-    """The state of one `run` of a graph; every node is in exactly one of the collections."""
+    """One `run` of a graph; every node is in exactly one of the lists."""
 
     graph: Graph
     workers: int
     display: Display
     machine: tuple[str, ...] = ()  # `machine.*=value` overrides for every run
-    gpus: tuple[str, ...] = ()  # shared out among the runs at work; none: every run sees what this process sees
+    gpus: tuple[str, ...] = ()  # one for each run; empty: every run sees those of this process
     waiting: list[Node] = field(default_factory=list)
     running: list[Child] = field(default_factory=list)
     elsewhere: list[Node] = field(default_factory=list)  # another process works on them
@@ -49,20 +76,20 @@ class LocalSweep:
         states = self.graph.states()
         for node in self.graph.nodes:
             state = states[node]
-            # What failed before is tried again: that is what the user repeats the command for.
+            # What failed before is tried again: that is why a user repeats the command.
             place = {"done": self.done, "running": self.elsewhere}.get(state, self.waiting)
             place.append(node)
         self.done_before = len(self.done)
         self.estimator = Estimator.from_finished(self.done)
         self.waiting.sort(key=self.estimator.priority, reverse=True)
-        self._looked_elsewhere = time.monotonic()
+        self._checked_elsewhere = time.monotonic()
         self.began = time.time()
 
     def run(self) -> int:
-        """Run what is not done; 0 if everything is done at the end, 1 if anything failed, 128 + n on signal n.
+        """Run what is not done; return 0 if everything is done at the end, 1 if anything failed, 128 + n on signal n.
 
         A run that fails stops none of the others; its evaluations are reported as blocked. On INT, TERM
-        and HUP the runs at work are stopped cleanly; the next `run` goes on with them.
+        and HUP the active runs save and stop; the next `run` resumes them.
         """
         self.display.begin(self)
         with _stop_signal() as stop:
@@ -85,7 +112,7 @@ class LocalSweep:
     def step(self) -> None:
         self._collect_ended()
         self._stop_cancelled()
-        self._look_elsewhere()
+        self._check_elsewhere()
         self._start_ready()
         self.display.update(self.snapshot)
 
@@ -95,16 +122,16 @@ class LocalSweep:
             code = child.process.returncode
             if child.node.run.result() is not None:
                 self._finish(child.node, child.seconds)
-            elif code == BusyError.exit_code:  # another sweep began it in the same moment
+            elif code == BusyError.exit_code:  # another sweep began it at the same moment
                 self.elsewhere.append(child.node)
             else:
                 record_death(child.node.run, code, child.started_at, child.oom_kills)
-                self._fail(child, code)
+                self.display.failed(child, _reason(child, code), blocked=self._fail(child.node))
 
     def _stop_cancelled(self) -> None:
         for child in self.running:
-            if not child.told_to_stop and is_cancelled(child.node.run, child.started_at):
-                child.told_to_stop = True
+            if not child.asked_to_stop and is_cancelled(child.node.run, child.started_at):
+                child.asked_to_stop = True
                 child.process.terminate()
 
     def _finish(self, node: Node, seconds: float | None) -> None:
@@ -113,22 +140,18 @@ class LocalSweep:
             self.estimator.add(node, seconds)
         self.display.finished(node, seconds)
 
-    def _fail(self, child: Child, code: int) -> None:
-        behind = self._give_up(child.node)
-        self.display.failed(child, _ending(child, code), behind)
-
-    def _give_up(self, node: Node) -> list[Node]:
-        """What waits for the run is blocked."""
+    def _fail(self, node: Node) -> list[Node]:
+        """Give the run up, and return its evaluations, which are blocked by that."""
         self.failed.append(node)
-        behind = [child for child in node.children if child in self.waiting]
-        self.waiting = [waiting for waiting in self.waiting if waiting not in behind]
-        self.blocked.extend(behind)
-        return behind
+        evaluations = [child for child in node.children if child in self.waiting]
+        self.waiting = [waiting for waiting in self.waiting if waiting not in evaluations]
+        self.blocked.extend(evaluations)
+        return evaluations
 
-    def _look_elsewhere(self) -> None:
-        if time.monotonic() - self._looked_elsewhere < ELSEWHERE_SECONDS:
+    def _check_elsewhere(self) -> None:
+        if time.monotonic() - self._checked_elsewhere < ELSEWHERE_SECONDS:
             return
-        self._looked_elsewhere = time.monotonic()
+        self._checked_elsewhere = time.monotonic()
         for node in list(self.elsewhere):
             state = node.run.state()
             if state == "done":
@@ -145,9 +168,9 @@ class LocalSweep:
                 return
             self.waiting.remove(node)
             if is_cancelled(node.run, self.began):
-                self._give_up(node)
+                self._fail(node)
                 continue
-            state = node.run.state()  # another sweep may have been at it since this one began
+            state = node.run.state()  # another sweep may have run it since this one began
             if state == "done":
                 self._finish(node, None)
             elif state == "running":
@@ -157,7 +180,7 @@ class LocalSweep:
                 self.display.started(self.running[-1])
 
     def _free_gpu(self) -> str | None:
-        """The one that the fewest runs are on."""
+        """Choose the GPU with the fewest runs on it."""
         used = Counter(child.gpu for child in self.running)
         return min(self.gpus, key=lambda gpu: used[gpu], default=None)
 
@@ -183,23 +206,23 @@ def _with_sample(estimator: Estimator, node: Node, seconds: float) -> Estimator:
     return Estimator(samples)
 
 
-def _ending(child: Child, code: int) -> str:
-    """How a run ended that left no result, in words."""
+def _reason(child: Child, code: int) -> str:
+    """Say why a run left no result."""
     failure = child.node.run.failure()
-    if isinstance(failure, dict) and failure.get("time", 0) >= child.started_at:  # else of a former attempt
+    if isinstance(failure, dict) and failure.get("time", 0) >= child.started_at:  # else it is of a former attempt
         return f"{failure.get('class', 'error')}: {failure.get('message')}"
     if code == Unfinished.exit_code:
-        return "it was asked to stop, and has saved where it is"
+        return "it was asked to stop, and has saved its state"
     if code < 0:
         return f"ended by signal {-code}"
     if code == 0:
-        return "it ended well, but elsewhere: the code or its config was changed since this sweep began; repeat it"
+        return "it ended well, in another run directory: code or config was changed since this sweep began; repeat it"
     return f"exit code {code}"
 
 
 @contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """A list that holds the first of INT, TERM and HUP to arrive; a second one interrupts at once."""
+    """Yield a list that receives the first of INT, TERM and HUP; a second one interrupts at once."""
     received: list[int] = []
 
     def receive(number: int, _frame: FrameType | None) -> None:
@@ -207,10 +230,9 @@ def _stop_signal() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    # Under nohup, and for a shell's background jobs, some of them are ignored already: that stays.
+    # nohup and shells, for background jobs, ignore some of them: those stay ignored.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    former = {number: signal.signal(number, receive) for number in heard}
+    former = {n: signal.signal(n, receive) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     try:
         yield received
     finally:
@@ -219,7 +241,7 @@ def _stop_signal() -> Iterator[list[int]]:
 
 
 def run(graph: Graph, workers: int, display: Display, machine: Sequence[str] = (), gpus: Sequence[str] = ()) -> int:
-    """Run a graph here; the exit code says how it went."""
+    """Run a graph here and return the exit code of LocalSweep.run; UserError first, where a run cannot be written."""
     sweep = LocalSweep(graph, workers, display, tuple(machine), tuple(gpus))
     for node in sweep.waiting:
         node.run.require_writable()

@@ -1,1 +1,1 @@
-"""A graph of runs on SLURM: how its jobs are submitted, recorded, watched and requeued."""
+"""A graph of runs on SLURM: its jobs are planned, submitted, recorded, watched and requeued."""

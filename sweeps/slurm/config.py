@@ -1,4 +1,4 @@
-"""What each stage asks of the cluster: one user file, ~/.config/vicregl-bench/cluster.yaml or --cluster-config FILE.
+"""The resources of each stage's jobs, from one file: ~/.config/vicregl-bench/cluster.yaml, or --cluster-config FILE.
 
 all:        {partition: gpu, account: vision, setup: [module load cuda]}   # of every stage
 pretrain:   {nodes: 2, gpus: 4, minutes: 1200, parallel: 8}                # over `all`
@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from runtime import config as configs
 from runtime.config import Config, require
@@ -25,25 +27,29 @@ USER_FILE = Path("~/.config/vicregl-bench/cluster.yaml")
 _LIMITS = "max_array_size"
 
 
-class Resources(Config):
-    """Of one run of a stage. What is null is left to the cluster's own default."""
+_Positive = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=0)]
 
-    nodes: int = 1
-    gpus: int = 1  # of each node
-    tasks: int = 0  # processes on each node; 0: one a GPU, at least one
-    cpus: int = 8  # of each process
-    memory_gb: float = 32.0  # of each node
-    minutes: int = 240  # what is not done by then goes back into the queue, and on where it was
+
+class Resources(Config):
+    """The resources of one run of a stage; null leaves a value to the cluster's own default."""
+
+    nodes: _Positive = 1
+    gpus: _Count = 1  # of each node
+    tasks: _Count = 0  # processes on each node; 0: one per GPU, at least one
+    cpus: _Positive = 8  # of each process
+    memory_gb: Annotated[float, Field(gt=0)] = 32.0  # of each node
+    minutes: _Positive = 240  # a run that is not done by then is requeued, and resumes
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None  # nodes, as gpu[03,17]
-    parallel: int = 0  # runs at a time; 0: as many as the cluster lets
+    parallel: _Count = 0  # runs at a time; 0: as many as the cluster allows
     setup: list[str] = []  # shell lines before a run, as `module load cuda`
-    container: str = ""  # a command that is put before the run's, as `apptainer exec --nv image.sif`
-    python: str = ""  # of the runs; empty: the one that submits
-    signal_seconds: int = 90  # before the limit, a run is told to save
+    container: str = ""  # a command put before the run's, as `apptainer exec --nv image.sif`
+    python: str = ""  # the interpreter of the runs; empty: that of `submit`
+    signal_seconds: _Positive = 90  # so long before the limit, a run is asked to save
 
     @property
     def tasks_per_node(self) -> int:
@@ -54,12 +60,7 @@ class Resources(Config):
         return self.nodes * self.tasks_per_node
 
     def check(self) -> None:
-        for key in ("nodes", "cpus", "minutes", "signal_seconds"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
-        for key in ("gpus", "tasks", "parallel"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        require(self.memory_gb > 0, "memory_gb", self.memory_gb, "a number above 0")
-        # SLURM may send it a minute early: a job must not be told to save as soon as it begins.
+        # SLURM may signal a minute early: a job must not be asked to save as soon as it begins.
         early = self.signal_seconds <= 60 * self.minutes / 2
         require(early, "signal_seconds", self.signal_seconds, f"half of the limit ({self.minutes} minutes) at most")
 
@@ -74,7 +75,7 @@ class ClusterConfig:
 
 
 def load_cluster(file: str | Path | None = None) -> ClusterConfig:
-    """From `file`, or the user's own where there is one, or the defaults above.
+    """Read `file`, or the user's own file where there is one; else take the defaults above.
 
     UserError for a file that is not there, an unknown key or stage, a wrong type or an impossible value.
     """
@@ -84,16 +85,12 @@ def load_cluster(file: str | Path | None = None) -> ClusterConfig:
     layers = configs.file_layers(path)
     for origin, layer in layers:
         _check_sections(origin, layer)
-    found = {name: _resources(name, layers, str(path)) for name in stages.STAGES}
+    resources = {name: _resources(name, layers, str(path)) for name in stages.STAGES}
     sizes = [layer[_LIMITS] for _, layer in layers if _LIMITS in layer]
     largest = sizes[-1] if sizes else 0
     valid = isinstance(largest, int) and not isinstance(largest, bool) and largest >= 0
     require(valid, _LIMITS, largest, "0 (what the cluster allows) or a whole number above")
-    return ClusterConfig(found, largest, str(path))
-
-
-def _sections(stage: str) -> list[str]:
-    return ["all", PRETRAIN] if stage == PRETRAIN else ["all", "evals", stage]
+    return ClusterConfig(resources, largest, str(path))
 
 
 def _check_sections(origin: str, layer: dict[str, Any]) -> None:
@@ -108,13 +105,12 @@ def _check_sections(origin: str, layer: dict[str, Any]) -> None:
 
 
 def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resources:
-    found: list[configs.Layer] = []
-    for section in _sections(stage):
-        found += [(f"{origin}: {section}", layer[section]) for origin, layer in layers if section in layer]
-    if stage != PRETRAIN:
-        found.insert(0, ("defaults", {"tasks": 1}))
+    sections = ["all", PRETRAIN] if stage == PRETRAIN else ["all", "evals", stage]
+    chosen: list[configs.Layer] = [] if stage == PRETRAIN else [("defaults", {"tasks": 1})]
+    for section in sections:
+        chosen += [(f"{origin}: {section}", layer[section]) for origin, layer in layers if section in layer]
     try:
-        resources = configs.from_layers(Resources, found)
+        resources = configs.from_layers(Resources, chosen)
     except UserError as error:
         raise UserError(str(error).replace("config: ", f"{file}: {stage}: ", 1)) from error
     if resources.processes != 1 and not stages.STAGES[stage].several:

@@ -1,11 +1,11 @@
-"""What was submitted: `<runs>/jobs/<submission>/`. Results are never read here: run directories are their truth.
+"""What was submitted: `<runs>/jobs/<submission>/`. Results are never read here: they are in the run directories.
 
 submission.yaml     who submitted what, from where; written first
-arrays/<name>.json  the runs of one job (or array), in order, and their commands; written before sbatch is called, so
-                    that a submitter which is killed in between leaves the name by which squeue knows the job
-jobs.jsonl          one line a run: its job; appended once sbatch has returned
+arrays/<name>.json  the plan of one job (or array): its runs, in order, and their commands. It is written before sbatch
+                    is called, so that a submitter that is killed in between leaves the name by which squeue knows it
+jobs.jsonl          one line per run, with its job; appended once sbatch has returned
 configs/            the resolved config of every run
-logs/               what the jobs print, and submitit's files
+logs/               the output of the jobs, and submitit's files
 code/               the code of this submission
 """
 
@@ -65,7 +65,7 @@ class Submission:
 
     @classmethod
     def begin(cls, runs: Path, study: dict[str, str]) -> Submission:
-        """Make the folder, with who asked for it. Nothing is queued by that."""
+        """Create the folder and submission.yaml. Nothing is queued by that."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         submission = cls(runs / JOBS / f"{stamp}-{secrets.token_hex(2)}")
         for folder in ("arrays", "configs", "logs"):
@@ -80,13 +80,13 @@ class Submission:
         known = files.parse_yaml(file.read_text(encoding="utf-8")) if file.exists() else {}
         files.write_yaml(file, {**known, **values})
 
-    def intend(self, name: str, array: dict[str, Any]) -> Path:
-        """Write down what job `name` will be; from here on it is found if it comes to be."""
+    def write_plan(self, name: str, array: dict[str, Any]) -> Path:
+        """Write the plan of job `name`; from here on, `adopt` finds the job should this process be killed."""
         files.write_json(self.array_file(name), array)
         return self.array_file(name)
 
     def record(self, name: str, job: str) -> list[Job]:
-        """SLURM's number of the job `name`, for each of its runs."""
+        """Record the job `name`, to which SLURM gave the number `job`; one Job per run."""
         array = files.read_json(self.array_file(name)) or {"tasks": [], "resources": {}}
         tasks, now = array["tasks"], time.time()
         numbers = [f"{job}_{index}" for index in range(len(tasks))] if len(tasks) > 1 else [job]
@@ -98,19 +98,19 @@ class Submission:
         return jobs
 
     def abandon(self, name: str) -> None:
-        """No job of that name came to be."""
+        """Record that sbatch made no job of that name."""
         self._append([{"name": name, "abandoned": True, "time": time.time()}])
 
     def unrecorded(self) -> list[str]:
-        """Names of the jobs that were meant, and of which it is not known whether they came to be."""
-        meant = {file.stem for file in (self.path / "arrays").glob("*.json")}
-        return sorted(meant - {row["name"] for row in self._rows()})
+        """Names of planned jobs with no recorded sbatch result."""
+        planned = {file.stem for file in (self.path / "arrays").glob("*.json")}
+        return sorted(planned - {row["name"] for row in self._rows()})
 
     def jobs(self) -> Iterator[Job]:
         for row in self._rows():
             if "job" in row:
-                told = (row.get("name", ""), row.get("resources") or {}, float(row.get("time") or 0.0))
-                yield Job(row["run"], str(row["job"]), self.id, *told)
+                name, resources, time_s = row.get("name", ""), row.get("resources") or {}, row.get("time") or 0.0
+                yield Job(row["run"], str(row["job"]), self.id, name, resources, float(time_s))
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         return files.read_json_lines(self.path / "jobs.jsonl")
@@ -118,14 +118,14 @@ class Submission:
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
         with open(self.path / "jobs.jsonl", "a+b") as file:
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # half a line of a submitter that was killed
+            file.truncate(file.read().rfind(b"\n") + 1)  # drops half a line of a submitter that was killed
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
 
 
 def submissions(runs: str | Path) -> list[Submission]:
-    """Oldest first."""
+    """All submissions, oldest first."""
     return [Submission(folder) for folder in sorted(Path(runs).glob(f"{JOBS}/*/")) if folder.is_dir()]
 
 
@@ -141,7 +141,7 @@ def read_jobs(runs: str | Path) -> dict[str, Job]:
 
 @contextmanager
 def lock(runs: str | Path) -> Iterator[None]:
-    """Held while submitting: who comes second sees what the first one queued."""
+    """Submit one at a time: a second submitter waits, and then sees what the first one queued."""
     folder = Path(runs) / JOBS
     files.make_folder(folder, ELSEWHERE)
     with files.lock(folder / "lock"):

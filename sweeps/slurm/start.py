@@ -1,17 +1,15 @@
 """Where a job begins: `python start.py LOGS`, by path, in every task of the job.
 
-Signals first. One that SLURM sends while Python imports would end the task, with nothing saved; blocked, it waits
-until somebody can act on it.
+Signals first. One that SLURM sends while Python imports would end the task, with nothing saved; blocked, it waits until
+the supervisor handles it.
 """
 
 import signal
 import sys
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-# Python has put this file's folder here, whose queue.py would hide the library's.
-CODE = __file__.rpartition("/sweeps/slurm/")[0]
-sys.path[0] = CODE
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
+# Python has put this file's own folder here, whose modules could hide the standard library's.
+sys.path[0] = __file__.rpartition("/sweeps/slurm/")[0]
 
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -29,7 +27,7 @@ def main(logs: Path) -> None:
         leftover.unlink(missing_ok=True)  # of an attempt that was killed: submitit refuses to write beside it
     pickle = logs / f"{job}_submitted.pkl"
     if not pickle.exists():
-        # The submitter was killed, or is slow: what it meant is told by the name of the job.
+        # The submitter was killed, or is slow: the name of the job says which runs it has.
         array = logs.parent / "arrays" / f"{os.environ['SLURM_JOB_NAME']}.json"
         index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
         temporary = pickle.with_name(f".{pickle.name}.{rank}.{os.getpid()}")

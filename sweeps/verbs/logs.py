@@ -1,4 +1,4 @@
-"""Show the end of a run's output: what it wrote here, and what its newest SLURM job wrote."""
+"""The verb `logs`: the end of a run's output."""
 
 from __future__ import annotations
 
@@ -11,65 +11,58 @@ from pathlib import Path
 from runtime.errors import UserError
 from sweeps.failures import tail
 from sweeps.graph import Graph, Node
-from sweeps.verbs.request import Request, find_run
-from sweeps.view import View, jobs_of, logs_of, look
+from sweeps.status import jobs_of, logs_of, read_status
+from sweeps.verbs import Request, find_run
 
-HELP = "show the end of a run's output"
 FOLLOW_SECONDS = 1.0
-ASK_SECONDS = 10.0  # between two looks at whether the run has ended
+STATUS_SECONDS = 10.0  # between two checks of whether the run has ended
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="its hash, its directory, or what `status` calls it")
+    parser.add_argument("run", help="its hash, its directory, or its title in `status`")
     parser.add_argument("--lines", "-n", type=int, default=40, help="default: %(default)s")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on until the run ends, or Ctrl-C")
-    parser.add_argument("--paths", action="store_true", help="only where the files are")
+    parser.add_argument("--follow", "-f", action="store_true", help="continue until the run ends, or Ctrl-C")
+    parser.add_argument("--paths", action="store_true", help="print only the paths of the files")
 
 
-def main(request: Request) -> int:
+def logs(request: Request) -> int:
+    """Show the end of a run's output: its own log here, and that of its newest SLURM job."""
     arguments = request.arguments
     node = find_run(request.graph, arguments.run)
-    logs = existing_logs(request.graph, node)
+    existing = existing_logs(request.graph, node)
     if arguments.paths:
-        print("\n".join(map(str, logs)))
+        print("\n".join(map(str, existing)))
         return 0
-    if not logs and not arguments.follow:
-        raise UserError(f"{node.title} has no output yet; `status` shows whether it was begun")
-    for log in logs:
+    if not existing and not arguments.follow:
+        raise UserError(f"{node.title} has no output yet; `status` shows whether it has begun")
+    for log in existing:
         print(f"==> {log} <==")
         print("\n".join(tail(log, arguments.lines)), flush=True)
     if arguments.follow:
-        _follow(request.graph, node, logs)
+        _follow(request.graph, node, existing)
     return 0
 
 
 def existing_logs(graph: Graph, node: Node) -> list[Path]:
-    """Those that hold something, the newest last."""
+    """Its logs that are not empty, the newest last."""
     found = [log for log in logs_of(node, jobs_of(graph).get(node)) if log.is_file() and log.stat().st_size]
     return sorted(found, key=lambda log: log.stat().st_mtime)
 
 
-def _follow(graph: Graph, node: Node, logs: Sequence[Path]) -> None:
-    """Print what comes, of files that are there and of those that come to be."""
-    read = {log: log.stat().st_size for log in logs}
-    asked = time.monotonic()
-    while True:
-        ended = False
-        if time.monotonic() - asked >= ASK_SECONDS:
-            asked, ended = time.monotonic(), not _goes_on(look(graph)[node])
-        for log in existing_logs(graph, node):
-            read[log] = _print_from(log, read.get(log, 0))
-        if ended:
-            return
+def _follow(graph: Graph, node: Node, shown: Sequence[Path]) -> None:
+    """Print what is appended to these logs and to new ones, until the run ends."""
+    read = {log: log.stat().st_size for log in shown}
+    checked, ended = time.monotonic(), False
+    while not ended:
         time.sleep(FOLLOW_SECONDS)
-
-
-def _goes_on(view: View) -> bool:
-    return view.state in ("running", "queued")
+        if time.monotonic() - checked >= STATUS_SECONDS:
+            checked, ended = time.monotonic(), read_status(graph)[node].state not in ("running", "queued")
+        for log in existing_logs(graph, node):  # after the check, so that the last lines of a run that ended are shown
+            read[log] = _print_from(log, read.get(log, 0))
 
 
 def _print_from(log: Path, start: int) -> int:
-    """Print what the file holds after `start` bytes; where it ends now."""
+    """Print the file from byte `start` on; return where it ends now."""
     with open(log, "rb") as file:
         file.seek(start)
         text = file.read()

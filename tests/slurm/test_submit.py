@@ -34,7 +34,7 @@ def test_twelve_runs_where_an_array_may_have_six(cluster: Cluster, tmp_path: Pat
         sweep.write("cluster.yaml", {**CLUSTER, "pretrain": {"parallel": 4}})
         shown = sweep.submit()
         assert "24 runs queued now" in shown
-        assert shown.count("6 x pretrain") == shown.count("6 x linear behind aftercorr") == 2
+        assert shown.count("6 x pretrain") == shown.count("6 x linear after aftercorr") == 2
         limits = cluster.run("squeue", "-h", "-o", "%i %j").splitlines()
         assert sum("%2]" in line for line in limits if "pretrain" in line) <= 2  # four at a time, in two arrays
         sweep.wait_for_end(24)

@@ -12,7 +12,7 @@ from cluster import Cluster, wait_until
 from sweep import CLUSTER, PROJECT, Sweep, study, undisturbed
 
 from runtime.rundir import Run
-from sweeps.slurm.queue import number_of
+from sweeps.slurm.commands import number_of
 from sweeps.slurm.records import Job, read_jobs
 
 pytestmark = pytest.mark.slurm

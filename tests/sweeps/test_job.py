@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from runtime.errors import Unfinished
 from runtime.provenance import PROJECT
 from runtime.rundir import Run
 from sweeps.failures import classify
-from sweeps.slurm import job
+from sweeps.slurm import job, requeue
 from sweeps.slurm.job import Supervisor
 
 # Saves and ends with 75 when it is told to, and says by whom; the signal may come before it listens.
@@ -63,10 +64,10 @@ def test_a_signal_while_the_run_imports_is_not_lost(
     array: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
-    monkeypatch.setattr(job, "requeue", lambda number: asked.append(number))  # no scheduler here
+    monkeypatch.setattr(requeue, "requeue", lambda number: asked.append(number))  # no scheduler here
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, job.STOP_SIGNALS)
-    assert supervise(array, "-c", STAGE).run() == job.UNFINISHED
+    assert supervise(array, "-c", STAGE).run() == Unfinished.exit_code
     assert "saved after SIGUSR2" in capfd.readouterr().out
     assert asked == ["7"]
 
@@ -99,7 +100,7 @@ def test_a_job_that_gets_nowhere_before_its_limit_gives_up(array: dict[str, Any]
         (tmp_path / "run" / "heartbeat.json").write_text(json.dumps({"progress": {"done": done}}))
         supervisor = supervise(array)
         supervisor.started -= 50  # seconds
-        return supervisor._idle_too_often()
+        return requeue.reached_limit_idle("7", array, supervisor._run, supervisor.started)
 
     assert [reaches_limit(done) for done in (4, 5, 5, 6, 6)] == [False] * 5
     assert reaches_limit(6)
@@ -107,4 +108,4 @@ def test_a_job_that_gets_nowhere_before_its_limit_gives_up(array: dict[str, Any]
     assert failure.kind == "time_limit"
     assert "more minutes" in failure.last_line
     supervisor = supervise(array)  # preempted soon after it began: that says nothing
-    assert not supervisor._idle_too_often()
+    assert not requeue.reached_limit_idle("7", array, supervisor._run, supervisor.started)

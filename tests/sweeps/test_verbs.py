@@ -16,7 +16,7 @@ from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from runtime.rundir import open_run
 from sweeps import __main__ as command
-from sweeps import detached, gpus
+from sweeps import detached, local
 from sweeps.graph import Graph, build
 from sweeps.study import load_study
 
@@ -58,16 +58,16 @@ def states(capsys: Capture) -> list[object]:
 def test_in_the_background_once(small: Graph, capsys: Capture, folder: Path) -> None:
     (folder / "hold").touch()
     assert sweeps("submit", "--cluster", "local", "--workers", "2") == 0
-    assert "at work in the background, process" in capsys.readouterr().out
+    assert "running in the background, process" in capsys.readouterr().out
     assert sweeps("submit", "--cluster", "local") == 0
-    assert "at work on fake already" in capsys.readouterr().out
+    assert "a sweep of fake is running already" in capsys.readouterr().out
     wait_until(lambda: len(working_pids(folder)) == 2)
     wait_until(lambda: all(run["progress"] for run in list(status(capsys).values())[::2]))
     shown = status(capsys)
     assert shown["pretrain loss.alpha=0.5"]["state"] == "running"
     assert shown["pretrain loss.alpha=0.5"]["progress"] == {"done": 1, "total": 4, "unit": "steps"}
     (folder / "hold").unlink()
-    wait_until(lambda: detached.at_work(small) is None)
+    wait_until(lambda: detached.running(small) is None)
     assert states(capsys) == ["done"] * 4
     assert "all 4 runs done" in detached.log_of(small).read_text()
 
@@ -78,7 +78,7 @@ def test_cancelled_here_and_taken_up_again(small: Graph, capsys: Capture, folder
     wait_until(lambda: len(working_pids(folder)) == 2)
     assert sweeps("cancel") == 0
     assert "cancelled 2 of" in capsys.readouterr().out
-    assert detached.at_work(small) is None
+    assert detached.running(small) is None
     wait_until(lambda: not any(alive(pid) for pid in working_pids(folder)))
     shown = status(capsys)
     assert shown["pretrain loss.alpha=1.0"]["failure"]["kind"] == "cancelled"  # type: ignore[index]
@@ -87,10 +87,10 @@ def test_cancelled_here_and_taken_up_again(small: Graph, capsys: Capture, folder
     assert "nothing is missing" in capsys.readouterr().out
     (folder / "hold").unlink()
     sweeps("retry", "--cluster", "local", "--run", "pretrain loss.alpha=1.0")
-    wait_until(lambda: detached.at_work(small) is None)
+    wait_until(lambda: detached.running(small) is None)
     assert states(capsys) == ["failed", "blocked", "done", "done"]
     sweeps("retry", "--cluster", "local", "--kind", "cancelled")
-    wait_until(lambda: detached.at_work(small) is None)
+    wait_until(lambda: detached.running(small) is None)
     assert states(capsys) == ["done"] * 4
 
 
@@ -102,7 +102,7 @@ def test_one_run_is_cancelled_while_the_others_go_on(small: Graph, capsys: Captu
     first, second = ("0.5", "1.0") if (small.points[0].pretrain.run.state() == "running") else ("1.0", "0.5")
     assert sweeps("cancel", "--run", f"pretrain loss.alpha={second}") == 0  # it has not begun, and will not
     assert sweeps("cancel", "--subtree", f"pretrain loss.alpha={first}") == 0
-    wait_until(lambda: detached.at_work(small) is None)
+    wait_until(lambda: detached.running(small) is None)
     assert sorted(map(str, states(capsys))) == ["blocked", "blocked", "failed", "failed"]
     assert len(working_pids(folder)) == 1
 
@@ -236,11 +236,11 @@ def test_where_slurm_is_silent_the_directories_speak(
 
 def test_each_run_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
-    assert gpus.choose_gpus(None) == ["3", "5", "7"]
-    assert gpus.choose_gpus(2) == ["3", "5"]
-    assert gpus.choose_gpus(0) == []
+    assert local.choose_gpus(None) == ["3", "5", "7"]
+    assert local.choose_gpus(2) == ["3", "5"]
+    assert local.choose_gpus(0) == []
     with pytest.raises(UserError, match=r"--gpus = 4.*this machine has 3"):
-        gpus.choose_gpus(4)
+        local.choose_gpus(4)
 
 
 def test_gpus_are_shared_out(edit: Edit, small: Graph, folder: Path) -> None:
@@ -248,7 +248,6 @@ def test_gpus_are_shared_out(edit: Edit, small: Graph, folder: Path) -> None:
 
     from rich.console import Console
 
-    from sweeps import local
     from sweeps.display import Display
 
     edit(pretrain__grid={"loss.alpha": [0.0, 0.25, 0.5, 1.0]})

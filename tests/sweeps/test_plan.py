@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from sweeps.graph import Graph, Node
 from sweeps.slurm.config import ClusterConfig, Resources
-from sweeps.slurm.queue import JobInfo
+from sweeps.slurm.job_states import JobInfo
+from sweeps.slurm.plan import Plan, gpu_hours, make_plan
 from sweeps.slurm.records import Job
-from sweeps.slurm.submit import Plan, gpu_hours, make_plan
-from sweeps.view import View, run_name
+from sweeps.status import RunStatus
 
 MakeGraph = Callable[[], Graph]
 STATES = ("new", "done", "failed", "blocked", "interrupted", "queued", "running")
@@ -25,21 +25,21 @@ def cluster(**pretrain: int) -> ClusterConfig:
     return ClusterConfig({"pretrain": Resources(**pretrain), "linear": Resources(tasks=1)})
 
 
-def views_of(graph: Graph, states: list[str]) -> dict[Node, View]:
+def statuses_of(graph: Graph, states: list[str]) -> dict[Node, RunStatus]:
     """`queued` and `running` ones have a job."""
-    views = {}
+    statuses = {}
     for number, (node, state) in enumerate(zip(graph.nodes, states, strict=True)):
-        view = View(node, state)
+        status = RunStatus(node, state)
         if state in ("queued", "running"):
             info = JobInfo("PENDING" if state == "queued" else "RUNNING", source="squeue")
-            view = View(node, state, Job(run_name(node), f"900_{number}", "before"), info)
-        views[node] = view
-    return views
+            status = RunStatus(node, state, Job(node.name, f"900_{number}", "before"), info)
+        statuses[node] = status
+    return statuses
 
 
-def plan_of(graph: Graph, states: list[str], size: int, **pretrain: int) -> tuple[Plan, dict[Node, View]]:
-    views = views_of(graph, states)
-    return make_plan(views, cluster(**pretrain), size, set(graph.nodes)), views
+def plan_of(graph: Graph, states: list[str], size: int, **pretrain: int) -> tuple[Plan, dict[Node, RunStatus]]:
+    statuses = statuses_of(graph, states)
+    return make_plan(statuses, cluster(**pretrain), size, set(graph.nodes)), statuses
 
 
 def test_a_new_study_in_chunks_of_equal_size(make_graph: MakeGraph) -> None:
@@ -48,7 +48,7 @@ def test_a_new_study_in_chunks_of_equal_size(make_graph: MakeGraph) -> None:
     shown = [(batch.part, len(batch.nodes), batch.parallel) for batch in plan.batches]
     assert shown == [("pretrain", 3, 2), ("linear", 3, 0)] * 2 + [("pretrain", 2, 2), ("linear", 2, 0)]
     for before, behind in zip(plan.batches[::2], plan.batches[1::2], strict=True):
-        assert behind.behind is before
+        assert behind.after_batch is before
         assert [node.parent for node in behind.nodes] == list(before.nodes)
 
 
@@ -64,31 +64,31 @@ def test_an_evaluation_behind_a_pretraining_that_has_a_job(make_graph: MakeGraph
     first = graph.points[0].pretrain
     states[graph.nodes.index(first)] = "running"
     states[graph.nodes.index(first.children[0])] = "new"
-    plan, views = plan_of(graph, states, 100)
-    assert [(batch.nodes, batch.after) for batch in plan.batches] == [((first.children[0],), "afterok:900_0")]
-    views[first] = replace(views[first], job=None, info=None)  # at work outside of SLURM
-    outside = make_plan(views, cluster(), 100, set(graph.nodes))
+    plan, statuses = plan_of(graph, states, 100)
+    assert [(batch.nodes, batch.after_job) for batch in plan.batches] == [((first.children[0],), "afterok:900_0")]
+    statuses[first] = replace(statuses[first], job=None, info=None)  # at work outside of SLURM
+    outside = make_plan(statuses, cluster(), 100, set(graph.nodes))
     assert (outside.batches, outside.left_out) == ([], [first.children[0]])
 
 
 @settings(deadline=None, max_examples=60)
 @given(states=st.lists(st.sampled_from(STATES), min_size=16, max_size=16), size=st.integers(1, 9))
 def test_every_run_that_needs_a_job_gets_one(shared_graph: Graph, states: list[str], size: int) -> None:
-    plan, views = plan_of(shared_graph, states, size)
+    plan, statuses = plan_of(shared_graph, states, size)
     queued = [node for batch in plan.batches for node in batch.nodes]
     assert len(queued) == len(set(queued))
-    wanted = {node for node, view in views.items() if view.state in ("new", "failed", "blocked", "interrupted")}
+    wanted = {node for node, status in statuses.items() if status.state in ("new", "failed", "blocked", "interrupted")}
     assert set(queued) | set(plan.left_out) == wanted
     assert all(len(batch.nodes) <= size for batch in plan.batches)
     before: set[Node] = set()
     for batch in plan.batches:
         for index, node in enumerate(batch.nodes):
-            if batch.behind is not None:
+            if batch.after_batch is not None:
                 assert node.parent in before
-                assert len(batch.nodes) == 1 or batch.behind.nodes[index] is node.parent
+                assert len(batch.nodes) == 1 or batch.after_batch.nodes[index] is node.parent
             elif node.parent is not None:
-                state = views[node.parent].state
-                assert state == "done" or batch.after == f"afterok:{views[node.parent].job.job}"  # type: ignore[union-attr]
+                state = statuses[node.parent].state
+                assert state == "done" or batch.after_job == f"afterok:{statuses[node.parent].job.job}"  # type: ignore[union-attr]
         before |= set(batch.nodes)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.slurm import queue
-from sweeps.slurm.queue import JobInfo, ask, expand, parse_accounting, parse_queue, seconds_of
+from runtime.errors import UserError
+from sweeps.slurm import commands as slurm_commands
+from sweeps.slurm.job_states import JobInfo, expand, parse_accounting, parse_queue, query, seconds_of
 
 RECORDED = Path(__file__).parent / "recorded"
 TASKS = [f"1_{i}" for i in range(10)]
@@ -57,21 +58,21 @@ def test_a_task_without_a_row_has_begun_or_was_cancelled_while_it_waited(command
     """While an array is taken apart, accounting leaves out tasks that have begun; seen with 22.05 on a busy machine."""
     commands("sacct", "132_2|RUNNING|0:0|n1|1|1795425250|None\n")
     commands("squeue", "132_0|RUNNING|None|n1|0:01|1795425250\n132_2|RUNNING|None|n1|0:01|1795425250\n")
-    found = ask(["132_0", "132_1", "132_2"])
+    found = query(["132_0", "132_1", "132_2"])
     assert found["132_0"].working
     assert (found["132_1"].state, found["132_1"].reason) == ("CANCELLED", "while it waited")
     commands("squeue", "132_0|COMPLETED|None|n1|0:01|1795425250\n")
-    assert ask(["132_0"])["132_0"].state == "COMPLETED"
+    assert query(["132_0"])["132_0"].state == "COMPLETED"
     commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
-    assert ask(["132_1"])["132_1"].state == "CANCELLED"
+    assert query(["132_1"])["132_1"].state == "CANCELLED"
     commands("squeue", code=1, error="Unable to contact slurm controller")
-    assert ask(["132_0"])["132_0"] == JobInfo()  # nobody knows: nothing may be queued on that
+    assert query(["132_0"])["132_0"] == JobInfo()  # nobody knows: nothing may be queued on that
 
 
 def test_the_controller_says_which_task_no_longer_waits(commands: Fake) -> None:
     commands("sacct", recorded("sacct_working.txt"))
     commands("squeue", recorded("squeue_working.txt"))
-    found = ask(JOBS[:16])
+    found = query(JOBS[:16])
     assert [found[f"12_{i}"].state for i in range(4)] == ["PENDING", "PENDING", "CANCELLED", "PENDING"]
     assert found["12_0"].source == "squeue"
 
@@ -80,24 +81,24 @@ def test_what_the_controller_forgot_is_over_whatever_accounting_says(commands: F
     """slurmctld crashed: nobody tells slurmdbd of an end, and the job stays RUNNING there for ever."""
     commands("sacct", "7|RUNNING|0:0|n1|60|1700000000|None\n8|PENDING|0:0|None assigned|0|1700000000|Priority\n")
     commands("squeue", "8|PENDING|Priority||0:00|1700000000\n")
-    found = ask(["7", "8"])
+    found = query(["7", "8"])
     assert found["7"].gone
     assert found["8"].waiting
     commands("squeue", code=1, error="Unable to contact slurm controller")
-    assert ask(["7"])["7"].working
+    assert query(["7"])["7"].working
 
 
 def test_an_array_that_waited_when_the_controller_crashed_is_not_cancelled(commands: Fake) -> None:
     commands("sacct", "7_[0-1]|PENDING|0:0|None assigned|0|1700000000|Priority\n")
     commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
-    assert ask(["7_0"])["7_0"].gone
+    assert query(["7_0"])["7_0"].gone
     commands("squeue", "7_1|PENDING|Priority||0:00|1700000000\n")
-    assert ask(["7_0"])["7_0"].never_began
+    assert query(["7_0"])["7_0"].never_began
 
 
 def test_one_call_for_all(commands: Fake) -> None:
     calls = commands("sacct", recorded("sacct_ended.txt"))
-    ask(TASKS)
+    query(TASKS)
     (line,) = calls.read_text().splitlines()
     assert line.split()[-1] == "--jobs=1"
 
@@ -105,7 +106,7 @@ def test_one_call_for_all(commands: Fake) -> None:
 def test_squeue_where_accounting_is_off(commands: Fake) -> None:
     commands("sacct", code=1, error="Slurm accounting storage is disabled")
     commands("squeue", recorded("squeue_working.txt"))
-    found = ask(JOBS)
+    found = query(JOBS)
     assert {found[job].state for job in ("1_4", "1_6", "1_7", "1_8")} == {"RUNNING"}
     assert found["1_4"].elapsed_s == 13
     assert found["11"].reason == "DependencyNeverSatisfied"
@@ -115,16 +116,16 @@ def test_squeue_where_accounting_is_off(commands: Fake) -> None:
 
 
 def test_squeue_where_accounting_is_slow(commands: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(slurm_commands, "QUERY_SECONDS", 1.0)
     commands("sacct", seconds=60)
     commands("squeue", recorded("squeue_working.txt"))
-    assert ask(["1_4"])["1_4"].source == "squeue"
+    assert query(["1_4"])["1_4"].source == "squeue"
 
 
 def test_nobody_answers(commands: Fake) -> None:
     commands("sacct", code=1)
     commands("squeue", code=1, error="Unable to contact slurm controller")
-    info = ask(["1_4"])["1_4"]
+    info = query(["1_4"])["1_4"]
     assert info == JobInfo()
     assert not any([info.gone, info.ended, info.waiting, info.working])
 
@@ -132,19 +133,19 @@ def test_nobody_answers(commands: Fake) -> None:
 def test_a_forgotten_job(commands: Fake) -> None:
     commands("sacct", "")
     commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
-    assert ask(["7"])["7"].gone
+    assert query(["7"])["7"].gone
 
 
 def test_a_preempted_job_that_the_controller_has_put_back(commands: Fake) -> None:
     row = "15|PREEMPTED|0:0|n[1-2]|7|1795401194|None\n"
     commands("sacct", row)
     commands("squeue", "15|PENDING|BeginTime||0:00|1795401203\n")
-    back = ask(["15"])["15"]
+    back = query(["15"])["15"]
     assert (back.state, back.source) == ("PENDING", "squeue")
     commands("squeue", "15|PREEMPTED|None|n1|0:07|1795401194\n")
-    assert ask(["15"])["15"].state == "PREEMPTED"
+    assert query(["15"])["15"].state == "PREEMPTED"
     commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
-    assert ask(["15"])["15"].ended
+    assert query(["15"])["15"].ended
 
 
 def test_memory_that_ran_out_in_a_step() -> None:
@@ -203,7 +204,7 @@ def test_ten_thousand_arrays_fit_the_command_line(commands: Fake) -> None:
     calls = commands("sacct", "")
     commands("squeue", "")
     jobs = [f"{10_000_000 + i}_{k}" for i in range(20_000) for k in (0, 1)]
-    assert all(info.gone for info in ask(jobs).values())
+    assert all(info.gone for info in query(jobs).values())
     lines = [line for line in calls.read_text().splitlines() if line.startswith("sacct")]
     asked = [number for line in lines for number in line.partition("--jobs=")[2].split(",")]
     assert len(asked) == len(set(asked)) == 20_000
@@ -211,6 +212,27 @@ def test_ten_thousand_arrays_fit_the_command_line(commands: Fake) -> None:
 
 
 def test_jobs_by_name(commands: Fake) -> None:
-    calls = commands("squeue", "1_0|RUNNING|study-ab|c\n1_1|PENDING|study-ab|c\n2|RUNNING|other\n")
-    assert [(job.job, job.state) for job in queue.active("study-ab|")] == [("1_0", "RUNNING"), ("1_1", "PENDING")]
+    calls = commands("squeue", "1|study-ab|c\n1|study-ab|c\n2|other\n")
+    assert slurm_commands.numbers_by_name() == {"study-ab|c": "1", "other": "2"}
     assert "--me" in calls.read_text()
+
+
+def test_a_controller_that_restarts_is_waited_for_and_a_refusal_is_told(commands: Fake, monkeypatch) -> None:
+    monkeypatch.setattr(slurm_commands, "RESTART_SECONDS", 1.0)
+    calls = commands("scontrol", code=1, error="slurm_load_ctl_conf error: Unable to contact slurm controller")
+    with pytest.raises(UserError, match="Unable to contact slurm controller"):
+        slurm_commands.max_array_size()
+    assert len(calls.read_text().splitlines()) == 2
+    commands("sbatch", code=1, error="sbatch: error: invalid partition specified: nowhere")
+    with pytest.raises(UserError, match="sbatch: error: invalid partition specified: nowhere"):
+        slurm_commands.test_only("#!/bin/sh")
+    assert len(calls.read_text().splitlines()) == 3
+
+
+def test_jobs_that_ended_meanwhile_need_no_cancelling(commands: Fake) -> None:
+    calls = commands("scancel", code=1, error="scancel: error: Kill job error on job id 7: Invalid job id specified")
+    slurm_commands.scancel([str(job) for job in range(501)])
+    assert len(calls.read_text().splitlines()) == 2
+    commands("scancel", code=1, error="scancel: error: Access/permission denied")
+    with pytest.raises(UserError, match="permission denied; repeat the command"):
+        slurm_commands.scancel(["7"])

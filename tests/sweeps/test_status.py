@@ -1,4 +1,4 @@
-"""How a run stands where SLURM's own answer leaves it open."""
+"""The status of a run where SLURM's answer leaves it open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sweeps.graph import Graph
 from sweeps.slurm.records import Submission
-from sweeps.view import look, run_name
+from sweeps.status import read_status
 
 
 def test_a_task_with_an_output_was_not_cancelled_before_it_began(
@@ -17,15 +17,15 @@ def test_a_task_with_an_output_was_not_cancelled_before_it_began(
     graph = make_graph()
     first, second = [node for node in graph.nodes if node.parent is None][:2]
     submission = Submission.begin(Path(first.root), {})
-    tasks = [{"run": run_name(node)} for node in (first, second)]
-    submission.intend("pretrain", {"part": "pretrain", "resources": {}, "tasks": tasks})
+    tasks = [{"run": node.name} for node in (first, second)]
+    submission.write_plan("pretrain", {"part": "pretrain", "resources": {}, "tasks": tasks})
     submission.record("pretrain", "7")
     commands("sacct", "7_2|COMPLETED|0:0|n1|1|1700000000|None\n")
     commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
 
     def kinds() -> list[str]:
-        views = look(graph)
-        return [failure.kind for node in (first, second) if (failure := views[node].failure)]
+        statuses = read_status(graph)
+        return [failure.kind for node in (first, second) if (failure := statuses[node].failure)]
 
     assert kinds() == ["cancelled", "cancelled"]
     (submission.logs / "7_0_0_log.out").write_text("step 1\n")

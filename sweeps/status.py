@@ -1,0 +1,169 @@
+"""The status of every run: from its run directory, the newest job that was submitted for it, and SLURM's answer.
+
+The run directory decides what is done. A job adds what a directory cannot know: that the run waits in a queue, that its
+job was cancelled, that its node died.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sweeps.children import LOG
+from sweeps.estimate import Estimator
+from sweeps.failures import Failure, classify, is_cancelled
+from sweeps.graph import Graph, Node, is_blocked
+from sweeps.slurm import job_states
+from sweeps.slurm.job_states import JobInfo
+from sweeps.slurm.records import Job, read_jobs
+
+# In the order in which they are counted. `queued`: its job waits; the others are those of sweeps.graph.
+STATES = ("done", "running", "queued", "failed", "blocked", "interrupted", "new")
+_METRICS_BYTES = 16_384
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The status of one run at one moment."""
+
+    node: Node
+    state: str
+    job: Job | None = None
+    info: JobInfo | None = None
+    failure: Failure | None = None  # of a failed run
+
+    @cached_property
+    def heartbeat(self) -> dict[str, Any]:
+        beat = self.node.run.heartbeat() if self.state in ("running", "interrupted", "queued", "failed") else None
+        return beat if isinstance(beat, dict) else {}
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """done, total, unit; empty before the run reports any."""
+        progress = self.heartbeat.get("progress")
+        return progress if isinstance(progress, dict) and progress.get("total") else {}
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The last rows of metrics.jsonl."""
+        return last_rows(self.node.run.path / "metrics.jsonl") if self.state == "running" else []
+
+    def latest(self, key: str) -> Any:
+        """The number last logged under `key`, as loss or epoch; None where there is none."""
+        return next((row[key] for row in reversed(self.rows) if isinstance(row.get(key), int | float)), None)
+
+    @property
+    def host(self) -> str:
+        """The node of its job, else the host of its last heartbeat."""
+        return (self.info.node if self.info else "") or str(self.heartbeat.get("host", ""))
+
+    @property
+    def restarts(self) -> int:
+        """Attempts after the first, whoever made them."""
+        attempts = self.node.run.count_attempts() if self.state not in ("new", "blocked") else 0
+        return max(attempts - 1, self.info.restarts if self.info else 0, 0)
+
+    def seconds_left(self, estimator: Estimator) -> float | None:
+        """From the speed of its last logged rows, else from finished runs of its part."""
+        progress = self.progress
+        if self.state == "running" and progress:
+            speed = steps_per_second(self.rows)
+            if speed and progress["unit"] == "steps":
+                return (progress["total"] - progress["done"]) / speed
+        whole = estimator.seconds(self.node)
+        if whole is None or not progress:
+            return whole
+        return whole * (1 - progress["done"] / progress["total"])
+
+
+def read_status(graph: Graph) -> dict[Node, RunStatus]:
+    """The status of every run, now: one sacct call, and one squeue call where that leaves something open."""
+    jobs = jobs_of(graph)
+    states = {node: node.run.state() for node in graph.nodes}
+    infos = _query_jobs(jobs, [node for node, state in states.items() if state != "done"])
+    for node, info in infos.items():
+        if (
+            info.ended and states[node] != "done"
+        ):  # its directory was read before SLURM was asked: it may be done by now
+            states[node] = node.run.state()
+    statuses: dict[Node, RunStatus] = {}
+    for node in graph.nodes:  # parents first
+        parent = None if node.parent is None else statuses.get(node.parent)
+        statuses[node] = _status(node, states[node], jobs.get(node), infos.get(node), parent)
+    return statuses
+
+
+def jobs_of(graph: Graph) -> dict[Node, Job]:
+    """The newest recorded job of every run that has one."""
+    recorded = {root: read_jobs(root) for root in {node.root for node in graph.nodes}}
+    return {node: recorded[node.root][node.name] for node in graph.nodes if node.name in recorded[node.root]}
+
+
+def _query_jobs(jobs: Mapping[Node, Job], nodes: Iterable[Node]) -> dict[Node, JobInfo]:
+    wanted = {node: jobs[node] for node in nodes if node in jobs}
+    if not wanted:
+        return {}
+    infos = job_states.query([job.job for job in wanted.values()], since=min(job.time for job in wanted.values()))
+    answers = {node: infos[job.job] for node, job in wanted.items()}
+    for node, info in answers.items():
+        # A task with an output did begin: accounting left it out, and the controller has forgotten it.
+        if info.never_began and any(log.is_file() for log in _job_logs(node.root, wanted[node])):
+            answers[node] = JobInfo(source=info.source)
+    return answers
+
+
+def _status(node: Node, state: str, job: Job | None, info: JobInfo | None, parent: RunStatus | None) -> RunStatus:
+    if state in ("done", "running"):
+        return RunStatus(node, state, job, info)
+    if is_blocked(state, None if parent is None else parent.state):
+        return RunStatus(node, "blocked", job, info)
+    if info is not None and info.waiting:
+        return RunStatus(node, "queued", job, info)
+    if info is not None and info.working:
+        return RunStatus(node, "running", job, info)
+    job_is_over = info is not None and (info.ended or info.gone)
+    if state == "failed" or job_is_over or is_cancelled(node.run):
+        return RunStatus(node, "failed", job, info, classify(node.run, info, logs_of(node, job)))
+    return RunStatus(node, state, job, info)
+
+
+def logs_of(node: Node, job: Job | None) -> list[Path]:
+    """Where the output of a run may be: in its own directory, and in the logs of its newest job."""
+    return [node.run.path / LOG, *(_job_logs(node.root, job) if job is not None else [])]
+
+
+def _job_logs(root: str, job: Job) -> list[Path]:
+    """SLURM creates the second one when the job begins."""
+    folder = Path(root) / "jobs" / job.submission / "logs"
+    return [folder / f"{job.job}_0_log.{kind}" for kind in ("err", "out")]
+
+
+def last_rows(file: Path, most_bytes: int = _METRICS_BYTES) -> list[dict[str, Any]]:
+    """The rows at the end of a .jsonl file, without reading the rest."""
+    try:
+        with open(file, "rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, size - most_bytes))
+            lines = handle.read().splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines[1:] if size > most_bytes else lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # cut off
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def steps_per_second(rows: list[dict[str, Any]]) -> float | None:
+    """Over these rows, whose `seconds` count training alone: gaps across restarts are excluded."""
+    timed = [(row["step"], row["seconds"]) for row in rows if "step" in row and row.get("seconds") is not None]
+    if len(timed) < 2 or timed[-1][1] <= timed[0][1]:
+        return None
+    return (timed[-1][0] - timed[0][0]) / (timed[-1][1] - timed[0][1])
