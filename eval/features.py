@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from data.images import ImageList
 from data.transforms import LabelledDataset
 from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
@@ -102,56 +100,3 @@ class FrozenFeatures(PooledFeatures):
 
     def __init__(self, backbone: nn.Module, device: torch.device) -> None:
         super().__init__(backbone.to(device).eval().requires_grad_(False), device)
-
-
-def stratified_split(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(kept, held out) indices: of each class round(share * its images) are held out, at least one if share > 0.
-
-    UserError where a class would be left without an image to train on.
-    """
-    generator = np.random.default_rng(seed)
-    classes = np.asarray(labels)
-    held_out: list[int] = []
-    for label in np.unique(classes):
-        members = generator.permutation(np.flatnonzero(classes == label))
-        count = 0 if share == 0 else max(1, round(share * len(members)))
-        if count >= len(members):
-            raise UserError(
-                f"class number {label} has {len(members)} training images, and held_out = {share} takes {count} of "
-                "them; lower held_out, or set it to 0 and give a single learning rate"
-            )
-        held_out += members[:count].tolist()
-    taken = set(held_out)
-    return [i for i in range(len(classes)) if i not in taken], sorted(held_out)
-
-
-def source_split(
-    labels: Sequence[int], sources: Sequence[tuple[int, ...]], share: float, seed: int
-) -> tuple[list[int], list[int]]:
-    """(kept, held out) indices of images that are composed of sources, the first of which gives the label.
-
-    Of each class's first sources round(share * their number) are held out, at least one: the images that they stand
-    first in are held out, those that have none of them are kept, and the others are left out. So what gives a held-out
-    image its label is in no kept image. Its other sources may be: if they might not, far fewer images could be held
-    out, nearly all of a single source, and they would choose worse.
-
-    UserError where a class would be left without an image to train on.
-    """
-    generator = np.random.default_rng(seed)
-    classes, first = np.asarray(labels), np.array([image[0] for image in sources])
-    chosen: set[int] = set()
-    for label in np.unique(classes):
-        own = generator.permutation(np.unique(first[classes == label]))
-        chosen.update(own[: max(1, round(share * len(own)))].tolist())
-    kept = [number for number, image in enumerate(sources) if chosen.isdisjoint(image)]
-    if lost := set(labels) - {labels[number] for number in kept}:
-        raise UserError(
-            f"class number {min(lost)} has no training image without a source digit that held_out = {share} takes; "
-            "lower held_out, or take more training images"
-        )
-    return kept, [number for number, image in enumerate(sources) if image[0] in chosen]
-
-
-def subset(images: ImageList, indices: Sequence[int]) -> ImageList:
-    labels = None if images.labels is None else [images.labels[i] for i in indices]
-    return ImageList([images.paths[i] for i in indices], labels)

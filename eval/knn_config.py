@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt
+
 from data.config import DataConfig
-from runtime.config import Config, MachineConfig, added_later, require, split_machine
+from runtime.config import Config, HeldOut, MachineConfig, PositiveInt, added_later, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "knn"
@@ -13,11 +17,7 @@ PROTOCOL = "knn"
 
 
 class KnnMachineConfig(MachineConfig):
-    chunk_megabytes: int = 256  # of the product of validation with training features, at a time
-
-    def check(self) -> None:
-        super().check()
-        require(self.chunk_megabytes >= 1, "machine.chunk_megabytes", self.chunk_megabytes, "1 or more")
+    chunk_megabytes: PositiveInt = 256  # of the product of validation with training features, at a time
 
 
 class KnnConfig(Config):
@@ -29,32 +29,26 @@ class KnnConfig(Config):
 
     data: DataConfig = DataConfig()
     resize: int = 256  # pixels of the shorter side before the central crop
-    image_size: int = 224  # pixels
-    neighbours: list[int] = [10, 20, 100, 200]
+    image_size: PositiveInt = 224  # pixels
+    neighbours: Annotated[list[PositiveInt], Field(min_length=1)] = [10, 20, 100, 200]
     k: int | None = None  # one of `neighbours`; null: chosen on the held-out slice
-    temperature: float = 0.07  # a neighbour votes with exp(cosine / temperature)
-    held_out: float = 0.02  # of each class of train (scenes: of its source digits); not used where k is set
-    batch_size: int = 256
-    seed: int = 0  # of the held-out slice
+    temperature: Annotated[float, Field(ge=0.005)] = 0.07  # a neighbour votes with exp(cosine / temperature)
+    held_out: HeldOut = 0.02  # of each class of train (of scenes: of its source digits); not used where k is set
+    batch_size: PositiveInt = 256
+    seed: NonNegativeInt = 0  # of the held-out slice
     # null: ImageNet's, refused for a network of others; imagenet, network (its own), or a tag of timm's weights of it
     normalisation: str | None = added_later(None)
     machine: KnnMachineConfig = KnnMachineConfig()
 
     def check(self) -> None:
-        require(self.image_size >= 1, "image_size", self.image_size, "1 pixel or more")
         require(self.resize >= self.image_size, "resize", self.resize, f"image_size ({self.image_size}) or more")
         ks = self.neighbours
-        require(len(ks) > 0 and min(ks) >= 1, "neighbours", ks, "one number or more, each 1 or more")
         require(len(set(ks)) == len(ks), "neighbours", ks, "each only once")
         require(self.k is None or self.k in ks, "k", self.k, f"one of neighbours {ks}, or null to choose among them")
-        require(self.temperature >= 0.005, "temperature", self.temperature, "0.005 or more")
-        require(0 <= self.held_out < 1, "held_out", self.held_out, "0 to below 1")
         alone = self.held_out > 0 or self.fixed_k is not None
         require(
             alone, "held_out", self.held_out, "above 0, because one of several neighbours has to be chosen; or set k"
         )
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
 
     @property
     def fixed_k(self) -> int | None:

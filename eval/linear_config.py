@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from data.config import DataConfig
-from eval.machine import EvalMachineConfig
-from runtime.config import Config, added_later, require, split_machine
+from runtime.config import (
+    Config,
+    EvalMachineConfig,
+    Fraction,
+    HeldOut,
+    Momentum,
+    PositiveInt,
+    added_later,
+    require,
+    split_machine,
+)
 from runtime.rundir import Identity
 
 STAGE = "linear"
@@ -27,18 +38,19 @@ class LinearConfig(Config):
     """
 
     data: DataConfig = DataConfig()
-    mode: str = "augmented"  # augmented | cached
+    mode: Literal["augmented", "cached"] = "augmented"
     resize: int = 256  # pixels of the shorter side before the central crop, at test time
-    image_size: int = 224  # pixels
-    crop_scale: list[float] = [0.08, 1.0]  # of the image's area; augmented
+    image_size: PositiveInt = 224  # pixels
+    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)  # of the image's area; augmented
     flip: bool = True  # augmented
-    learning_rates: list[float] = [0.02]
-    momentum: float = 0.9
-    weight_decay: float = 1e-6
-    epochs: int = 100
-    batch_size: int = 256
-    held_out: float = 0.02  # of each class of train (scenes: of its source digits), to choose on; 0 with a single rate
-    seed: int = 0
+    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.02]
+    momentum: Momentum = 0.9
+    weight_decay: NonNegativeFloat = 1e-6
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 256
+    # Of each class of train (of scenes: of its source digits), to choose on; 0 with a single rate.
+    held_out: HeldOut = 0.02
+    seed: NonNegativeInt = 0
     subset: str | None = added_later(None)  # path of a text file: an image a line, as n01440764_10026.JPEG
     finetune: bool = added_later(False)  # augmented, with one of learning_rates
     backbone_learning_rate: float = added_later(0.0)  # with finetune; learning_rates is the head's
@@ -47,22 +59,13 @@ class LinearConfig(Config):
     machine: EvalMachineConfig = EvalMachineConfig()
 
     def check(self) -> None:
-        require(self.mode in PROTOCOLS, "mode", self.mode, " or ".join(PROTOCOLS))
-        require(self.image_size >= 1, "image_size", self.image_size, "1 pixel or more")
         require(self.resize >= self.image_size, "resize", self.resize, f"image_size ({self.image_size}) or more")
-        scale = self.crop_scale
-        require(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "crop_scale", scale, "[low, high] within 0 to 1")
+        low, high = self.crop_scale
+        require(0 < low <= high, "crop_scale", list(self.crop_scale), "[low, high] within 0 to 1")
         rates = self.learning_rates
-        require(len(rates) > 0 and all(rate > 0 for rate in rates), "learning_rates", rates, "one or more, above 0")
         require(len(set(rates)) == len(rates), "learning_rates", rates, "each only once")
-        require(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        require(0 <= self.held_out < 1, "held_out", self.held_out, "0 to below 1")
         alone = self.held_out > 0 or len(rates) == 1
         require(alone, "held_out", self.held_out, "above 0, because several learning_rates have to be chosen from")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
         plain = self.subset is None or re.fullmatch(r"[\w.%+-]+", self.subset_name or "") is not None
         require(plain, "subset", self.subset, "a file whose name, which names the run, has letters, digits and .%+-_")
         self._check_finetune()
@@ -88,7 +91,7 @@ class LinearConfig(Config):
 
     @property
     def protocol(self) -> str:
-        how = "finetuned" if self.finetune else PROTOCOLS[self.mode]
+        how: str = "finetuned" if self.finetune else PROTOCOLS[self.mode]
         return how if self.subset is None else f"{how} {self.subset_name}"
 
 
@@ -97,7 +100,7 @@ def identity(config: LinearConfig, parent_hash: str) -> Identity:
 
     Reads the list of a subset: what it names counts, not where it lies. UserError where it cannot be read.
     """
-    how = "finetuned" if config.finetune else config.mode
+    how: str = "finetuned" if config.finetune else config.mode
     values: dict[str, Any] = split_machine(config)[0]
     if config.subset is not None:
         from eval.subset import digest

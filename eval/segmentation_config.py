@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from data.config import DataConfig
-from eval.machine import EvalMachineConfig
-from runtime.config import Config, added_later, require, split_machine
+from runtime.config import Config, EvalMachineConfig, added_later, require, split_machine
 from runtime.rundir import Identity
 
 STAGE = "segmentation"
-FORMAT = 1  # raise it when the same config comes to measure something else
+# Raise one when the same config comes to measure something else. In 1 images were turned by their EXIF tag and their
+# masks were not, and VOC's train_aug took the masks of train.txt from SegmentationClassAug; scenes has neither.
+FORMAT, SCENES_FORMAT = 2, 1
 
 
 class SegmentationMachineConfig(EvalMachineConfig):
@@ -137,4 +138,5 @@ def identity(config: SegmentationConfig, parent_hash: str) -> Identity:
     how = "finetuned" if config.finetune else "frozen"
     head = "" if config.head == "linear" else f"-{config.head}"
     slug = f"{config.data.name}-{how}{head}-{config.taps}-of-{parent_hash[:6]}-seed{config.seed}"
-    return Identity(STAGE, slug, FORMAT, split_machine(config)[0], parent_hash)
+    version = SCENES_FORMAT if config.data.name == "scenes" else FORMAT
+    return Identity(STAGE, slug, version, split_machine(config)[0], parent_hash)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.images import ImageList
-from eval.features import subset
+from eval.splits import subset
 from runtime.errors import UserError
 
 SHOWN = 3  # examples in a message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from data.config import DataConfig, ViewsConfig
 from runtime.config import (
@@ -14,6 +14,7 @@ from runtime.config import (
     Fraction,
     MachineConfig,
     Momentum,
+    PositiveInt,
     added_later,
     require,
     split_machine,

@@ -34,6 +34,8 @@ T = TypeVar("T", bound="Config")
 Layer = tuple[str, dict[str, Any]]  # where the values come from, and the values
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+HeldOut = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something to train on
 DurationText = Annotated[str, Field(description='a number and its unit, as "1000 steps" or "100 epochs"')]
 _ADDED_LATER = "added_later"
 
@@ -66,6 +68,10 @@ class MachineConfig(Config):
     workers: NonNegativeInt = 0  # data loading processes; 0: in the main process
     runs: str = "runs"  # where run directories are made
     log_seconds: NonNegativeFloat = 10.0  # between two printed lines
+
+
+class EvalMachineConfig(MachineConfig):
+    save_seconds: NonNegativeFloat = 60.0  # between two checkpoints; 0: as often as can be
 
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -250,8 +256,8 @@ def _allowed(error: ErrorDetails, field: FieldInfo | None) -> str:
         return str(field.description)
     limits = _limits(context) if field is None else _limits_of(field) or _limits(context)
     if error["type"] in ("too_long", "too_short"):
-        lengths = [str(context[key]) for key in ("min_length", "max_length") if key in context]
-        return f"{' to '.join(dict.fromkeys(lengths))} values"
+        lengths = {"min_length": "ge", "max_length": "le"}
+        return f"{_limits({lengths[key]: value for key, value in context.items() if key in lengths})} values"
     if "greater" in error["type"] or "less" in error["type"]:
         return limits
     kind = _KINDS.get(error["type"].partition("_")[0], error["msg"])

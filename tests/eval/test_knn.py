@@ -13,8 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from eval import knn
 from eval.features import FrozenFeatures
+from eval.knn import _largest, accuracies, nearest, normalise_rows, ranked_classes
 from eval.knn_config import KnnConfig
-from eval.neighbours import _largest, accuracies, nearest, normalise_rows, ranked_classes
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.errors import UserError
@@ -164,7 +164,7 @@ def test_a_stop_between_batches_ends_with_75_and_the_run_starts_over(image_folde
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("neighbours=[]", "one number or more"),
+        ("neighbours=[]", "1 or more values"),
         ("neighbours=[5,5]", "each only once"),
         ("neighbours=[0]", "1 or more"),
         ("k=7", "one of neighbours"),

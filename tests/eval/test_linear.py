@@ -260,7 +260,7 @@ def test_features_that_are_not_finite(folder, parent, evaluate):
         ("mode=quick", "augmented or cached"),
         ("held_out=0", "several learning_rates"),
         ("held_out=1.0", "0 to below 1"),
-        ("learning_rates=[]", "one or more"),
+        ("learning_rates=[]", "1 or more values"),
         ("learning_rates=[0.1,-1]", "above 0"),
         ("learning_rates=[0.1,0.1]", "each only once"),
         ("epochs=0", "1 or more"),

@@ -9,8 +9,9 @@ from data.catalog import open_dataset
 from data.images import ImageList
 from eval.knn_config import KnnConfig
 from eval.knn_config import identity as knn_identity
+from eval.linear import Splits
 from eval.linear_config import LinearConfig, identity
-from eval.linear_splits import Splits, refuse_unusable
+from eval.splits import refuse_unusable
 from runtime import config as configs
 from runtime.errors import UserError
 from runtime.rundir import Identity

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from eval.features import shuffled, source_split, stratified_split
-from eval.linear_heads import LinearHeads
-from eval.linear_training import set_rates
+from eval.features import shuffled
+from eval.linear import LinearHeads, set_rates
+from eval.splits import source_split, stratified_split
 from runtime.errors import UserError
 
 
