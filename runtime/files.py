@@ -172,6 +172,8 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
             fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held = True
         except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is taken
+            if wait:  # a file system that refuses locks: going on without one could lose another process's writes
+                raise
             held = False
         yield held
     finally:
