@@ -116,7 +116,8 @@ def first_host(nodes: str) -> str:
     try:
         return str(_parse_node_list(nodes)[0])
     except (SlurmParseException, IndexError) as error:
-        raise UserError(f"the environment says SLURM_STEP_NODELIST (or SLURM_JOB_NODELIST) = {nodes!r}; expected hosts, as n[1-2],n7") from error
+        names = "SLURM_STEP_NODELIST (or SLURM_JOB_NODELIST)"
+        raise UserError(f"the environment says {names} = {nodes!r}; expected hosts, as n[1-2],n7") from error
 
 
 def _number(variables: Mapping[str, str], name: str, default: str | None = None) -> int:
