@@ -44,10 +44,7 @@ class Snapshot:
         return ", ".join(parts + [f"{count} {name}" for name, count in named if count])
 
     def time_left(self) -> str:
-        """In words; "at least" where no run of some part has been measured yet."""
-        if self.left is None:
-            return "time left not known yet"
-        return f"{'about' if self.left.complete else 'at least'} {describe_seconds(self.left.seconds)} left"
+        return "time left not known yet" if self.left is None else str(self.left)
 
 
 def describe_child(child: Child) -> str:

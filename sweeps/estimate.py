@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from runtime.progress import describe_seconds
 from sweeps.graph import Node
 
 # Starting Python and torch, reading data: the time of a run that trains nothing.
@@ -68,6 +69,9 @@ class TimeLeft:
 
     seconds: float
     complete: bool
+
+    def __str__(self) -> str:
+        return f"{'about' if self.complete else 'at least'} {describe_seconds(self.seconds)} left"
 
 
 def time_left(

@@ -186,11 +186,13 @@ class LocalSweep:
 
     def snapshot(self) -> Snapshot:
         left: dict[Node, float | None] = {node: self.estimator.seconds(node) for node in self.elsewhere}
-        estimator = Estimator({part: list(samples) for part, samples in self.estimator.samples.items()})
+        estimator = Estimator()
+        estimator.samples |= {part: list(samples) for part, samples in self.estimator.samples.items()}
         for child in self.running:
             seconds = child.seconds_left()
+            # Until a run of its part is done, the speed of those that are active stands in for a sample.
             if seconds is not None and child.node.part not in self.estimator.samples:
-                estimator = _with_sample(estimator, child.node, child.seconds + seconds)
+                estimator.add(child.node, child.seconds + seconds)
             expected = self.estimator.seconds(child.node)
             if seconds is None and expected is not None:
                 seconds = max(0.0, expected - child.seconds)
@@ -198,12 +200,6 @@ class LocalSweep:
         remaining = time_left(self.waiting, left, self.workers, estimator)
         counts = (len(self.graph.nodes), len(self.done), len(self.failed), len(self.blocked), len(self.elsewhere))
         return Snapshot(*counts, tuple(self.running), remaining)
-
-
-def _with_sample(estimator: Estimator, node: Node, seconds: float) -> Estimator:
-    samples = {part: list(known) for part, known in estimator.samples.items()}
-    samples.setdefault(node.part, []).append((node.work, seconds))
-    return Estimator(samples)
 
 
 def _reason(child: Child, code: int) -> str:

@@ -25,8 +25,8 @@ def main() -> None:
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """By name: one of each stage's config, and `study`."""
-    found = {name: schema_of(stage.schema()) for name, stage in stages.STAGES.items()}
+    """The schema of each stage's config by the stage's name, and `study`."""
+    by_name = {name: schema_of(stage.schema()) for name, stage in stages.STAGES.items()}
     study = schema_of(Study)
     # The keys of `set`, `grid` and `controls` are those of the pretraining's config.
     keys = {"propertyNames": dotted_keys(stages.STAGES[PRETRAIN].schema())}
@@ -34,7 +34,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     part["set"] |= keys
     part["grid"] |= keys
     part["controls"]["additionalProperties"] |= keys
-    return found | {"study": study}
+    return by_name | {"study": study}
 
 
 def schema_of(config: type[Config]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def schema_of(config: type[Config]) -> dict[str, Any]:
 
 
 def dotted_keys(config: type[Config]) -> dict[str, Any]:
-    """What may stand as a dotted key: a field, a whole section, or anything inside an open mapping."""
+    """The schema of a dotted key: a field, a whole section, or anything inside an open mapping."""
     types = types_of(config)
     parts = [key.split(".") for key in types]
     sections = {".".join(part[:end]) for part in parts for end in range(1, len(part))}

@@ -1,7 +1,7 @@
-"""The stages that a study may name, each known by its config module and its command; nothing is imported until used.
+"""The stages that a study may name, each with its config module and its command; none is imported before it is used.
 
-A new stage is one entry here: its config module offers a config class and
-`identity(config, parent_hash) -> Identity` (`identity(config)` for one that has no parent).
+A new stage is one entry here. Its config module has a config class and `identity(config, parent_hash) -> Identity`, or
+`identity(config)` where the stage has no parent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.errors import UserError
 from runtime.rundir import Identity
 
 
-def _no_work(_config: Any) -> float:
+def _same_work(_config: Any) -> float:
     return 1.0
 
 
@@ -32,9 +32,9 @@ class Stage:
     module: str  # holds the config class and `identity`
     config_class: str
     command: tuple[str, ...]  # after the Python interpreter
-    work: Callable[[Any], float] = _no_work  # how long a run of this config is, compared with others of the stage
+    work: Callable[[Any], float] = _same_work  # length of a run of this config, relative to others of the stage
     several: bool = False  # whether several processes may share one run
-    score: str = ""  # of its result.json, that a report shows where the study names none
+    score: str = ""  # the one of its result.json that a report shows where the study names none
 
     def schema(self) -> type[Any]:
         return getattr(importlib.import_module(self.module), self.config_class)
@@ -71,7 +71,7 @@ STAGES = {
 
 
 def get_stage(name: str, where: str) -> Stage:
-    """The stage of that name; UserError that lists the others."""
+    """Look the stage up; UserError, with the known names, where there is none."""
     if name in STAGES:
         return STAGES[name]
     near = get_close_matches(name, STAGES, n=1)

@@ -7,8 +7,8 @@ job was cancelled, that its node died.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from sweeps.children import LOG
 from sweeps.estimate import Estimator
-from sweeps.failures import Failure, classify, is_cancelled
+from sweeps.failures import Failure, classify, is_cancelled, tail
 from sweeps.graph import Graph, Node, is_blocked
 from sweeps.slurm import job_states
 from sweeps.slurm.job_states import JobInfo
@@ -24,7 +24,7 @@ from sweeps.slurm.records import Job, read_jobs
 
 # In the order in which they are counted. `queued`: its job waits; the others are those of sweeps.graph.
 STATES = ("done", "running", "queued", "failed", "blocked", "interrupted", "new")
-_METRICS_BYTES = 16_384
+_ROWS_READ = 80
 
 
 @dataclass(frozen=True)
@@ -143,21 +143,12 @@ def _job_logs(root: str, job: Job) -> list[Path]:
     return [folder / f"{job.job}_0_log.{kind}" for kind in ("err", "out")]
 
 
-def last_rows(file: Path, most_bytes: int = _METRICS_BYTES) -> list[dict[str, Any]]:
+def last_rows(file: Path) -> list[dict[str, Any]]:
     """The rows at the end of a .jsonl file, without reading the rest."""
-    try:
-        with open(file, "rb") as handle:
-            size = handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, size - most_bytes))
-            lines = handle.read().splitlines()
-    except OSError:
-        return []
     rows = []
-    for line in lines[1:] if size > most_bytes else lines:
-        try:
+    for line in tail(file, _ROWS_READ):
+        with suppress(ValueError):  # the first one may be cut off, and the last one not yet whole
             rows.append(json.loads(line))
-        except ValueError:  # cut off
-            continue
     return [row for row in rows if isinstance(row, dict)]
 
 

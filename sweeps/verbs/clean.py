@@ -37,7 +37,6 @@ class Item:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", action="store_true", help="also checkpoint.pt of pretrainings that are done")
     parser.add_argument("--yes", action="store_true", help="remove it, instead of only showing it")
-    parser.add_argument("--dry-run", action="store_true", help="only show (the default)")
 
 
 def clean(request: Request) -> int:
@@ -62,7 +61,7 @@ def clean(request: Request) -> int:
     for item, size in zip(items, sizes, strict=True):
         console.print(f"{_megabytes(size):>12}  {item.path}  ({item.why})", markup=False)
     total = _megabytes(sum(sizes))
-    if not arguments.yes or arguments.dry_run:
+    if not arguments.yes:
         console.print(f"{total} in all; nothing was removed: --yes does it")
         return 0
     kept = [item for item in items if not remove(item)]

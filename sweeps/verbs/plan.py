@@ -69,10 +69,6 @@ def estimate_left(statuses: Mapping[Node, RunStatus], workers: int, estimator: E
     return time_left(waiting, running, workers, estimator)
 
 
-def describe_left(left: TimeLeft) -> str:
-    return f"{'about' if left.complete else 'at least'} {describe_seconds(left.seconds)} left"
-
-
 def to_json(
     graph: Graph, statuses: Mapping[Node, RunStatus], left: TimeLeft | None, estimator: Estimator
 ) -> dict[str, Any]:
@@ -133,7 +129,7 @@ def _would_run(statuses: Mapping[Node, RunStatus], left: TimeLeft | None, worker
     if not to_start:
         return "`run` would start nothing"
     threads = max(1, available_cores() // workers)
-    time = "of unknown length: no run was measured yet" if left is None else describe_left(left)
+    time = "of unknown length: no run was measured yet" if left is None else str(left)
     each = f"{threads} {'thread' if threads == 1 else 'threads'} each"
     return f"`run` would start {len(to_start)} runs, {workers} at a time with {each}, {time}"
 

@@ -117,7 +117,7 @@ def _drawing(graph: Graph, statuses: Mapping[Node, RunStatus], every: bool) -> G
         lines.append(Text("neither sacct nor squeue answers: this is from the run directories alone", "yellow"))
     left = plan.estimate_left(statuses, local.default_workers(), estimator)
     if left is not None and left.seconds and not any(status.job for status in statuses.values()):
-        lines.append(Text(plan.describe_left(left)))
+        lines.append(Text(str(left)))
     if advice := _advice(statuses):
         lines.append(Text(advice))
     return Group(*lines)

@@ -100,7 +100,7 @@ def make_checkout(folder: Path) -> Path:
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=folder, check=True, capture_output=True)
-    text = folder / "runtime" / "text.py"
+    text = folder / "runtime" / "progress.py"
     text.write_text(text.read_text() + '\nWORD = "as submitted"\n')
     (folder / "runtime" / "unknown.py").write_text('WORD = "untracked, as submitted"\n')
     return folder

@@ -176,7 +176,7 @@ def test_a_parent_that_slurm_has_forgotten_is_not_evaluated(cluster: Cluster, tm
             job = cluster.run(*submit, f"--wrap={' '.join(map(str, command))}").strip()
             log = sweep.folder / f"{job}.out"
             wait_until(lambda log=log: log.exists() and "error: " in log.read_text(), "the evaluation has refused", 120)
-            assert "is failed, and only a pretraining" in log.read_text()
+            assert "is failed, and only a pretrain" in log.read_text()
         assert not list(sweep.folder.glob("runs/*/*/result.json"))
     finally:
         cluster.configure(MinJobAge="300")
