@@ -116,7 +116,9 @@ def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -
     if is_cancelled(run):
         return Failure("cancelled", "it was cancelled; `retry` takes it up again")
     record = _record(run, info)
-    by_state = _kind_of_state(info)
+    by_state = None
+    if info is not None:
+        by_state = "lost" if info.by_slurm else _KIND_OF_STATE.get(info.state)
     if record is not None:
         kind, line = _kind_of_record(record), _line_of_record(record)
         if kind == "lost" or (kind == "exception" and info is not None and info.state in _STATE_BEFORE_EXCEPTION):
@@ -132,12 +134,6 @@ def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -
     if (kind_of_log := _kind_of_log(lines)) is not None:
         return Failure(kind_of_log, lines[-1])
     return Failure("lost", "; it ends: ".join([_MESSAGES["lost"], *lines[-1:]]))
-
-
-def _kind_of_state(info: JobInfo | None) -> str | None:
-    if info is not None and info.by_slurm:
-        return "lost"
-    return _KIND_OF_STATE.get(info.state) if info is not None else None
 
 
 def _record(run: Run, info: JobInfo | None) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""The runs that a study means: each named by its identity, each evaluation hanging on its pretraining.
+"""The runs of a study, each named by its identity, and each evaluation a child of its pretraining.
 
-Building the graph reads the study's configs and makes nothing. State is never stored here: it is read
-from the run directories, so whoever made them (this machine, another one, a former sweep) counts.
+Building the graph reads the study's configs and creates nothing. No state is stored here: it is read from the run
+directories, whether this machine made them, another one, or an earlier sweep.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Node:
 
     stage: Stage
     part: str  # "pretrain", or the evaluation's name in the study
-    label: str  # what tells it from the other runs of its part
+    label: str  # the values in which it differs from the other runs of its part
     identity: Identity
     root: str
     config_file: str
@@ -54,7 +54,7 @@ class Node:
         return f"{self.part} {self.label}".rstrip()
 
     def argv(self, machine: Sequence[str] = ()) -> list[str]:
-        """The command line that makes this run, with `machine.*` overrides of whoever starts it."""
+        """The command line of this run; `machine` are the `machine.*` overrides of the command that starts it."""
         parent = None if self.parent is None else self.parent.run.path
         where = f"machine.runs={self.root}"
         others = [text for text in machine if not text.startswith("machine.runs=")]  # which made `root`
@@ -63,7 +63,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Point:
-    """One row's worth of the study: a pretraining (of the grid, or a control) and its evaluations."""
+    """One point of the study: a pretraining (of the grid, or a control) and its evaluations."""
 
     varied: dict[str, Any]  # of every grid key: its value, None where the control does not take it from the grid
     control: str | None
@@ -128,7 +128,7 @@ class _Builder:
         self.base = self._read_once(file)
 
     def _read_once(self, file: str) -> dict[str, Any]:
-        """What the config file says, with this command's `machine` keys; read once, however many runs there are."""
+        """The values of the config file and of this command's `machine` keys, read once for all runs."""
         try:
             layers = [*configs.file_layers(Path(file)), ("", configs.parse_overrides(self.machine))]
         except UserError as error:
@@ -155,7 +155,7 @@ class _Builder:
         part = self.study.pretrain
         changes = part.set | varied | (part.controls[control] if control else {})
         label = ", ".join(
-            [*([control] if control else []), *(f"{k}={v}" for k, v in varied.items() if self._tells_apart(k))]
+            [*([control] if control else []), *(f"{k}={v}" for k, v in varied.items() if len(part.grid[k]) > 1)]
         )
         overrides = tuple(as_override(k, v) for k, v in changes.items())
         file, stage = _find(part.config), self.pretrain_stage
@@ -172,9 +172,6 @@ class _Builder:
         resolved = pretrain.identity.config
         values = {key: configs.lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
         return Point(values, control, pretrain, evals)
-
-    def _tells_apart(self, key: str) -> bool:
-        return len(self.study.pretrain.grid[key]) > 1
 
     def _node(
         self,
@@ -242,7 +239,7 @@ def _require_machine_keys(overrides: Sequence[str]) -> None:
 
 
 def _find(config: str) -> str:
-    """As the study says it where that is a file from here; else from the project's folder."""
+    """Resolve the path of a config: from here, or else from the project's folder."""
     in_project = PROJECT / config
     return str(in_project) if not Path(config).is_file() and in_project.is_file() else config
 

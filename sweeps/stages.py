@@ -20,10 +20,6 @@ from runtime.errors import UserError
 from runtime.rundir import Identity
 
 
-def _same_work(_config: Any) -> float:
-    return 1.0
-
-
 @dataclass(frozen=True)
 class Stage:
     """How one stage is configured, named and started."""
@@ -32,7 +28,7 @@ class Stage:
     module: str  # holds the config class and `identity`
     config_class: str
     command: tuple[str, ...]  # after the Python interpreter
-    work: Callable[[Any], float] = _same_work  # length of a run of this config, relative to others of the stage
+    work: Callable[[Any], float] = lambda config: 1.0  # length of a run of this config, relative to others of the stage
     several: bool = False  # whether several processes may share one run
     score: str = ""  # the one of its result.json that a report shows where the study names none
 

@@ -63,7 +63,7 @@ class ReportPart(Config):
 
 
 class Study(Config):
-    """A study as its file says it; `file` is where it was read."""
+    """The contents of a study file; `file` is its path."""
 
     name: str
     question: str
@@ -105,7 +105,7 @@ class Study(Config):
 
     @property
     def row_keys(self) -> list[str]:
-        """What tells one row of the table from another: every grid key but the seeds, the varied one first."""
+        """The keys in which the rows of the table differ: every grid key but the seeds, the varied one first."""
         others = [key for key in self.pretrain.grid if not is_seed(key) and key != self.report.vary]
         return [self.report.vary, *others]
 

@@ -77,7 +77,7 @@ def query(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]
     infos = {job: accounted.get(job, JobInfo()) for job in wanted}
     doubtful = [job for job, info in infos.items() if info.state in _MAY_COME_BACK or not info.ended]
     text = commands.queue(doubtful) if doubtful else ""
-    if text is None:  # what accounting says is kept, except that a job is unknown: the controller may know it
+    if text is None:  # a job that accounting does not know may still wait: only the controller could exclude that
         return {job: JobInfo() if info.state == UNKNOWN else info for job, info in infos.items()}
     listed = parse_queue(text, doubtful)
     arrays = {number_of(line.partition("|")[0]) for line in text.splitlines()}
@@ -117,9 +117,9 @@ def parse_accounting(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
         for one in expand(job, wanted):
             if one in wanted:
                 lives.setdefault(one, []).append(_accounting_row(fields))
-    found = {job: _newest(rows) for job, rows in lives.items()}
+    infos = {job: _newest(rows) for job, rows in lives.items()}
     absent = JobInfo(source="sacct", of_range=True)
-    return found | {job: absent for job in wanted - found.keys() if "_" in job and number_of(job) in arrays}
+    return infos | {job: absent for job in wanted - infos.keys() if "_" in job and number_of(job) in arrays}
 
 
 def _newest(rows: list[JobInfo]) -> JobInfo:
@@ -162,7 +162,7 @@ def _accounting_row(fields: Sequence[str]) -> JobInfo:
 def parse_queue(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
     """Parse the rows of squeue, in the format of commands.queue."""
     wanted = set(wanted)
-    found: dict[str, JobInfo] = {}
+    infos: dict[str, JobInfo] = {}
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) < 6:
@@ -176,8 +176,8 @@ def parse_queue(text: str, wanted: Iterable[str]) -> dict[str, JobInfo]:
             submitted=_integer(submitted),
             source="squeue",
         )
-        found |= dict.fromkeys(expand(job, wanted), info)
-    return found
+        infos |= dict.fromkeys(expand(job, wanted), info)
+    return infos
 
 
 def expand(job: str, wanted: set[str]) -> list[str]:

@@ -80,8 +80,8 @@ def leftovers(statuses: Mapping[Node, RunStatus]) -> list[Item]:
 def checkpoints(statuses: Mapping[Node, RunStatus]) -> list[Item]:
     """Training states of pretrainings that are done and have their backbone."""
     done = [s.node.run.path for s in statuses.values() if s.state == "done" and s.node.stage.name == PRETRAIN]
-    found = [run for run in done if (run / "checkpoint.pt").is_file() and (run / "backbone.safetensors").is_file()]
-    return [Item(run / "checkpoint.pt", "the run is done", run) for run in found]
+    whole = [run for run in done if (run / "checkpoint.pt").is_file() and (run / "backbone.safetensors").is_file()]
+    return [Item(run / "checkpoint.pt", "the run is done", run) for run in whole]
 
 
 def old_submissions(statuses: Mapping[Node, RunStatus]) -> list[Item]:
@@ -91,7 +91,7 @@ def old_submissions(statuses: Mapping[Node, RunStatus]) -> list[Item]:
     needed = {
         status.job.submission for status in statuses.values() if status.job is not None and status.failure is not None
     }
-    found = []
+    items: list[Item] = []
     for submission in (one for root in sorted(roots) for one in submissions(root)):
         jobs = list(submission.jobs())
         there = [folder for folder in (submission.code, submission.logs) if folder.is_dir()]
@@ -99,8 +99,8 @@ def old_submissions(statuses: Mapping[Node, RunStatus]) -> list[Item]:
         if there and ours and submission.id not in needed:
             answers = job_states.query([job.job for job in jobs], since=min(job.time for job in jobs))
             if all(info.ended or info.gone for info in answers.values()):
-                found += [Item(path, "its jobs are over") for path in there]
-    return found
+                items += [Item(path, "its jobs are over") for path in there]
+    return items
 
 
 def remove(item: Item) -> bool:

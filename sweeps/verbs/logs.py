@@ -45,8 +45,8 @@ def logs(request: Request) -> int:
 
 def existing_logs(graph: Graph, node: Node) -> list[Path]:
     """Its logs that are not empty, the newest last."""
-    found = [log for log in logs_of(node, jobs_of(graph).get(node)) if log.is_file() and log.stat().st_size]
-    return sorted(found, key=lambda log: log.stat().st_mtime)
+    logs = [log for log in logs_of(node, jobs_of(graph).get(node)) if log.is_file() and log.stat().st_size]
+    return sorted(logs, key=lambda log: log.stat().st_mtime)
 
 
 def _follow(graph: Graph, node: Node, shown: Sequence[Path]) -> None:

@@ -118,8 +118,9 @@ def _drawing(graph: Graph, statuses: Mapping[Node, RunStatus], every: bool) -> G
     left = plan.estimate_left(statuses, local.default_workers(), estimator)
     if left is not None and left.seconds and not any(status.job for status in statuses.values()):
         lines.append(Text(str(left)))
-    if advice := _advice(statuses):
-        lines.append(Text(advice))
+    failed = sum(status.state == "failed" for status in statuses.values())
+    if failed:
+        lines.append(Text(f"{failed} failed: `logs HASH` shows the end of a run's output, `retry` submits them again"))
     return Group(*lines)
 
 
@@ -160,11 +161,3 @@ def note(status: RunStatus, estimator: Estimator) -> str:
 def _progress(status: RunStatus) -> str:
     progress = status.progress
     return f"{progress['done']}/{progress['total']} {progress.get('unit', '')}".rstrip() if progress else ""
-
-
-def _advice(statuses: Mapping[Node, RunStatus]) -> str:
-    """What to do next, where something can be done."""
-    failed = [status for status in statuses.values() if status.state == "failed"]
-    if not failed:
-        return ""
-    return f"{len(failed)} failed: `logs HASH` shows the end of a run's output, `retry` submits them again"

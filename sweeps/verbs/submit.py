@@ -64,7 +64,11 @@ def retry(request: Request) -> int:
     statuses, arguments = read_status(request.graph), request.arguments
     failed = [status for status in statuses.values() if status.state == "failed"]
     if arguments.run is not None:
-        failed = [_require_failed(statuses[find_run(request.graph, arguments.run)])]
+        named = statuses[find_run(request.graph, arguments.run)]
+        if named.state != "failed":
+            hint = ": its pretraining failed, so retry that" if named.state == "blocked" else ""
+            raise UserError(f"{named.node.title} is {named.state}, not failed{hint}")
+        failed = [named]
     elif arguments.kind is not None:
         failed = [status for status in failed if status.failure and status.failure.kind == arguments.kind]
     if not failed:
@@ -73,13 +77,6 @@ def retry(request: Request) -> int:
     chosen = {status.node for status in failed}
     chosen |= {node for node in statuses if node.parent in chosen and statuses[node].state != "done"}
     return _submit(request, [node for node in statuses if node in chosen])
-
-
-def _require_failed(status: RunStatus) -> RunStatus:
-    if status.state != "failed":
-        hint = ": its pretraining failed, so retry that" if status.state == "blocked" else ""
-        raise UserError(f"{status.node.title} is {status.state}, not failed{hint}")
-    return status
 
 
 def reconcile(request: Request) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -93,19 +92,3 @@ def test_the_submission_s_code_comes_first(array: dict[str, Any], tmp_path: Path
         supervisor._argv(), cwd=array["cwd"], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["code", "yes"]
-
-
-def test_a_job_that_gets_nowhere_before_its_limit_gives_up(array: dict[str, Any], tmp_path: Path) -> None:
-    def reaches_limit(done: int | None) -> bool:
-        (tmp_path / "run" / "heartbeat.json").write_text(json.dumps({"progress": {"done": done}}))
-        supervisor = supervise(array)
-        supervisor.started -= 50  # seconds
-        return requeue.reached_limit_idle("7", array, supervisor._run, supervisor.started)
-
-    assert [reaches_limit(done) for done in (4, 5, 5, 6, 6)] == [False] * 5
-    assert reaches_limit(6)
-    failure = classify(Run(tmp_path / "run"))
-    assert failure.kind == "time_limit"
-    assert "more minutes" in failure.last_line
-    supervisor = supervise(array)  # preempted soon after it began: that says nothing
-    assert not requeue.reached_limit_idle("7", array, supervisor._run, supervisor.started)
