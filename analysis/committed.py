@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +46,21 @@ def refresh(reports: str | Path) -> Iterator[Path]:
 
 
 def _folders(reports: str | Path) -> list[Path]:
-    folders = sorted(file.parent for file in Path(reports).glob(f"*/{RESULTS}"))
+    """The folders that git does not ignore: the report of `make smoke` is nobody's to keep."""
+    ignored = _ignored(files := sorted(Path(reports).glob(f"*/{RESULTS}")))
+    folders = [file.parent for file in files if str(file) not in ignored]
     if not folders:
         raise UserError(f"no report lies in {reports}; expected {reports}/<study>/{RESULTS}, as analysis writes it")
     return folders
+
+
+def _ignored(files: Sequence[Path]) -> set[str]:
+    """Those of the files that git ignores; none where there is no checkout."""
+    try:
+        done = subprocess.run(["git", "check-ignore", *map(str, files)], capture_output=True, encoding="utf-8")
+    except OSError:
+        return set()
+    return set(done.stdout.splitlines())
 
 
 def _verdict(folder: Path) -> Verdict:

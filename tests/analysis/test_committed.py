@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,3 +111,11 @@ def test_a_report_without_its_study(check: Callable[[], int | None], capsys: pyt
 def test_no_report_at_all_is_no_success(folder: Path) -> None:
     with pytest.raises(UserError, match="no report lies in reports"):
         main(["--check"])
+
+
+def test_a_report_that_git_ignores_is_left_alone(check: Callable[[], int | None], folder: Path) -> None:
+    shutil.copytree("reports/fake", "reports/smoke")
+    assert check() == 1  # there is no study of that name
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    Path(".gitignore").write_text("/reports/smoke/\n", encoding="utf-8")
+    assert check() == 0
