@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from runtime import config as configs
 from runtime.config import Config, require
@@ -24,7 +23,6 @@ from sweeps import stages
 from sweeps.study import PRETRAIN
 
 USER_FILE = Path("~/.config/vicregl-bench/cluster.yaml")
-_LIMITS = "max_array_size"
 
 
 _Positive = Annotated[int, Field(ge=1)]
@@ -80,28 +78,12 @@ def load_cluster(file: str | Path | None = None) -> ClusterConfig:
     UserError for a file that is not there, an unknown key or stage, a wrong type or an impossible value.
     """
     path = USER_FILE.expanduser() if file is None else Path(file).expanduser()
-    if file is None and not path.is_file():
-        return ClusterConfig({name: _resources(name, [], "") for name in stages.STAGES})
-    layers = configs.file_layers(path)
-    for origin, layer in layers:
-        _check_sections(origin, layer)
+    layers = [] if file is None and not path.is_file() else configs.file_layers(path)
+    sections: dict[str, Any] = dict.fromkeys(["all", "evals", *stages.STAGES], (dict[str, Any], {}))
+    schema = create_model("ClusterFile", __base__=Config, max_array_size=(_Count, 0), **sections)
+    contents: Any = configs.from_layers(schema, layers)
     resources = {name: _resources(name, layers, str(path)) for name in stages.STAGES}
-    sizes = [layer[_LIMITS] for _, layer in layers if _LIMITS in layer]
-    largest = sizes[-1] if sizes else 0
-    valid = isinstance(largest, int) and not isinstance(largest, bool) and largest >= 0
-    require(valid, _LIMITS, largest, "0 (what the cluster allows) or a whole number above")
-    return ClusterConfig(resources, largest, str(path))
-
-
-def _check_sections(origin: str, layer: dict[str, Any]) -> None:
-    allowed = ["all", "evals", *stages.STAGES]
-    for name in map(str, layer):
-        if name != _LIMITS and name not in allowed:
-            near = get_close_matches(name, [*allowed, _LIMITS], n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{origin}: unknown section {name!r}; {hint}allowed: {', '.join(allowed)}, {_LIMITS}")
-        if name != _LIMITS and not isinstance(layer[name], dict):
-            raise UserError(f"{origin}: {name} is {layer[name]!r}, expected {{key: value}} lines")
+    return ClusterConfig(resources, contents.max_array_size, str(path) if layers else "")
 
 
 def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resources:
