@@ -1,3 +1,3 @@
-"""Stage 1: a config -> a run directory with a checkpoint and a backbone."""
+"""Stage 1: pretrain a network; a config becomes a run directory with a checkpoint and a backbone."""
 
 import runtime as runtime

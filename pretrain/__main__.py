@@ -1,11 +1,11 @@
 """Pretrain one network: python -m pretrain --config pretrain/configs/quickstart.yaml loss.alpha=0.9 seed=1
 
-Makes (or goes on with) runs/pretrain/<name>/; a run that is done ends at once. Several processes, with one GPU each:
+Starts or resumes runs/pretrain/<name>/; a finished run exits at once. Several processes, with one GPU each:
 
     torchrun --nproc-per-node=8 -m pretrain --config ...          on one machine
     srun --ntasks-per-node=8 ... python -m pretrain --config ...  in a SLURM job
 
-train.batch_size is that of all processes together: their number is not part of the run's name.
+train.batch_size counts the images of all processes: their number is not part of the run's name.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def main(argv: Sequence[str]) -> None:
     config = configs.load(PretrainConfig, arguments.config, arguments.overrides)
     world = world_from_environment()
     config.train.share(world.size)
-    name = identity(config)
+    run_identity = identity(config)
     dataset: Dataset | None = None
-    if Run.at(config.machine.runs, name).state() == "new":
+    if Run.at(config.machine.runs, run_identity).state() == "new":
         from pretrain.training import preflight
 
         dataset = preflight(config)
 
     def work(run: Run, device: torch.device, world: World) -> dict[str, Any]:
-        # Imported here, so that a wrong config stops without waiting for these imports.
+        # Imported here, because a wrong config should be reported without waiting for these imports.
         from pretrain.train import train
         from pretrain.training import Training
 
         return train(Training.build(config, run, device, world, dataset))
 
-    run_stage(config, name, work, world)
+    run_stage(config, run_identity, work, world)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The full training state in one file: replaced in one step, loaded without running any code of the file."""
+"""The full training state in one file, written atomically and loaded without running code from it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from runtime.distributed import World
 from runtime.errors import CHECKPOINT_ERRORS, UserError, unreadable_checkpoint
 from vicregl.model import VICRegLModel
 
-FORMAT = 2  # 1 had the random numbers of one process, under "rng", and no scaler
+FORMAT = 2  # format 1 had the random state of one process, under "rng", and no scaler
 READABLE = (1, FORMAT)
 RandomState = dict[str, Tensor | None]
 
 
 @dataclass
 class TrainingState:
-    """Everything that the next step depends on, besides the config."""
+    """Everything that the next step depends on, apart from the config."""
 
     model: VICRegLModel
     optimizer: torch.optim.Optimizer
     probe: OnlineProbe | None
-    scaler: torch.amp.GradScaler  # of float16's gradients; does nothing for other precisions
+    scaler: torch.amp.GradScaler  # of float16 gradients; disabled for other precisions
     device: torch.device
     world: World
-    step: int = 0  # steps done
+    step: int = 0  # finished steps
     seconds: float = 0.0  # of training, over all attempts
 
     def save(self, path: Path) -> None:
-        """Every process calls this, for its random numbers; process 0 writes."""
+        """Write the state. Every process calls this, for its random state; process 0 writes."""
         random = gather_random_states(self.device, self.world)
         if not self.world.is_main:
             return
@@ -52,14 +52,15 @@ class TrainingState:
             "probe": None if self.probe is None else self.probe.state_dict(),
             "probe_optimizer": None if self.probe is None else self.probe.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": random,  # one for each process
+            "random": random,  # a list with one entry per process
         }
         files.write_atomic(path, lambda temporary: torch.save(contents, temporary))
 
     def load(self, path: Path) -> bool:
-        """Go on from the file; whether it has this process's random numbers too (saved by equally many processes).
+        """Load the file; return whether it restored this process's random state too.
 
-        UserError if it is cut off, not a checkpoint, or of another network.
+        It cannot where another number of processes saved it. UserError if the file is cut off, not a checkpoint, or of
+        another network.
         """
         contents = _read(path)
         try:
@@ -83,7 +84,7 @@ class TrainingState:
 def _random_states(contents: dict[str, Any]) -> list[RandomState]:
     if contents["format"] > 1:
         return contents["random"]
-    cuda = contents["rng_cuda"]  # of every GPU of that machine
+    cuda = contents["rng_cuda"]  # one entry per GPU of the machine
     return [{"cpu": contents["rng"], "cuda": cuda[0] if cuda else None}]
 
 
@@ -93,33 +94,33 @@ def _read(path: Path) -> dict[str, Any]:
     except CHECKPOINT_ERRORS as error:
         raise unreadable_checkpoint(path, error) from error
     if not isinstance(contents, dict) or contents.get("format") not in READABLE:
-        found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
-        raise UserError(f"{path} is not a checkpoint of this version: format {found!r}, expected {READABLE}")
+        version = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
+        raise UserError(f"{path} is not a checkpoint of this version: format {version!r}, expected {READABLE}")
     return contents
 
 
-def keep(checkpoint: Path, name: str) -> None:
-    """Another name, checkpoints/<name>.pt, for what checkpoint.pt is now; no second copy on the disk."""
+def keep_checkpoint(checkpoint: Path, name: str) -> None:
+    """Link the current checkpoint.pt as checkpoints/<name>.pt, without a second copy on the disk."""
     folder = checkpoint.parent / "checkpoints"
     folder.mkdir(exist_ok=True)
     kept = folder / f"{name}.pt"
     kept.unlink(missing_ok=True)
     try:
-        os.link(checkpoint, kept)  # the next save puts a new file in checkpoint.pt's place, and this one stays
+        os.link(checkpoint, kept)  # the next save replaces checkpoint.pt by a new file, which leaves this one unchanged
     except OSError:  # a file system without hard links
         files.write_atomic(kept, lambda temporary: shutil.copyfile(checkpoint, temporary))
 
 
-def drop_all_but_last(checkpoint: Path, count: int) -> None:
-    """Of those that are named by their step."""
+def drop_old_checkpoints(checkpoint: Path, count: int) -> None:
+    """Delete all but the last `count` checkpoints that are named by their step."""
     for old in sorted((checkpoint.parent / "checkpoints").glob("step-*.pt"))[:-count]:
         old.unlink()
 
 
 def save_backbone(model: VICRegLModel, path: Path) -> None:
-    """The timm network alone, with its own key names, on the CPU."""
+    """Write the weights of the timm network alone, with timm's key names."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.backbone.trunk.state_dict().items()}
-    # Not its save_file, whose own temporary file outlives a kill, and which nobody but the user may read afterwards.
+    # Not by save_file: a kill would leave its temporary file, and only the owner could read the result.
     files.write_atomic(path, lambda temporary: temporary.write_bytes(save(tensors)))
 
 
@@ -134,13 +135,13 @@ def set_random_state(state: RandomState, device: torch.device) -> None:
         torch.cuda.set_rng_state(cuda, device)
 
 
-def seed_apart(seed: int, step: int, world: World) -> None:
-    """Seed each process on its own, so that drop path, say, does not leave out the same samples everywhere."""
+def seed_process(seed: int, step: int, world: World) -> None:
+    """Seed each process differently, so that drop path does not drop the same positions in every process."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, world.rank)).generate_state(1, np.uint64)[0] >> 1))
 
 
 def gather_random_states(device: torch.device, world: World) -> list[RandomState]:
-    """Of every process, at process 0; an empty list elsewhere."""
+    """Gather the random states of all processes at process 0; elsewhere return an empty list."""
     own = random_state(device)
     if world.size == 1:
         return [own]

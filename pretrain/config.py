@@ -1,4 +1,4 @@
-"""The config of a pretraining run, and the name that it gives the run."""
+"""The config of a pretraining run, and its identity."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from runtime.rundir import Identity
 from vicregl.config import CriterionConfig, ModelConfig
 
 STAGE = "pretrain"
-FORMAT = 1  # raise it when the same config comes to train something else
+FORMAT = 1  # raise it when equal configs come to give other results
 
 
 class OptimizerConfig(Config):
-    """LARS (the paper's ResNet recipe) or AdamW (its ConvNeXt recipe), warmed up and annealed by a cosine."""
+    """LARS (the paper's ResNet recipe) or AdamW (its ConvNeXt recipe), with warm-up and cosine decay."""
 
     name: Literal["lars", "adamw"] = "lars"
     base_lr: PositiveFloat = 0.3  # the peak learning rate is base_lr * batch_size / 256
@@ -36,7 +36,7 @@ class OptimizerConfig(Config):
     warmup: DurationText = "10 epochs"
     weight_decay: NonNegativeFloat = 1e-6  # not on biases and norms
     momentum: Momentum = 0.9  # of LARS
-    trust_coefficient: PositiveFloat = 0.001  # of LARS: eta in arXiv 1708.03888
+    trust_coefficient: PositiveFloat = 0.001  # of LARS: eta of arXiv 1708.03888
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # of AdamW
 
     def check(self) -> None:
@@ -44,15 +44,15 @@ class OptimizerConfig(Config):
 
 
 class TrainConfig(Config):
-    # Images a step, of all processes together.
+    # Images per step, over all processes.
     batch_size: Annotated[int, Field(ge=2, description="statistics need two samples")] = 512
-    duration: DurationText = "100 epochs"  # "0 steps" saves the random initialisation: the control of a study
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # by autocast; the criterion stays in float32
+    duration: DurationText = "100 epochs"  # "0 steps" saves the random initialisation, as a control
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # by autocast; the criterion uses float32
     channels_last: bool = True
-    clip_norm: NonNegativeFloat = 0.0  # of all gradients; 0: no clipping
-    # BatchNorm over the batch of all processes. Without it, what it learns depends on the number of processes.
+    clip_norm: NonNegativeFloat = 0.0  # norm of all gradients together; 0: no clipping
+    # BatchNorm over the batch of all processes; without it, results depend on the number of processes.
     sync_batch_norm: bool = added_later(True)
-    # Parts that a process's share of the batch goes through the network in; the criterion still sees it whole.
+    # Parts in which the network processes its share of the batch; the criterion still gets the whole batch.
     accumulate: int = added_later(1, ge=1)
 
     def check(self) -> None:
@@ -61,7 +61,7 @@ class TrainConfig(Config):
         Duration.parse(self.duration, "train.duration")
 
     def share(self, processes: int) -> int:
-        """Images of each process; UserError where they cannot be divided equally."""
+        """Return the images per process; UserError where they cannot be divided equally."""
         parts = processes * self.accumulate
         allowed = f"a multiple of {parts}: {processes} processes with train.accumulate = {self.accumulate}"
         require(self.batch_size % parts == 0, "train.batch_size", self.batch_size, allowed)
@@ -69,9 +69,9 @@ class TrainConfig(Config):
 
 
 class ProbeConfig(Config):
-    """A linear classifier on detached pooled features, with its own optimiser: it never touches the network."""
+    """A linear classifier on detached pooled features, with its own optimiser: it does not affect the network."""
 
-    enabled: bool = True  # needs labels; left out where a dataset has none
+    enabled: bool = True  # needs labels; ignored for a dataset without them
     learning_rate: PositiveFloat = 0.1
     momentum: Momentum = 0.9
 
@@ -79,11 +79,11 @@ class ProbeConfig(Config):
 class PretrainMachineConfig(MachineConfig):
     log_steps: PositiveInt = 50  # between two rows of metrics.jsonl
     save_minutes: NonNegativeFloat = 2.0  # between two checkpoints; 0: every step
-    keep_last: NonNegativeInt = 0  # checkpoints kept beside checkpoint.pt, as checkpoints/step-00001200.pt
-    keep_every_epochs: NonNegativeInt = 0  # keep checkpoints/epoch-0010.pt and so on; 0: none
-    max_minutes: NonNegativeFloat = 0.0  # then save and end with exit code 75: repeat the command; 0: no limit
-    compile: bool = False  # torch.compile: minutes at the start, quicker steps on a GPU
-    worker_kind: Literal["processes", "threads"] = "processes"  # what `workers` are; data/workers.py has both
+    keep_last: NonNegativeInt = 0  # earlier checkpoints to keep, as checkpoints/step-00001200.pt
+    keep_every_epochs: NonNegativeInt = 0  # epochs between kept checkpoints/epoch-0010.pt and so on; 0: none
+    max_minutes: NonNegativeFloat = 0.0  # then save and exit with code 75: repeat the command; 0: no limit
+    compile: bool = False  # torch.compile: takes minutes at the start, faster steps on a GPU
+    worker_kind: Literal["processes", "threads"] = "processes"  # of `workers`; see data/workers.py
 
 
 class PretrainConfig(Config):
@@ -94,7 +94,7 @@ class PretrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     probe: ProbeConfig = ProbeConfig()
-    diagnostics_images: Annotated[int, Field(ge=2)] = 1024  # the final diagnostics are over this many images
+    diagnostics_images: Annotated[int, Field(ge=2)] = 1024  # images for the final diagnostics
     seed: NonNegativeInt = 0
     machine: PretrainMachineConfig = PretrainMachineConfig()
 
@@ -105,7 +105,7 @@ class PretrainConfig(Config):
 
 
 def durations(config: PretrainConfig, steps_per_epoch: int) -> tuple[int, int]:
-    """(steps in all, steps of the warm-up); UserError where the warm-up is not shorter."""
+    """Return (total steps, warm-up steps); UserError where the warm-up is not shorter."""
     total = Duration.parse(config.train.duration).steps(steps_per_epoch)
     warmup = Duration.parse(config.optimizer.warmup).steps(steps_per_epoch)
     if total and warmup >= total:

@@ -1,4 +1,4 @@
-"""Has the representation collapsed? Three numbers of a feature matrix; and the figures of result.json."""
+"""Diagnostics of collapse: spread, correlation and rank of features; and the scores of result.json."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from pretrain.training import Training
 
 GB = 1e9  # bytes
-LAST_FIGURES = ("probe_top1", "images_skipped")
+LAST_ROW_SCORES = ("probe_top1", "images_skipped")  # taken from the last row of metrics.jsonl
 
 
 @dataclass
 class Moments:
-    """What the diagnostics need of an (n, d) feature matrix, in float64: sums, which add up over processes."""
+    """Sums over the rows of an (n, d) feature matrix, in float64; those of several processes add up."""
 
     count: int  # n
-    total: Tensor  # (d,): the sum of the rows
+    total: Tensor  # (d,): sum of the rows
     gram: Tensor  # (d, d): X^T X
-    squares: Tensor  # (): the sum of all squares
+    squares: Tensor  # (): sum of all squares
 
     @classmethod
     @torch.no_grad()
-    def of(cls, features: Tensor) -> Moments:
+    def from_features(cls, features: Tensor) -> Moments:
         features = features.double()
         return cls(features.shape[0], features.sum(dim=0), features.T @ features, features.square().sum())
 
     def over_processes(self, world: World) -> Moments:
-        """Of the rows of all processes, which have equally many."""
+        """Add the sums of all processes, which have equally many rows."""
         if world.size > 1:
             self.count *= world.size
             for part in (self.total, self.gram, self.squares):
@@ -46,15 +46,15 @@ class Moments:
 
 
 def feature_diagnostics(features: Tensor | Moments, name: str) -> dict[str, float]:
-    """`std_<name>`, `correlation_<name>` and `rank_<name>` of (n, d) features, n >= 2.
+    """Compute `std_<name>`, `correlation_<name>` and `rank_<name>` of (n, d) features, n >= 2.
 
-    std: mean over dimensions of the standard deviation, relative to the root mean square of all entries, so that
-        the scale of the features does not count: 1 for centred independent dimensions, 0 for constant features.
-    correlation: root mean square of the off-diagonal correlations; 0 is decorrelated, 1 is one dimension repeated.
-    rank: effective rank, exp of the entropy of the singular values' shares (RankMe, arXiv 2210.02885), at most
+    std: mean over dimensions of the standard deviation, divided by the root mean square of all entries, which makes it
+        independent of scale: 1 for centred independent dimensions, 0 for constant features.
+    correlation: root mean square of the off-diagonal correlations; 0 if decorrelated, 1 if one dimension is repeated.
+    rank: effective rank, exp of the entropy of the normalised singular values (RankMe, arXiv 2210.02885), at most
         min(n, d).
     """
-    moments = features if isinstance(features, Moments) else Moments.of(features)
+    moments = features if isinstance(features, Moments) else Moments.from_features(features)
     if not torch.isfinite(moments.gram).all():
         raise NotFiniteError(
             f"the network's {name} features are not finite; lower optimizer.base_lr, or warm up longer"
@@ -76,11 +76,11 @@ def _ratio(a: Tensor, b: Tensor) -> float:
 
 
 def _rms_correlation(covariance: Tensor, std: Tensor) -> float:
-    alive = std > 1e-9 * std.max()  # a constant dimension has no correlation
-    count = int(alive.sum())
+    varying = std > 1e-9 * std.max()  # a constant dimension has no correlation
+    count = int(varying.sum())
     if count < 2:
         return 0.0
-    correlation = covariance[alive][:, alive] / torch.outer(std[alive], std[alive])
+    correlation = covariance[varying][:, varying] / torch.outer(std[varying], std[varying])
     off_diagonal = correlation.square().sum() - correlation.diagonal().square().sum()
     return float((off_diagonal.clamp_min(0) / (count * (count - 1))).sqrt())
 
@@ -96,7 +96,7 @@ def _effective_rank(gram: Tensor) -> float:
 
 @torch.no_grad()
 def final_scores(training: Training) -> dict[str, Any]:
-    """Diagnostics of the frozen backbone over the first images of the training set's views, and the last figures."""
+    """Return result.json: diagnostics of the frozen backbone on views of the first images, cost, and last losses."""
     state, config = training.state, training.config
     state.model.eval()
     steps = -(-config.diagnostics_images // config.train.batch_size)
@@ -106,33 +106,33 @@ def final_scores(training: Training) -> dict[str, Any]:
         scores["seconds_per_step"] = state.seconds / state.step
     last = next((row for row in reversed(training.run.metrics()) if "loss" in row), None)
     if last is not None:
-        scores |= {"loss": last["loss"]} | {k: last[k] for k in LAST_FIGURES if k in last}
+        scores |= {"loss": last["loss"]} | {k: last[k] for k in LAST_ROW_SCORES if k in last}
     return scores
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process took at most in this attempt: of the GPU's memory, or of the machine's on the CPU."""
+    """Return this attempt's peak memory of this process in bytes: of the GPU, or of main memory on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def batch_diagnostics(output: ModelOutput, world: World) -> dict[str, float]:
-    """Diagnostics of the first view's features in this batch of all processes: pooled (B, F), local (B * P, F)."""
-    pooled = Moments.of(output.pooled[0].detach()).over_processes(world)
-    local = Moments.of(output.features[0].flatten(0, 1)).over_processes(world)
+    """Diagnose the first view's features in the batch of all processes: pooled (B, F), local (B * P, F)."""
+    pooled = Moments.from_features(output.pooled[0].detach()).over_processes(world)
+    local = Moments.from_features(output.features[0].flatten(0, 1)).over_processes(world)
     return feature_diagnostics(pooled, "pooled") | feature_diagnostics(local, "local")
 
 
 def backbone_diagnostics(training: Training, steps: int) -> dict[str, float]:
-    """Diagnostics of the backbone's features of the first view over the batches of the first `steps` steps."""
+    """Diagnose the backbone's features of the first view over the batches of the first `steps` steps."""
     pooled, local = [], []
     for batch in training.loader.batches(0, steps):
         feature_map, vector = training.state.model.backbone(batch.images[0].to(training.device))
         pooled.append(vector.float())
         local.append(feature_map.float().flatten(2).transpose(1, 2).flatten(0, 1))
-    return diagnostics_of(pooled, "pooled", training.world) | diagnostics_of(local, "local", training.world)
-
-
-def diagnostics_of(features: list[Tensor], name: str, world: World) -> dict[str, float]:
-    return feature_diagnostics(Moments.of(torch.cat(features)).over_processes(world), name)
+    scores: dict[str, float] = {}
+    for name, features in (("pooled", pooled), ("local", local)):
+        moments = Moments.from_features(torch.cat(features)).over_processes(training.world)
+        scores |= feature_diagnostics(moments, name)
+    return scores

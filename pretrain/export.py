@@ -1,8 +1,8 @@
-"""A trained backbone as a file for other programs: python -m pretrain.export runs/pretrain/<run> --out resnet50.pth
+"""Export a trained backbone for other programs: python -m pretrain.export runs/pretrain/<run> --out resnet50.pth
 
-The file is a plain state dict of float32 tensors, which `torch.load(file, weights_only=True)` reads. Its keys are the
-published VICRegL checkpoints' (for a ResNet torchvision's; for a ConvNeXt those of its authors), or, with
-`--format timm`, timm's, as in the run's backbone.safetensors.
+The file is a plain state dict of float32 tensors, which `torch.load(file, weights_only=True)` reads. Its keys are those
+of the published VICRegL checkpoints (torchvision's for a ResNet, the authors' for a ConvNeXt) or, with `--format timm`,
+timm's, as in the run's backbone.safetensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FORMATS = ("published", "timm")
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pretrain.export", description="Export a trained backbone.")
     parser.add_argument("run", help="directory of a finished pretraining run, as runs/pretrain/<run>")
-    parser.add_argument("--format", choices=FORMATS, default="published", help="whose names the tensors get")
+    parser.add_argument("--format", choices=FORMATS, default="published", help="naming of the tensors")
     parser.add_argument("--out", help="the file to write; default: backbone_<format>.pth in the run's directory")
     arguments = parser.parse_args(argv)
     run = Run(Path(arguments.run))
@@ -30,10 +30,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def export(run: Run, names: str, out: Path) -> str:
-    """Write the backbone of a finished run to `out` and return a line that says what was written.
+    """Write the backbone of a finished run to `out` and return a line for the user.
 
-    UserError, with nothing written, where the run is no pretraining, is not done, was changed by hand, has lost its
-    weights, or has a network without names of that format.
+    UserError, with nothing written, where the run is no pretraining, is not done, was changed by hand, has no weights,
+    or has a network without published names.
     """
     from safetensors.torch import load_file
     from torch import save
@@ -47,12 +47,12 @@ def export(run: Run, names: str, out: Path) -> str:
         raise UserError(f"{out.parent} is not a folder; make it, or choose another --out")
     files.require_writable(out.parent, "write elsewhere: --out FILE")
     weights = run.path / "backbone.safetensors"
-    described = document["config"]["model"]["backbone"]
-    backbone = create_backbone(BackboneConfig(described["name"], described.get("args", {})))
-    load_weights(backbone, weights)  # strict: what is exported is whole, and of this network
+    network = document["config"]["model"]["backbone"]
+    backbone = create_backbone(BackboneConfig(network["name"], network.get("args", {})))
+    load_weights(backbone, weights)  # strict, so that incomplete weights or another network are refused
     state = published_state(backbone) if names == "published" else load_file(weights)
     files.write_atomic(out, lambda temporary: save(state, temporary))
-    return f"{out}: {len(state)} tensors of {described['name']}, {names} names, from {run.name}"
+    return f"{out}: {len(state)} tensors of {network['name']}, {names} names, from {run.name}"
 
 
 if __name__ == "__main__":

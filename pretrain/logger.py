@@ -1,4 +1,4 @@
-"""metrics.jsonl, TensorBoard, the heartbeat's progress and the printed line."""
+"""Log a training: rows of metrics.jsonl and TensorBoard, the heartbeat's progress, printed lines."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pretrain.training import Training
 
 
-class Clock:
-    """Images a second and the share of time spent waiting for data, since it was last asked."""
+class ThroughputMeter:
+    """Measures images per second and the share of time spent waiting for data, between two calls of `read`."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
@@ -29,7 +29,7 @@ class Clock:
         return time.monotonic(), self.training.state.step, self.training.loader.wait_seconds
 
     def read(self) -> tuple[float, float]:
-        """(images a second of all processes together, percent of this process's time that it waited for data)"""
+        """Return images per second of all processes, and the percent of its time that this process waited for data."""
         (since, step, waited), self.last = self.last, self._now()
         seconds = self.last[0] - since
         images = (self.last[1] - step) * self.training.config.train.batch_size
@@ -37,13 +37,13 @@ class Clock:
 
 
 class Logger:
-    """Every process has one, because rows are over all of them; process 0 writes and prints."""
+    """Every process has one, because a row's diagnostics are computed by all; process 0 writes and prints."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
         self.printed = time.monotonic()
-        self.before = training.state.seconds
-        self.row_clock, self.line_clock = Clock(training), Clock(training)
+        self.seconds_before = training.state.seconds  # of earlier attempts
+        self.row_meter, self.line_meter = ThroughputMeter(training), ThroughputMeter(training)
         self.board: SummaryWriter | None = None
         if training.world.is_main:
             self.board = SummaryWriter(str(training.run.path / "tensorboard"), purge_step=training.state.step + 1)
@@ -52,7 +52,7 @@ class Logger:
     def after_step(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
         training = self.training
         step, total = training.state.step, training.total_steps
-        training.state.seconds = self.before + time.monotonic() - training.started
+        training.state.seconds = self.seconds_before + time.monotonic() - training.started
         training.run.progress(step, total, "steps")
         if step % training.config.machine.log_steps == 0 or step == total:
             self.write_row(batch, lr, losses, output)
@@ -61,10 +61,10 @@ class Logger:
 
     def write_row(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
         training, state = self.training, self.training.state
-        diagnostics = batch_diagnostics(output, training.world)  # of all processes: each takes part
+        diagnostics = batch_diagnostics(output, training.world)  # before the return: every process takes part
         if self.board is None:
             return
-        images_per_second, waited = self.row_clock.read()
+        images_per_second, waited = self.row_meter.read()
         values = {name: float(value.detach()) for name, value in losses.items()}
         values |= {"learning_rate": lr, "seconds": state.seconds, "data_wait_percent": waited}
         values |= {"images_per_second": images_per_second} | diagnostics
@@ -84,7 +84,7 @@ class Logger:
         if not training.world.is_main:
             return
         step, total = training.state.step, training.total_steps
-        images_per_second, waited = self.line_clock.read()
+        images_per_second, waited = self.line_meter.read()
         left = (self.printed - training.started) / (step - training.first_step) * (total - step)
         parts = [f"step {step}/{total}", f"loss {loss:.3f}"]
         if training.state.probe is not None:

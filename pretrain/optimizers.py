@@ -1,4 +1,4 @@
-"""LARS, AdamW and their learning rate."""
+"""LARS, AdamW and the schedule of their learning rate."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pretrain.config import OptimizerConfig
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling with momentum (You et al., arXiv 1708.03888).
 
-    A tensor of two or more dimensions is updated by its decayed gradient, scaled to the norm
-    trust_coefficient * ||w||; a tensor of one dimension (bias, norm) by its plain gradient, without decay.
+    A tensor of two or more dimensions is updated by its gradient with weight decay, scaled to the norm
+    trust_coefficient * ||w||; a tensor of one dimension (bias, norm) by its gradient alone.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class LARS(torch.optim.Optimizer):
             update = update.add(parameter, alpha=group["weight_decay"])
             weight_norm, update_norm = parameter.norm(), update.norm()
             scale = group["trust_coefficient"] * weight_norm / update_norm
-            # A zero weight or a zero gradient has no direction to scale: take it as it is.
+            # Without a norm of weight or gradient the ratio is undefined: the update stays unscaled.
             update = update * torch.where((weight_norm > 0) & (update_norm > 0), scale, torch.ones_like(scale))
         state = self.state[parameter]
         if "momentum" not in state:
@@ -59,7 +59,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser over the model's trainable parameters; decay only on tensors of two or more dimensions."""
+    """Create the optimiser of the trainable parameters, with decay on tensors of two or more dimensions alone."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     if config.name == "lars":
         return LARS(trainable, 0.0, config.weight_decay, config.momentum, config.trust_coefficient)
@@ -71,9 +71,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 
 
 def learning_rate(step: int, config: OptimizerConfig, batch_size: int, total_steps: int, warmup_steps: int) -> float:
-    """Linear warm-up from 0 to base_lr * batch_size / 256, then a cosine to end_lr_ratio of that peak.
+    """Return the rate: linear warm-up from 0 to base_lr * batch_size / 256, then a cosine to end_lr_ratio of that peak.
 
-    `step` counts from 0; at and beyond `total_steps` the end value stays.
+    `step` counts from 0; from `total_steps` on the rate stays at its end value.
     """
     peak = config.base_lr * batch_size / 256
     if step < warmup_steps:

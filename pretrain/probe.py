@@ -1,4 +1,4 @@
-"""A linear classifier that watches the features during pretraining and never changes them."""
+"""A linear classifier that monitors the features during pretraining, without an effect on them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from pretrain.config import ProbeConfig
 
-# The reported accuracy is an exponential average over about this many steps.
+# The reported accuracy is an exponential moving average over about this many steps.
 AVERAGE_STEPS = 50
 
 
 class OnlineProbe(nn.Module):
-    """Supervised top-1 on detached pooled features. Its loss and optimiser are its own (the published code adds
-    the probe's loss to the self-supervised one, which then needs labels)."""
+    """Measures top-1 on detached pooled features, with its own loss and optimiser.
+
+    The published code adds the probe's loss to the self-supervised one, which therefore needs labels.
+    """
 
     top1: Tensor
     weight: Tensor
@@ -28,17 +30,17 @@ class OnlineProbe(nn.Module):
         self.optimizer = torch.optim.SGD(self.parameters(), config.learning_rate, config.momentum)
 
     def update(self, pooled: Tensor, labels: Tensor) -> None:
-        """One step on (B, F) features and (B,) labels."""
+        """Take one step on (B, F) features and (B,) labels."""
         with torch.enable_grad():
             logits = self.head(self.norm(pooled.detach().to(self.head.weight.dtype)))
             loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        hits = (logits.detach().argmax(dim=1) == labels).to(self.top1.dtype).mean()
-        self.top1.lerp_(hits, 1 / AVERAGE_STEPS)
+        accuracy = (logits.detach().argmax(dim=1) == labels).to(self.top1.dtype).mean()
+        self.top1.lerp_(accuracy, 1 / AVERAGE_STEPS)
         self.weight.lerp_(torch.ones_like(self.weight), 1 / AVERAGE_STEPS)
 
     def accuracy(self) -> float:
-        """Top-1 in percent over the last steps; 0 before the first."""
+        """Return top-1 in percent over the last steps; 0 before the first."""
         return float(100 * self.top1 / self.weight) if self.weight > 0 else 0.0

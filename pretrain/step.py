@@ -1,4 +1,4 @@
-"""One optimiser step: the network's outputs, the criterion, the gradients, the update."""
+"""One optimiser step: forward pass, criterion, gradients, update; of the whole batch, or in parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def training_step(training: Training, batch: ViewBatch, lr: float) -> tuple[dict[str, Tensor], ModelOutput]:
-    """One optimiser step; a loss that is not finite stops the run before it reaches the weights."""
+    """Take one optimiser step; NotFiniteError, before the weights change, if the loss is not finite."""
     config, state = training.config, training.state
     locations = [locations.to(training.device, non_blocking=True) for locations in batch.locations]
     compute = gradients if config.train.accumulate == 1 else gradients_in_parts
@@ -36,7 +36,7 @@ def training_step(training: Training, batch: ViewBatch, lr: float) -> tuple[dict
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.probe is not None and batch.labels is not None:
-        # The same update everywhere, on the samples of all processes: as one process makes it.
+        # Every process makes the same update, on the samples of all: the probe is that of a single process.
         labels = gather_rows(batch.labels.to(training.device), training.world)
         state.probe.update(gather_rows(output.pooled[0].detach(), training.world), labels)
     return losses, output
@@ -45,7 +45,7 @@ def training_step(training: Training, batch: ViewBatch, lr: float) -> tuple[dict
 def gradients(
     training: Training, views: list[Tensor], locations: list[Tensor]
 ) -> tuple[dict[str, Tensor], ModelOutput]:
-    """Losses and outputs of the batch, and every parameter's gradient in its place."""
+    """Return losses and outputs of the batch, and leave the gradients in the parameters."""
     state = training.state
     output = forward(training, training.network, views)
     losses = training.criterion(output.embeddings, output.maps, locations)
@@ -58,64 +58,65 @@ def gradients(
 def gradients_in_parts(
     training: Training, views: list[Tensor], locations: list[Tensor]
 ) -> tuple[dict[str, Tensor], ModelOutput]:
-    """The same, with the activations of one part of the batch at a time in memory.
+    """Do as `gradients` does, with the activations of one part of the batch at a time in memory.
 
-    The criterion needs every sample's outputs: they are computed first, without gradient; then its gradients with
-    respect to them are handed to the network a part at a time, computed again with the same random numbers. Exact for a
-    network whose outputs for a sample depend on that sample alone (`refuse_batch_statistics`), at the price of one more
-    forward pass.
+    The criterion needs the outputs of all samples. A first forward pass computes them without gradients. The second
+    one repeats each part with the same random numbers and backpropagates the criterion's gradients with respect to its
+    outputs. Exact for a network whose output for a sample depends on that sample alone (`refuse_batch_statistics`), at
+    the cost of one more forward pass.
     """
     state, network = training.state, training.network
     count = training.config.train.accumulate
     parts = list(zip(*(view.chunk(count) for view in views), strict=True))
-    states, found = [], []
+    states, part_outputs = [], []
     with torch.no_grad():
         for part in parts:
-            states.append(random_state(training.device))
-            found.append(forward(training, state.model, part))
-    output = joined(found)
+            states.append(random_state(training.device))  # drop path must repeat its choices in the second pass
+            part_outputs.append(forward(training, state.model, part))
+    output = concatenate(part_outputs)
     leaves = [tensor.requires_grad_() for tensor in outputs(output)]
     losses = training.criterion(output.embeddings, output.maps, locations)
     stop_if_not_finite(losses, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(losses["loss"]).backward()
-    wanted = zip(*(leaf.grad.chunk(count) for leaf in leaves if leaf.grad is not None), strict=True)
-    for number, (part, state_before, part_grads) in enumerate(zip(parts, states, wanted, strict=True)):
+    gradients_of_parts = zip(*(leaf.grad.chunk(count) for leaf in leaves if leaf.grad is not None), strict=True)
+    for number, (part, state_before, part_gradients) in enumerate(zip(parts, states, gradients_of_parts, strict=True)):
         set_random_state(state_before, training.device)
-        # Gradients are added up here, and averaged over the processes with the last part.
-        alone = isinstance(network, DistributedDataParallel) and number < count - 1
-        with network.no_sync() if alone else nullcontext():  # type: ignore[operator]  # DDP's
-            again = outputs(forward(training, network, part))
-            reached = [tensor for tensor, leaf in zip(again, leaves, strict=True) if leaf.grad is not None]
-            torch.autograd.backward(reached, part_grads)
+        # Gradients of the parts add up in the parameters; DDP averages over the processes once, with the last part.
+        local_only = isinstance(network, DistributedDataParallel) and number < count - 1
+        with network.no_sync() if local_only else nullcontext():  # type: ignore[operator]  # DDP's
+            tensors = outputs(forward(training, network, part))
+            # The criterion may ignore some outputs (the maps, if it has no local part): they have no gradient.
+            used = [tensor for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.grad is not None]
+            torch.autograd.backward(used, part_gradients)
     return losses, output
 
 
-def joined(found: list[ModelOutput]) -> ModelOutput:
-    """The outputs of the parts of a batch as those of the batch."""
-    first = found[0]
+def concatenate(parts: list[ModelOutput]) -> ModelOutput:
+    """Concatenate the outputs of the parts of a batch."""
+    first = parts[0]
 
     def rows(lists: list[list[Tensor]]) -> list[Tensor]:
         return [torch.cat(same) for same in zip(*lists, strict=True)]
 
     if first.maps and isinstance(first.maps[0], list):
         stages = range(len(first.maps))
-        maps: list[Tensor] | list[list[Tensor]] = [rows([part.maps[k] for part in found]) for k in stages]  # type: ignore[misc]
+        maps: list[Tensor] | list[list[Tensor]] = [rows([part.maps[k] for part in parts]) for k in stages]  # type: ignore[misc]
     else:
-        maps = rows([part.maps for part in found])  # type: ignore[misc]
+        maps = rows([part.maps for part in parts])  # type: ignore[misc]
     return ModelOutput(
-        rows([part.embeddings for part in found]),
+        rows([part.embeddings for part in parts]),
         maps,
-        rows([part.pooled for part in found]),
-        rows([part.features for part in found]),
+        rows([part.pooled for part in parts]),
+        rows([part.features for part in parts]),
     )
 
 
 def refuse_batch_statistics(model: VICRegLModel) -> None:
-    """UserError where a sample's output depends on the others in training, which parts of a batch would change."""
+    """UserError where a sample's output depends on its batch in training: parts of it would give other outputs."""
     for name, module in model.named_modules():
-        own = dict(module.named_buffers(recurse=False))
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) or {"running_mean", "running_var"} & set(own):
+        buffers = dict(module.named_buffers(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or {"running_mean", "running_var"} & set(buffers):
             raise UserError(
                 f"config: train.accumulate needs a network without batch statistics, and {name} is a "
                 f"{type(module).__name__}; choose LayerNorm (a ConvNeXt with model.projector_norm=layer), more "
@@ -144,13 +145,13 @@ def stop_if_not_finite(losses: dict[str, Tensor], step: int) -> None:
 
 
 def outputs(output: ModelOutput) -> list[Tensor]:
-    """The tensors of a model's output that the criterion takes: embeddings, then maps."""
+    """Return the tensors of a model's output that the criterion uses: embeddings, then maps."""
     maps = [m for stage in output.maps for m in (stage if isinstance(stage, list) else [stage])]
     return [*output.embeddings, *maps]
 
 
 def gather_rows(rows: Tensor, world: World) -> Tensor:
-    """(n, ...) of every process -> (all, ...), in order of the processes; no gradient."""
+    """Gather (n, ...) of every process into (world size * n, ...), in order of rank; without gradient."""
     if world.size == 1:
         return rows
     gathered = [torch.empty_like(rows) for _ in range(world.size)]

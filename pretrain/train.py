@@ -1,4 +1,4 @@
-"""The training loop: views -> embeddings and maps -> criterion -> step; log; save; stop where it is asked to."""
+"""The training loop: batch of views -> optimiser step -> log, save, stop on request."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from runtime.distributed import largest
 from runtime.errors import Unfinished
 from runtime.stopping import StopRequest, stop_request
 
-# What a process wishes for after a step, beside the numbers of signals (2 and more): the largest wish of all counts.
-NOTHING, SAVE, TIME_IS_UP = 0, 1, 1000
+# Requests of a process after a step; a stop request is the signal's number (2 or more). All processes must act alike,
+# or collectives would hang: they follow the largest request of any.
+NONE, SAVE, TIME_LIMIT = 0, 1, 1000
 
 
 def train(training: Training) -> dict[str, Any]:
-    """Train to the end (or to a stop request) and return the scores of result.json."""
+    """Train to the last step and return the scores of result.json; a stop request raises Unfinished."""
     config, state = training.config, training.state
     log = Logger(training)
     with stop_request() as stop:
@@ -40,27 +41,27 @@ def train(training: Training) -> dict[str, Any]:
 
 
 def stop_or_save(training: Training, stop: StopRequest, log: Logger) -> None:
-    """Save when it is time to, and on any process's stop request before all of them end."""
-    wish = largest(wish_of(training, stop))
-    if wish == NOTHING:
+    """Save at the configured times and, on a stop request of any process, before all of them exit."""
+    request = largest(request_after_step(training, stop))
+    if request == NONE:
         return
     training.save()
-    if wish == SAVE:
+    if request == SAVE:
         return
     log.close()
-    if wish == TIME_IS_UP:
+    if request == TIME_LIMIT:
         raise Unfinished(f"machine.max_minutes = {training.config.machine.max_minutes:g} are used up")
-    stop.signal = wish
+    stop.signal = request
     stop.leave()
 
 
-def wish_of(training: Training, stop: StopRequest) -> int:
-    """What this process wishes for after the step."""
+def request_after_step(training: Training, stop: StopRequest) -> int:
+    """Return this process's request: the number of a signal, NONE, SAVE or TIME_LIMIT."""
     machine, now = training.config.machine, time.monotonic()
     if stop.signal is not None:
         return stop.signal
-    if machine.max_minutes and now - training.began > 60 * machine.max_minutes:
-        return TIME_IS_UP
+    if machine.max_minutes and now - training.launched > 60 * machine.max_minutes:
+        return TIME_LIMIT
     if now - training.saved > 60 * machine.save_minutes or training.ends_kept_epoch():
         return SAVE
-    return NOTHING
+    return NONE

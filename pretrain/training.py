@@ -1,4 +1,4 @@
-"""Everything that a training needs, built once from its config, and the state that it goes on from."""
+"""Build everything that a training needs from its config, and resume its state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.catalog import Dataset, open_dataset
 from data.loader import PretrainLoader
-from pretrain.checkpoint import TrainingState, drop_all_but_last, keep, seed_apart
+from pretrain.checkpoint import TrainingState, drop_old_checkpoints, keep_checkpoint, seed_process
 from pretrain.config import PretrainConfig, durations
 from pretrain.optimizers import make_optimizer
 from pretrain.probe import OnlineProbe
@@ -29,29 +29,29 @@ from vicregl.sync_norm import synchronise
 
 @dataclass
 class Training:
-    """The parts that the loop works with."""
+    """The objects that the training loop uses."""
 
     config: PretrainConfig
-    run: Run  # process 0 alone writes in it
+    run: Run  # written by process 0 alone
     device: torch.device
     world: World
     loader: PretrainLoader
     criterion: VICRegLCriterion
     state: TrainingState
-    network: nn.Module  # what the loop calls: state.model, or DDP around it
+    network: nn.Module  # called by the loop: state.model, or DDP around it
     total_steps: int
     warmup_steps: int
-    began: float  # when this process began to build it
-    started: float = field(default_factory=time.monotonic)
-    saved: float = field(default_factory=time.monotonic)
-    first_step: int = 0  # where this attempt began
+    launched: float  # monotonic seconds, before it was built: machine.max_minutes count from here
+    started: float = field(default_factory=time.monotonic)  # of the steps
+    saved: float = field(default_factory=time.monotonic)  # the last checkpoint
+    first_step: int = 0  # of this attempt
 
     @classmethod
     def build(
         cls, config: PretrainConfig, run: Run, device: torch.device, world: World, dataset: Dataset | None = None
     ) -> Training:
-        """`dataset` is what `preflight` opened, if it was asked."""
-        began = time.monotonic()
+        """Build all parts and load the checkpoint, if there is one. `dataset`: as `preflight` returned it."""
+        launched = time.monotonic()
         dataset = dataset or open_dataset(config.data)
         torch.manual_seed(config.seed)
         model = VICRegLModel(config.model, config.loss.global_weight)
@@ -59,40 +59,42 @@ class Training:
             refuse_batch_statistics(model)
         loader = make_loader(config, dataset, model, device, world)
         total, warmup = durations(config, loader.steps_per_epoch)
-        network = wrapped(model := prepare_model(model, config, device, world), config, device, world)
+        network = wrap_for_processes(model := prepare_model(model, config, device, world), config, device, world)
         probe = make_probe(config, dataset, model, device)
         scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
         state = TrainingState(model, make_optimizer(model, config.optimizer), probe, scaler, device, world)
         criterion = VICRegLCriterion(config.loss)
-        training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, began)
+        training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, launched)
         training.resume()
         return training
 
     def resume(self) -> None:
         checkpoint = self.run.path / "checkpoint.pt"
-        known = self.world.size == 1
+        # An exact resume needs the random numbers of each process. Where there are none, or of another number of
+        # processes, each is seeded anew; one process alone starts from config.seed, as `build` left it.
+        has_random_state = self.world.size == 1
         if checkpoint.exists():
-            known = self.state.load(checkpoint)
+            has_random_state = self.state.load(checkpoint)
             self.first_step = self.state.step
-        if not known:
-            seed_apart(self.config.seed, self.state.step, self.world)
+        if not has_random_state:
+            seed_process(self.config.seed, self.state.step, self.world)
         if self.world.is_main:
             if checkpoint.exists():
                 print(f"going on at step {self.state.step} of {self.total_steps}", flush=True)
             self.run.drop_metrics_after(self.state.step)
 
     def save(self) -> None:
-        """Every process calls this at the same step."""
+        """Save the checkpoint; every process calls this at the same step."""
         checkpoint = self.run.path / "checkpoint.pt"
         self.state.save(checkpoint)
         self.saved = time.monotonic()
         if not self.world.is_main:
             return
         if self.config.machine.keep_last:
-            keep(checkpoint, f"step-{self.state.step:08}")
-            drop_all_but_last(checkpoint, self.config.machine.keep_last)
+            keep_checkpoint(checkpoint, f"step-{self.state.step:08}")
+            drop_old_checkpoints(checkpoint, self.config.machine.keep_last)
         if self.ends_kept_epoch():
-            keep(checkpoint, f"epoch-{self.state.step // self.loader.steps_per_epoch:04}")
+            keep_checkpoint(checkpoint, f"epoch-{self.state.step // self.loader.steps_per_epoch:04}")
 
     def ends_kept_epoch(self) -> bool:
         steps = self.config.machine.keep_every_epochs * self.loader.steps_per_epoch
@@ -100,7 +102,7 @@ class Training:
 
 
 def preflight(config: PretrainConfig) -> Dataset:
-    """Check what a new run needs before anything of it is made, and return its dataset, which is listed once.
+    """Check a new run before its directory is made, and return its dataset, so that it is listed only once.
 
     UserError for a dataset that is missing or too small for the batch or the warm-up, and for a network that does not
     fit.
@@ -108,10 +110,10 @@ def preflight(config: PretrainConfig) -> Dataset:
     dataset = open_dataset(config.data)
     durations(config, dataset.steps_per_epoch(len(dataset.images("train")), config.train.batch_size))
     try:
-        with torch.device("meta"):  # no memory, no time
+        with torch.device("meta"):  # allocates no weights
             model = VICRegLModel(config.model, config.loss.global_weight)
     except (NotImplementedError, RuntimeError):
-        return dataset  # timm has networks that cannot be built there; their errors come when they are built for real
+        return dataset  # some timm networks cannot be built on meta; their errors are raised by `Training.build`
     if config.train.accumulate > 1:
         refuse_batch_statistics(model)
     refuse_too_large(model, config, prepare(config.machine))
@@ -158,7 +160,7 @@ def make_probe(
 
 
 def prepare_model(model: VICRegLModel, config: PretrainConfig, device: torch.device, world: World) -> VICRegLModel:
-    """The model on its device, in the memory layout and with the norms and the compilation of the config."""
+    """Apply the config's norms, memory layout and compilation to the model, and move it to the device."""
     if world.size > 1 and config.train.sync_batch_norm:
         model = synchronise(model, device)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -166,14 +168,14 @@ def prepare_model(model: VICRegLModel, config: PretrainConfig, device: torch.dev
     if config.machine.compile:
         for part in (model.backbone, model.expander, model.projector):
             if part is not None:
-                part.compile()  # in place, so that tensors keep their names
+                part.compile()  # in place: a wrapper would rename the tensors of checkpoints
     return model
 
 
-def wrapped(model: VICRegLModel, config: PretrainConfig, device: torch.device, world: World) -> nn.Module:
-    """What the loop calls: the model, or DDP, which averages the gradients of the processes.
+def wrap_for_processes(model: VICRegLModel, config: PretrainConfig, device: torch.device, world: World) -> nn.Module:
+    """Return the model, or DDP around it for several processes, which averages their gradients.
 
-    The average is right: the criterion's gradients are times the number of processes (vicregl/batch.py).
+    The average is correct because the criterion scales its gradients by the number of processes (vicregl/batch.py).
     """
     if world.size == 1:
         return model
@@ -186,7 +188,7 @@ def wrapped(model: VICRegLModel, config: PretrainConfig, device: torch.device, w
 
 
 def unused_parameters(model: VICRegLModel, side: int) -> list[str]:
-    """Parameters that no output depends on (timm's layers after the map): DDP would wait for their gradients."""
+    """Return parameters that no output depends on (timm's layers after the map): DDP would wait for their gradients."""
     shapes = copy.deepcopy(model).to("meta").eval()
     output: ModelOutput = shapes.forward([torch.empty(2, 3, side, side, device="meta")])
     sum(tensor.sum() for tensor in outputs(output)).backward()  # type: ignore[union-attr]  # there is one at least

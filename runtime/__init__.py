@@ -1,4 +1,4 @@
-"""What every stage stands on: config, run directories, provenance, errors, compatibility."""
+"""Services that every stage uses: config, run directories, processes, provenance, errors, compatibility."""
 
 import importlib.util
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from runtime import compat
 
-# Every package of the suite imports this one first. vicregl does not: beside its own dependencies it needs nothing.
+# Every package of the suite imports this one first; vicregl does not, because it is installed on its own.
 PACKAGES = ("analysis", "data", "eval", "pretrain", "runtime", "sweeps", "vicregl")
 
 
-def _refuse_others_packages() -> None:
-    """Stop where another `data`, say a data.py in the working directory, comes before ours on Python's path."""
+def _refuse_foreign_packages() -> None:
+    """Raise ImportError where another `data`, say ./data.py, precedes ours on Python's path."""
     root = Path(__file__).resolve().parents[1]
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -24,7 +24,7 @@ def _refuse_others_packages() -> None:
 
 
 def _refuse_deleted_directory() -> None:
-    """Stop before torch does, whose libraries end the process where the working directory is gone."""
+    """Stop here if the working directory was deleted: torch's libraries would abort the process."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -33,5 +33,5 @@ def _refuse_deleted_directory() -> None:
 
 
 _refuse_deleted_directory()
-_refuse_others_packages()
+_refuse_foreign_packages()
 compat.prepare_torchvision_on_import()

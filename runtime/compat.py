@@ -1,6 +1,6 @@
-"""Stand-ins for compiled parts that some machines lack, each put in only where it is needed.
+"""Stand-ins for compiled parts that some machines lack, each used only where it is needed.
 
-Imports nothing of this project, and torch only when it is needed: every package calls it before anything else.
+Imports nothing of this project, and torch only on demand: every package runs it before its other imports.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _libraries: list[Any] = []
 
 
 class _BeforeTorchvision(importlib.abc.MetaPathFinder):
-    """Finds nothing: it is asked before torchvision is imported, whoever imports it, and prepares for that."""
+    """A finder that finds nothing: Python calls it before any import of torchvision, where it prepares for that."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         if fullname == "torchvision":
@@ -27,7 +27,7 @@ class _BeforeTorchvision(importlib.abc.MetaPathFinder):
 
 
 def prepare_torchvision_on_import() -> None:
-    """Call `prepare_torchvision` when torchvision is imported: until then nobody waits for torch."""
+    """Call `prepare_torchvision` when torchvision is imported, so that commands without it need not load torch."""
     if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
         sys.meta_path.insert(0, _BeforeTorchvision())
 
@@ -35,10 +35,10 @@ def prepare_torchvision_on_import() -> None:
 def prepare_torchvision() -> bool:
     """Declare torchvision's box operators where its compiled library cannot load.
 
-    torchvision's only wheel is built for CUDA. Beside a CPU-only torch its library fails to load in
-    silence, and then `import torchvision` stops with "operator torchvision::nms does not exist",
-    because it registers shape rules for operators that nobody declared. Declaring them is enough:
-    calling one still fails, and nothing here uses boxes. Returns whether that was needed.
+    torchvision's wheel is built for CUDA. With a CPU-only torch its library silently
+    fails to load, and `import torchvision` then raises "operator torchvision::nms does not exist", because it registers
+    shape rules for undeclared operators. Declaring them is enough: calling one still fails, and nothing here uses
+    boxes. Returns whether that was needed.
     """
     if "torchvision" in sys.modules or _library_loads("torchvision"):
         return False
@@ -48,15 +48,15 @@ def prepare_torchvision() -> bool:
         if not _operator_exists("torchvision", name):
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(name + _NMS_SCHEMA)
-            _libraries.append(library)  # a Library that is collected takes its operators with it
+            _libraries.append(library)  # garbage collection of a Library removes its operators
     return True
 
 
 def _library_loads(package: str) -> bool:
-    """Whether the package's compiled library `_C` can be loaded beside this torch."""
+    """Whether the package's compiled library `_C` can be loaded with this torch."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        return True  # not installed: nothing to mend
+        return True  # not installed: nothing to prepare
     suffixes = importlib.machinery.EXTENSION_SUFFIXES
     finder = importlib.machinery.FileFinder(
         spec.submodule_search_locations[0], (importlib.machinery.ExtensionFileLoader, suffixes)
@@ -80,7 +80,7 @@ def _operator_exists(namespace: str, name: str) -> bool:
 
 
 class _MissingOperators(ModuleType):
-    """Stands in for `mmcv._ext`: any operator can be looked up, none can be called."""
+    """Replaces `mmcv._ext`: any operator can be looked up, none can be called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -98,14 +98,14 @@ class _MissingOperators(ModuleType):
 def prepare_mmcv() -> bool:
     """Let `import mmseg.models` work beside mmcv-lite, which has no compiled operators.
 
-    Some of mmsegmentation's heads import operators of `mmcv._ext` when they are imported; none of
-    them is used here. A compiled mmcv is left as it is. Returns whether the stand-in was needed.
+    Some of mmsegmentation's heads import operators of `mmcv._ext`; none of these heads is used here. A compiled mmcv
+    is left unchanged. Returns whether the stand-in was needed.
     """
     name = "mmcv._ext"
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return False
     stand_in = _MissingOperators(name, _MissingOperators.__doc__)
-    # mmengine looks the module up by its spec, so it needs a real one.
+    # mmengine looks the module up by its spec, so it needs one.
     stand_in.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
     sys.modules[name] = stand_in
     return True

@@ -1,4 +1,4 @@
-"""Files that are either the old or the new version, never half of one."""
+"""Files that are replaced whole or not at all; folders, locks, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from runtime.errors import UserError, explain
 
 
 def make_folder(folder: Path, otherwise: str) -> None:
-    """Make the folder where it is missing; UserError, before anything is written, where that or writing there fails.
+    """Make the folder if it is missing; UserError, before anything is written, where that or writing there fails.
 
-    `otherwise`: how the user chooses another one.
+    `otherwise`: how the user chooses another folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,23 +31,23 @@ def make_folder(folder: Path, otherwise: str) -> None:
 
 
 def require_writable(folder: Path, otherwise: str) -> None:
-    """UserError where files cannot be made in the folder, or where it is missing, the folder itself."""
-    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+    """UserError where files cannot be created in the folder, or, if it is missing, the folder itself."""
+    nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
     code = 0
-    if not os.path.isdir(there):
+    if not os.path.isdir(nearest):
         code = errno.ENOTDIR
-    elif not os.access(there, os.W_OK | os.X_OK):
-        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
         code = errno.EROFS if read_only else errno.EACCES
     if code and (explained := explain(OSError(code, os.strerror(code), str(folder)), folder, otherwise)):
         raise UserError(explained)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(temporary)` make the file, then put it at `path` in one step.
+    """Let `write(temporary)` write a temporary file, then move it to `path` in one step.
 
-    If anything fails, the former file at `path` survives and the temporary one is removed. A full disk, or a folder
-    that cannot be written, raises a UserError that says so.
+    If anything fails, the former file at `path` is kept and the temporary one is removed. A full disk or a folder that
+    cannot be written raises a UserError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,7 +57,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        with suppress(OSError):  # where none can be written, none is
+        with suppress(OSError):  # on a read-only file system it was never created
             temporary.unlink(missing_ok=True)
         if _is_disk_full(error):
             kept = "the former version is kept" if path.exists() else "nothing was there before"
@@ -68,7 +68,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """torch reports a failed write of a zip archive as a RuntimeError, chained to the OSError or not."""
+    """Whether a write failed for lack of space; torch raises a RuntimeError for that, not always with its cause."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, RuntimeError) and any(
@@ -85,7 +85,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """In UTF-8, whatever the locale; a file name of other bytes (surrogates in Python) is written as it is."""
+    """Write UTF-8 under any locale; file names that are not UTF-8 (surrogates in Python) keep their bytes."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
@@ -139,7 +139,7 @@ def _count_nodes(node: yaml.Node, most: int, counted: dict[int, int]) -> int:
 
 
 def read_json(path: Path) -> Any | None:
-    """The file's value, or None where the file is missing or was damaged by a crash of the machine."""
+    """Return the file's value, or None where the file is missing or was damaged by a crash of the machine."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # a JSONDecodeError and a UnicodeDecodeError are ValueErrors
@@ -147,7 +147,7 @@ def read_json(path: Path) -> Any | None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl file; a last line cut off by a kill is left out."""
+    """Yield the rows of a .jsonl file, without a last line that a killed process left incomplete."""
     if not path.exists():
         return
     with open(path, encoding="utf-8") as file:
@@ -160,7 +160,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def lock(file: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock `file` during the block; yields False, without it, where `wait` is off and another process has it.
+    """Hold the lock `file` during the block; yield False where `wait` is off and another process has it.
 
     A process must not nest two locks of one file: closing the inner one drops both.
     """
@@ -181,6 +181,6 @@ def lock(file: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of writers that were killed. Only for the holder of the folder's lease."""
+    """Remove temporary files of killed processes. Only for the process that holds the folder's lock."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)

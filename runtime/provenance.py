@@ -16,48 +16,49 @@ from pathlib import Path
 from typing import Any
 
 from runtime import PACKAGES, files
+from runtime.device import available_cores
 
 PROJECT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "vicregl-bench"
-# What of them can change a result; a run's directory holds its resolved config, whatever file that came from.
+# Sources that can change a result. YAML configs need not be hashed: the run directory holds the resolved config.
 _HASHED = (".py", ".csv")
-# In the folder of code that was copied for a submission (sweeps/slurm/snapshot.py): where the copy came from.
+# In a copy of the code for a submission (sweeps/slurm/snapshot.py): the identity of the original.
 SNAPSHOT = "snapshot.json"
 VERSIONS_OF = ("torch", "torchvision", "timm", "mmengine", "mmsegmentation", "mmcv-lite", "mmcv", "numpy")
-# Of a repository that is not the project's: git sets them for its hooks and aliases.
+# git sets these in hooks and aliases of another repository; ours must not be looked up by them.
 _FOREIGN_GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 _GIT_FAILED = "git does not answer"
 
 
 class NoCommitError(Exception):
-    """The code has no commit, or git cannot name it; the text says why."""
+    """The code has no commit, or git cannot determine it; the message says why."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """What identifies the code: its commit and what differs from it, or else its version and a hash of its sources."""
+    """The identity of the code: its commit and the changes since, or else its version and a hash of its sources."""
 
     commit: str | None = None
     diff: str = ""  # of tracked files
-    no_commit: str | None = None  # why there is none
+    no_commit: str | None = None  # why it has no commit
     version: str | None = None
     sources: str | None = None  # SHA-256
 
     def to_record(self) -> dict[str, Any]:
-        """For run.yaml and submission.yaml, without the text of the diff."""
+        """Return the entries for run.yaml and submission.yaml, without the text of the diff."""
         if self.commit is not None:
             return {"commit": self.commit, "dirty": bool(self.diff)}
         return {key: value for key, value in asdict(self).items() if key != "diff"} | {"dirty": None}
 
     @property
     def warning(self) -> str | None:
-        """What the user should know: there is a checkout, and git does not say which."""
+        """Return a warning where there is a checkout and git cannot determine its commit."""
         failed = self.no_commit is not None and self.no_commit.startswith(_GIT_FAILED)
         return f"{self.no_commit}; the run names the code by a hash of its sources" if failed else None
 
 
 def collect() -> dict[str, Any]:
-    """The code, versions, host, processor, command and time of this process."""
+    """Record the code, versions, host, processor, command and time of this process."""
     import torch
 
     from runtime import distributed
@@ -69,7 +70,7 @@ def collect() -> dict[str, Any]:
         "host": socket.gethostname(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "processor": processor_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processes": distributed.world_from_environment().size,
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -79,13 +80,13 @@ def collect() -> dict[str, Any]:
 
 
 def code() -> Code:
-    """Of a checkout, of a copy that was made for a submission, or of an installed or unpacked copy without git."""
-    copied = _snapshot()
-    if copied is not None:
-        return Code(**{field.name: copied.get(field.name, field.default) for field in fields(Code)})
+    """Identify the code of a checkout, of a copy for a submission, or of an installed or unpacked copy without git."""
+    snapshot = _snapshot()
+    if snapshot is not None:
+        return Code(**{field.name: snapshot.get(field.name, field.default) for field in fields(Code)})
     try:
         _require_own_repository()
-        # reports/ is left out: it is made by the code, so remaking it changes no result.
+        # Without reports/, which the code writes: remaking a report changes no result.
         diff = _git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", ".", ":!reports")
         return Code(_git("rev-parse", "HEAD").decode().strip(), diff.decode(errors="replace").strip())
     except NoCommitError as reason:
@@ -93,32 +94,32 @@ def code() -> Code:
 
 
 def commit() -> str | None:
-    """The commit of the code, or None where it has none."""
+    """Return the commit of the code, or None where it has none."""
     return code().commit
 
 
 def dirty_diff() -> str:
-    """How tracked files of the code differ from the commit; "" where they do not, or there is none."""
+    """Return the diff of tracked files against the commit; "" where there is none, or no commit."""
     return code().diff
 
 
 def _snapshot() -> dict[str, Any] | None:
-    """The record of this copy of the code; None where it is no copy."""
-    copied = files.read_json(PROJECT / SNAPSHOT)
-    return copied if isinstance(copied, dict) else None
+    """Read the record of a copy for a submission; None elsewhere."""
+    record = files.read_json(PROJECT / SNAPSHOT)
+    return record if isinstance(record, dict) else None
 
 
 def checkout_files(*which: str) -> list[str]:
-    """Sorted paths that `git ls-files` lists, `which` as --cached; NoCommitError where there is no checkout."""
+    """Return the sorted paths of `git ls-files`, `which` as --cached; NoCommitError where there is no checkout."""
     _require_own_repository()
     listed = _git("ls-files", *which, "--exclude-standard", "-z")
     return sorted(os.fsdecode(name) for name in listed.split(b"\0") if name)
 
 
 def _git(*arguments: str) -> bytes:
-    """What git prints about the project's folder. NoCommitError where that is no checkout, or git fails.
+    """Return git's output in the project's folder. NoCommitError where that is no checkout, or git fails.
 
-    An outer repository is not looked at: an installed copy may lie within somebody's checkout.
+    An outer repository is not used: an installed copy may lie within the checkout of another project.
     """
     if not (PROJECT / ".git").exists():
         raise NoCommitError("not a git checkout")
@@ -134,26 +135,26 @@ def _git(*arguments: str) -> bytes:
 
 
 def _require_own_repository() -> None:
-    """NoCommitError where the folder is somebody else's repository, into which this code was copied or installed."""
+    """NoCommitError where the folder is another project's repository, into which this code was copied or installed."""
     if not _git("ls-files", "--", str(Path(__file__).resolve().relative_to(PROJECT))):
         raise NoCommitError("in a git repository that does not hold this code")
 
 
 def package_files() -> list[str]:
-    """Every file of the project's own packages, sorted, as paths from its folder; not what was made at work."""
-    found = []
+    """Return the sorted relative paths of all files of the project's packages, without caches."""
+    paths = []
     for package in PACKAGES:
         for folder, inner, names in os.walk(PROJECT / package):
             cache = Path(folder) == PROJECT / "data"
             inner[:] = [n for n in inner if n != "__pycache__" and n[0] != "." and not (cache and n == "cache")]
-            found += [(Path(folder) / name).relative_to(PROJECT).as_posix() for name in names]
-    return sorted(found)
+            paths += [(Path(folder) / name).relative_to(PROJECT).as_posix() for name in names]
+    return sorted(paths)
 
 
 def import_path(code: Path | str = PROJECT) -> dict[str, str]:
-    """Environment variables by which a child process imports the packages of `code`, never those of its directory.
+    """Return environment variables that make a child process import the packages of the folder `code`.
 
-    Nothing but vicregl is installed, and a `data.py` in the working directory would hide ours.
+    vicregl alone is installed, and without PYTHONSAFEPATH a `data.py` in the working directory would hide ours.
     """
     others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != str(code)]
     return {"PYTHONPATH": os.pathsep.join([str(code), *others]), "PYTHONSAFEPATH": "1"}
@@ -169,13 +170,13 @@ def _hash_of_sources() -> str:
 
 
 def _version() -> str | None:
-    """Of the project's own pyproject.toml, where one lies beside it; else of what is installed."""
+    """Return the version in the project's pyproject.toml, or else of the installed distribution."""
     try:
-        described = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+        project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
     except (OSError, ValueError):
-        described = {}
-    if described.get("name") == DISTRIBUTION:
-        return described.get("version")
+        project = {}
+    if project.get("name") == DISTRIBUTION:
+        return project.get("version")
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -183,7 +184,7 @@ def _version() -> str | None:
 
 
 def processor_name() -> str:
-    """The processor's model name where Linux tells it, else the architecture."""
+    """Return the processor's model name where Linux has it, else the architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -194,10 +195,10 @@ def processor_name() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in VERSIONS_OF:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

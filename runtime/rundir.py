@@ -1,16 +1,15 @@
-"""Run directories: `runs/<stage>/<slug>-<hash>/`, the only thing that stages share.
+"""Run directories: `runs/<stage>/<slug>-<hash>/`, the only way in which stages exchange results.
 
 run.yaml        resolved config, identity, parent, one provenance entry an attempt
 metrics.jsonl   one row a logging step
-result.json     the scores; written last, so that its presence is what `done` means
-failure.json    how the latest attempt failed; gone once a new one starts
-heartbeat.json  who works on it and how far it is
-lock            held (POSIX lock) by the working process: two never share a run
+result.json     the scores; written last: a run is done if and only if it exists
+failure.json    how the latest attempt failed; removed when a new one starts
+heartbeat.json  the working process and its progress, every few seconds
+lock            held (POSIX lock) by the working process, so that two never write to one run
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -30,23 +29,23 @@ from runtime import files, provenance
 from runtime.errors import BusyError, Unfinished, UserError
 
 HEARTBEAT_SECONDS = 5.0
-# A heartbeat of another host that is older than this is of a process that died.
+# An older heartbeat from another host means that its process died.
 STALE_SECONDS = 120.0
 ELSEWHERE = "keep your runs elsewhere: machine.runs=FOLDER"
 # The same as yaml.safe_load, many times as quick where PyYAML was built with libyaml.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_held_here: set[Path] = set()
+_held_by_this_process: set[Path] = set()
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What names a run: the same question asked twice has the same identity."""
+    """Everything that names a run: equal configs of a stage have equal identities."""
 
     stage: str
     slug: str
-    format: int  # of the stage; raised when the same config comes to mean something else
+    format: int  # of the stage; raised when equal configs come to give other results
     config: dict[str, Any]  # resolved, without `machine`
-    parent: str | None = None  # hash of the run that this one evaluates
+    parent: str | None = None  # hash of the evaluated run
 
     @cached_property
     def hash(self) -> str:
@@ -59,7 +58,7 @@ class Identity:
 
 @dataclass
 class Run:
-    """One run directory. Making the object touches nothing; `open_run` makes and holds the folder."""
+    """One run directory. Creating the object touches no file; `open_run` makes and locks the directory."""
 
     path: Path
     _progress: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +72,7 @@ class Run:
         return self.path.name
 
     def document(self) -> dict[str, Any]:
-        """run.yaml; UserError where the folder is not a run directory."""
+        """Read run.yaml; UserError where the folder is not a run directory."""
         file = self.path / "run.yaml"
         if not file.is_file():
             raise UserError(f"{self.path} is not a run directory: it holds no run.yaml")
@@ -86,7 +85,7 @@ class Run:
         return document
 
     def attempts(self) -> list[dict[str, Any]]:
-        """The provenance of each attempt; empty where none was begun, or where a crash cut the file off."""
+        """Read the provenance of each attempt; empty before the first one, or where a crash cut the file off."""
         try:
             attempts = files.parse_yaml(f"attempts:{self._attempts_text()}", _LOADER)["attempts"]
         except yaml.YAMLError:
@@ -94,11 +93,11 @@ class Run:
         return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []
 
     def count_attempts(self) -> int:
-        """How many attempts there were; by lines, because parsing thousands of files would take seconds."""
+        """Count the attempts by lines: parsing the YAML of thousands of runs would take seconds."""
         return self._attempts_text().count("\n- ")
 
     def _attempts_text(self) -> str:
-        """The last section of run.yaml: the config before it is most of the file, and known already."""
+        """Return the last section of run.yaml: the config before it is most of the file, and not needed here."""
         try:
             text = (self.path / "run.yaml").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -115,48 +114,48 @@ class Run:
         return files.read_json(self.path / "heartbeat.json")
 
     def state(self) -> str:
-        """new, running, done, failed, or interrupted (begun, and nobody works on it)."""
+        """Return new, running, done, failed, or interrupted (started, and no process works on it)."""
         if self.result() is not None:
             return "done"
-        if self._someone_works():
+        if self._is_held():
             return "running"
         if self.failure() is not None:
             return "failed"
         return "interrupted" if (self.path / "run.yaml").exists() else "new"
 
-    def _someone_works(self) -> bool:
-        if self.path.resolve() in _held_here:
-            return True  # and opening the lock again would drop it at the close
+    def _is_held(self) -> bool:
+        # POSIX locks belong to the process: opening and closing the file here would drop the lock that it holds.
+        if self.path.resolve() in _held_by_this_process:
+            return True
         try:
-            handle = os.open(self.path / "lock", os.O_RDONLY)  # testing a lock needs no more: others may look
+            handle = os.open(self.path / "lock", os.O_RDONLY)  # enough to test a lock: other users may read the state
         except FileNotFoundError:
             return False
         except PermissionError:
-            return self._beats()
+            return self._heartbeat_is_fresh()
         try:
             os.lockf(handle, os.F_TEST, 0)
         except OSError:
             return True
         finally:
             os.close(handle)
-        return self._other_host_works()
+        return self._other_host_has_it()
 
-    def _other_host_works(self) -> bool:
-        """Some network file systems do not carry locks between hosts: a fresh heartbeat counts too."""
+    def _other_host_has_it(self) -> bool:
+        """Whether another host's heartbeat is fresh: some network file systems do not carry locks between hosts."""
         beat = self.heartbeat()
-        return beat is not None and beat["host"] != socket.gethostname() and self._beats()
+        return beat is not None and beat["host"] != socket.gethostname() and self._heartbeat_is_fresh()
 
-    def _beats(self) -> bool:
-        """Whether its last sign of life is fresh."""
+    def _heartbeat_is_fresh(self) -> bool:
         beat = self.heartbeat()
         return beat is not None and not beat.get("ended") and time.time() - beat["time"] < STALE_SECONDS
 
     def require_writable(self) -> None:
-        """UserError where its files cannot be written: before anything begins."""
+        """UserError where its files cannot be written; called before anything starts."""
         files.require_writable(self.path, ELSEWHERE)
 
     def progress(self, done: int, total: int, unit: str, **extra: Any) -> None:
-        """Tell the heartbeat how far the run is; it reaches the file within a few seconds."""
+        """Set the progress that the heartbeat writes, within a few seconds."""
         self._progress = {"done": done, "total": total, "unit": unit, **extra}
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -167,7 +166,7 @@ class Run:
         return list(files.read_json_lines(self.path / "metrics.jsonl"))
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget rows that a resumed run will write again (those with `step` beyond its checkpoint)."""
+        """Remove rows that a resumed run will write again (those with `step` beyond its checkpoint)."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         files.write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -176,7 +175,7 @@ class Run:
 
 
 def finished_run(path: Path, stages: Sequence[str]) -> dict[str, Any]:
-    """The run.yaml of a finished run of one of the stages, at `path`.
+    """Read run.yaml at `path`, of a finished run of one of the stages.
 
     UserError where the folder is missing, is no run directory, is of another stage, is not done, or was edited by hand.
     """
@@ -204,10 +203,10 @@ def finished_run(path: Path, stages: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> Iterator[Run]:
-    """Make (or find) the run's folder and hold it while the block works.
+    """Make the run's directory if it is missing, and lock it during the block.
 
-    Raises BusyError if another process works on it. An exception in the block is recorded in
-    failure.json; a stop that was asked for is not a failure. Whether the run is done already is for the caller to ask.
+    Raises BusyError if another process works on it. An exception in the block is recorded in failure.json, except
+    Unfinished: a requested stop is not a failure. The caller checks beforehand whether the run is done already.
     """
     run = Run.at(root, identity)
     files.make_folder(run.path, ELSEWHERE)
@@ -226,7 +225,7 @@ def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> I
 
 
 def record_failure(run: Run, error: Exception) -> None:
-    """failure.json. Only for the holder of the run."""
+    """Write failure.json. Only for the process that holds the run."""
     record = {"class": type(error).__name__, "message": str(error) or repr(error), "time": time.time()}
     with suppress(OSError, UserError):  # on a full disk: the error itself is what the user needs
         files.write_json(run.path / "failure.json", record)
@@ -235,44 +234,41 @@ def record_failure(run: Run, error: Exception) -> None:
 @contextmanager
 def _lease(run: Run) -> Iterator[None]:
     path = run.path.resolve()
-    if path in _held_here or run._other_host_works():
+    # The lock itself excludes other processes alone, and on some file systems other processes of this host alone.
+    if path in _held_by_this_process or run._other_host_has_it():
         raise BusyError(_busy_message(run))
-    # A POSIX lock: the kernel drops it when the process dies, and forked loader workers do not inherit it.
-    handle = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise BusyError(_busy_message(run)) from error
-    _held_here.add(path)
-    stop = threading.Event()
-    beats = threading.Thread(target=_keep_beating, args=(run, stop), daemon=True)
-    try:
-        _beat(run)
-        beats.start()
-        yield
-    finally:
-        stop.set()
-        if beats.ident is not None:
-            beats.join()
-        _beat(run, ended=True)
-        _held_here.discard(path)
-        os.close(handle)
+    with files.lock(path / "lock", wait=False) as held:
+        if not held:
+            raise BusyError(_busy_message(run))
+        _held_by_this_process.add(path)
+        stop = threading.Event()
+        heartbeat = threading.Thread(target=_repeat_heartbeat, args=(run, stop), daemon=True)
+        try:
+            _write_heartbeat(run)
+            heartbeat.start()
+            yield
+        finally:
+            # The last heartbeat is written while the lock is still held: a successor's must not be overwritten.
+            stop.set()
+            if heartbeat.ident is not None:
+                heartbeat.join()
+            _write_heartbeat(run, ended=True)
+            _held_by_this_process.discard(path)
 
 
 def _busy_message(run: Run) -> str:
-    beat = run.heartbeat() or {}
-    who = f"process {beat.get('pid', '?')} on {beat.get('host', '?')}"
-    return f"{run.path} is in use by {who}; wait for it or stop it, then repeat the command"
+    heartbeat = run.heartbeat() or {}
+    holder = f"process {heartbeat.get('pid', '?')} on {heartbeat.get('host', '?')}"
+    return f"{run.path} is in use by {holder}; wait for it or stop it, then repeat the command"
 
 
-def _keep_beating(run: Run, stop: threading.Event) -> None:
+def _repeat_heartbeat(run: Run, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        _beat(run)
+        _write_heartbeat(run)
 
 
-def _beat(run: Run, ended: bool = False) -> None:
-    beat = {
+def _write_heartbeat(run: Run, ended: bool = False) -> None:
+    record = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
@@ -280,9 +276,9 @@ def _beat(run: Run, ended: bool = False) -> None:
         "ended": ended,
         "progress": run._progress,
     }
-    # A full disk must not kill the run here: its own saves report that.
+    # A full disk must not end the run here: its own saves report that.
     with suppress(OSError, UserError):
-        files.write_json(run.path / "heartbeat.json", beat)
+        files.write_json(run.path / "heartbeat.json", record)
 
 
 def _record_attempt(run: Run, identity: Identity, machine: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C, TERM, USR1 and USR2 as a request that the loop reads at a step boundary, where it can save first."""
+"""Ctrl-C, TERM, USR1 and USR2 as a request that the training loop reads after each step, where it can save first."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import NoReturn
 
 from runtime.errors import Unfinished
 
-# Clusters send TERM when they preempt, and USR1 or USR2 (by sbatch --signal) some time before that or before a limit.
+# Clusters send TERM when they preempt, and USR1 or USR2 (by sbatch --signal) some time before that or a time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_PARENT_POLL_SECONDS = 1.0  # between two looks at whether a worker's parent lives
+_PARENT_POLL_SECONDS = 1.0  # between two checks that a worker's parent is alive
 
 
 class StopRequest:
-    """Truthy once one of SIGNALS arrived. A second INT interrupts at once, as usual."""
+    """True once one of SIGNALS arrived. A second INT interrupts at once, as usual."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -32,7 +32,7 @@ class StopRequest:
         self.signal = number
 
     def leave(self) -> NoReturn:
-        """End the run, whose state is saved by now."""
+        """End the run, whose state the caller has saved."""
         if self.signal is None or self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise Unfinished(f"got {signal.Signals(self.signal).name}")
@@ -40,9 +40,9 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Within the block SIGNALS set the request instead of ending the process. Main thread only.
+    """Let SIGNALS set the request during the block instead of ending the process. Main thread only.
 
-    A parent may have blocked them, so that none comes before this block can hear it.
+    The block also unblocks them: a parent may have blocked them, so that none is lost before the block starts.
     """
     request = StopRequest()
     former = {number: signal.signal(number, request.receive) for number in SIGNALS}
@@ -56,15 +56,15 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 def outlive_stops(_worker: int = 0) -> None:
-    """Let this process, a data loader's worker, not end by SIGNALS of others than its parent.
+    """Make this process, a data loader's worker, ignore SIGNALS from any process but its parent.
 
-    A cluster sends them to every process of a job; the run needs its workers until it has saved. Its own TERM, which
-    torch and multiprocessing send to a worker that is left over, ends the worker as before; so does its parent's death,
-    of which a worker that is at work, or waits for something, would not hear.
+    A cluster sends them to every process of a job, and the run needs its workers until it has saved. The parent's TERM,
+    by which torch and multiprocessing end a worker, still ends it, and so does the parent's death, which a busy or
+    blocked worker would not notice.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # Only one who waits for a signal is told who sent it.
+    # A handler does not learn the sender of a signal; a thread that waits for it (sigtimedwait) does.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     threading.Thread(target=_await_parents_term, args=(os.getppid(),), daemon=True).start()
 
