@@ -115,7 +115,7 @@ def _of_the_format(node: Node, row: Row, side: str, explained: bool) -> list[str
             return ["something that results.csv does not record"]
     if recorded in (None, identity.format):
         return []  # of the same settings; its pretraining may have others
-    return [f"what the same settings measure (format {value_text(recorded)} → {identity.format})"]
+    return [f"format {value_text(recorded)} → {identity.format}: the same settings measure something else"]
 
 
 def plain(value: Any) -> Any:

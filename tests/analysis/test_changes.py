@@ -102,9 +102,9 @@ def test_a_format_that_was_raised(table: Path, monkeypatch: pytest.MonkeyPatch, 
     grow(monkeypatch, "identity", identity)
     if not recorded:
         pd.read_csv(table).drop(columns=["eval.format"]).to_csv(table, index=False)
-    assert changed(table) == ["linear what the same settings measure (format 1 → 3)"]
+    assert changed(table) == ["linear format 1 → 3: the same settings measure something else"]
     edit("pretrain.yaml", "4 steps", "8 steps")  # another parent does not hide it
-    assert changed(table)[1:] == ["linear what the same settings measure (format 1 → 3)"]
+    assert changed(table)[1:] == ["linear format 1 → 3: the same settings measure something else"]
 
 
 def test_another_name_of_the_same_settings_is_told_too(table: Path) -> None:
