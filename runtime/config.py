@@ -160,16 +160,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with 1e-6 as a number (YAML 1.2), a key at most once in a mapping, and no aliases.
-
-    A few lines of nested aliases stand for billions of values, which would keep whatever walks through them busy.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed; write the value out", mark)
-        return super().compose_node(parent, index)
+    """PyYAML's safe loader, with 1e-6 as a number (YAML 1.2) and a key at most once in a mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
