@@ -1,9 +1,9 @@
-"""How many images a second the input pipeline gives on this machine, and what limits it.
+"""Measure the images per second of the input pipeline on this machine, and its bottleneck.
 
     python -m pretrain.bench CONFIG [--workers 0,1,2,4] [--seconds 5] [key=value ...]
 
-First the parts of the work on one image, one thread; then the loader end to end with each number of workers, which
-includes what the process that trains does itself: normalising, the copies to a GPU and, with `views.execution=device`,
+First the parts of the work on one image, in one thread; then the loader end to end with each number of workers, which
+includes the work of the training process itself: normalising, the copies to a GPU and, with `views.execution=device`,
 mirroring and colour.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
 
 T = TypeVar("T")
-Parts = dict[str, float]  # a part of the work -> milliseconds an image
+Parts = dict[str, float]  # part of the work -> milliseconds per image
 
 ADVICE = {
     "read the file": "a faster disk, or more workers",
@@ -43,7 +43,7 @@ ADVICE = {
 
 
 class Clock:
-    """Seconds of named parts, summed up over images."""
+    """Sums the seconds of named parts over images."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -60,7 +60,7 @@ class Clock:
 
 
 def worker_parts(config: PretrainConfig, dataset: Dataset, maker: ViewMaker, seconds: float) -> Parts:
-    """What a worker does for an image, part by part. A set that is held in memory is not decoded again and again."""
+    """Time the parts of a worker's work on an image. A dataset held in memory is decoded only once."""
     images = dataset.images("train")
     source = open_source(dataset, images, config.views.short_side)
     store = ImageStore(images, config.data.on_bad_image, source=source)
@@ -89,14 +89,16 @@ def _decoded(clock: Clock, store: ImageStore, index: int, short_side: int) -> Pi
 
 def _views(clock: Clock, maker: ViewMaker, image: Pixels, number: int) -> None:
     plans = clock.time("choose", lambda: maker.draw(image.shape[0], image.shape[1], sample_generator(0, 0, number)))
-    of_views = list(zip(plans, maker.sides, strict=True))
-    crops = clock.time("cut and resize", lambda: [maker.crop(image, plan, side) for plan, side in of_views])
+    views = list(zip(plans, maker.sides, strict=True))
+    crops = clock.time("cut and resize", lambda: [maker.crop(image, plan, side) for plan, side in views])
     if maker.config.execution == "cpu":
         coloured = zip(crops, plans, strict=True)
         clock.time("mirror and colour", lambda: [maker.colour(crop, plan) for crop, plan in coloured])
 
 
-def loader_of(config: PretrainConfig, grid_size: GridSize, workers: int, device: torch.device) -> PretrainLoader:
+def make_bench_loader(
+    config: PretrainConfig, grid_size: GridSize, workers: int, device: torch.device
+) -> PretrainLoader:
     train, machine = config.train, config.machine
     return PretrainLoader(
         config.data,
@@ -111,7 +113,7 @@ def loader_of(config: PretrainConfig, grid_size: GridSize, workers: int, device:
 
 
 def own_part(loader: PretrainLoader, batch_size: int, device: torch.device, repeats: int = 5) -> float:
-    """Milliseconds an image of what the process that trains does with a worker's batch."""
+    """Return the milliseconds per image that the training process spends on a worker's batch."""
     times = []
     for _ in range(repeats):
         raw = loader.make(0)
@@ -126,7 +128,7 @@ def own_part(loader: PretrainLoader, batch_size: int, device: torch.device, repe
 
 
 def images_per_second(loader: PretrainLoader, batch_size: int, workers: int, seconds: float) -> float:
-    """End to end, without the first batches, which the workers made while they started."""
+    """Measure end to end, without the first batches, which the workers made while they started."""
     batches = loader.batches(0, 1 << 31)
     for _ in range(2 * workers + 1):
         next(batches)
@@ -140,7 +142,7 @@ def images_per_second(loader: PretrainLoader, batch_size: int, workers: int, sec
 
 
 def limit(parts: Parts, own: float, rates: dict[int, float], cores: int) -> str:
-    """Which part bounds the best of the rates (workers -> images/s), in a sentence."""
+    """Name the bottleneck of the best of the rates (workers -> images/s), in a sentence."""
     workers = max(rates, key=lambda number: rates[number])
     made = sum(parts.values())
     if own > made / max(1, workers):
@@ -183,10 +185,10 @@ def main(argv: Sequence[str]) -> None:
     sizes = " + ".join(f"{maker.sides.count(side)} x {side}" for side in sorted(set(maker.sides), reverse=True))
     print(f"{dataset.name} at {dataset.root}, {sizes}, execution {config.views.execution}, device {device}", flush=True)
     parts = worker_parts(config, dataset, maker, arguments.seconds)
-    loader = loader_of(config, lambda side: maker.grids[maker.sides.index(side)], 0, device)
+    loader = make_bench_loader(config, lambda side: maker.grids[maker.sides.index(side)], 0, device)
     own, rates = own_part(loader, config.train.batch_size, device), {}
     for workers in numbers:
-        loader = loader_of(config, lambda side: maker.grids[maker.sides.index(side)], workers, device)
+        loader = make_bench_loader(config, lambda side: maker.grids[maker.sides.index(side)], workers, device)
         rates[workers] = images_per_second(loader, config.train.batch_size, workers, arguments.seconds)
     print(report(parts, own, rates, config.machine.worker_kind, cores))
 

@@ -1,8 +1,8 @@
-"""A sheet of views, to check by eye what a config trains on.
+"""Draw a sheet of views, to check by eye the input that a config trains on.
 
     python -m pretrain.show pretrain/configs/quickstart.yaml --images 4 --out build/views.png [key=value ...]
 
-A row is an image with the boxes of its views, and the views with the cells of the network's map. Joined are the cells
+A row is an image with the boxes of its views, and the views with the cells of the network's map. Lines join the cells
 of the two large views that the criterion matches by location.
 """
 
@@ -35,21 +35,21 @@ COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "tab:
 
 
 def load_config(path: str, overrides: Sequence[str]) -> PretrainConfig:
-    """The pretraining config that a command of data/ is about: the one place where data/ looks up to a stage."""
+    """Load a pretraining config."""
     from pretrain.config import PretrainConfig
 
     return configs.load(PretrainConfig, path, overrides)
 
 
 def view_maker(config: PretrainConfig) -> ViewMaker:
-    """With the grid sizes of the config's own network."""
+    """Create the view maker of the config, with the grid sizes of its network."""
     from vicregl.backbones import create_backbone
 
     return ViewMaker(config.views, create_backbone(config.model.backbone).grid_size)
 
 
 def rendered(maker: ViewMaker, image: Pixels, plans: Sequence[ViewPlan]) -> list[Pixels]:
-    """The views by the config's execution, as pixels (S, S, 3)."""
+    """Render the views by the config's execution, as pixels (S, S, 3)."""
     views = []
     for plan, side in zip(plans, maker.sides, strict=True):
         if maker.config.execution == "cpu":
@@ -66,7 +66,7 @@ def rendered(maker: ViewMaker, image: Pixels, plans: Sequence[ViewPlan]) -> list
 def draw_sheet(
     maker: ViewMaker, images: Mapping[int, Pixels], seed: int, criterion: CriterionConfig, out: Path
 ) -> None:
-    """One row an image, by its number: the views that a run with that seed shows of it in epoch 0."""
+    """Draw one row per image, by its number: the views that a run with that seed makes of it in epoch 0."""
     from matplotlib.figure import Figure
 
     from vicregl.local import matched_pairs
@@ -87,7 +87,7 @@ def draw_sheet(
 
 
 def draw_image(axes: Any, image: Pixels, plans: Sequence[ViewPlan], locations: Sequence[Tensor]) -> None:
-    """The image, the views' boxes, and the locations of the large ones' cells."""
+    """Draw the image, the boxes of the views, and the cell locations of the large ones."""
     axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
     axes.set_title(f"{image.shape[1]} x {image.shape[0]}", fontsize=8)
     axes.axis("off")
@@ -101,15 +101,15 @@ def draw_image(axes: Any, image: Pixels, plans: Sequence[ViewPlan], locations: S
 
 
 def draw_view(axes: Any, pixels: Pixels, plan: ViewPlan, grid: tuple[int, int], colour: str) -> None:
-    """The view with the borders of its cells; the title tells what was done with it."""
+    """Draw the view with the borders of its cells; the title lists its augmentations."""
     side = len(pixels)
     axes.imshow(pixels, extent=(0, side, side, 0))
     for lines, draw in ((grid[0], axes.axhline), (grid[1], axes.axvline)):
         for cell in range(1, lines):
             draw(cell * side / lines, color="white", linewidth=0.3, alpha=0.7)
-    done = {"mirrored": plan.mirrored, "jitter": plan.jitter is not None, "gray": plan.gray}
-    done |= {f"blur {plan.blur_sigma:.1f}": plan.blur_sigma > 0, "solarised": plan.solarized}
-    axes.set_title(", ".join(name for name, was in done.items() if was) or "crop alone", fontsize=7)
+    applied = {"mirrored": plan.mirrored, "jitter": plan.jitter is not None, "gray": plan.gray}
+    applied |= {f"blur {plan.blur_sigma:.1f}": plan.blur_sigma > 0, "solarised": plan.solarized}
+    axes.set_title(", ".join(name for name, used in applied.items() if used) or "crop alone", fontsize=7)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(color=colour, linewidth=2)
@@ -123,7 +123,7 @@ def join(
     pairs: Sequence[tuple[int, int]],
     colours: Sequence[Any] = (),
 ) -> None:
-    """Lines between the cells of the first view (on the axes `first`) and of the second; yellow without `colours`."""
+    """Draw lines between cells of the first view (on the axes `first`) and the second; yellow without `colours`."""
     from matplotlib.patches import ConnectionPatch
 
     for (one, other), colour in zip(pairs, colours or ["yellow"] * len(pairs), strict=True):
@@ -136,7 +136,7 @@ def join(
 
 
 def cell_centre(cell: int, maker: ViewMaker, view: int) -> tuple[float, float]:
-    """(x, y) of a cell in the pixels of its view."""
+    """Return (x, y) of a cell in the pixels of its view."""
     rows, columns = maker.grids[view]
     row, column = divmod(cell, columns)
     return (column + 0.5) * maker.sides[view] / columns, (row + 0.5) * maker.sides[view] / rows
