@@ -132,7 +132,10 @@ def test_changed_files_are_refused(folder_of_60: DataConfig, change: str) -> Non
         victim.unlink()
     else:
         victim.rename(victim.with_name("zzz.png"))
-    for use in (lambda: opened(open_dataset(folder_of_60)), lambda: cache.build(dataset, 20, 1, skip_bad=False)):
+    for use in (
+        lambda: opened(open_dataset(folder_of_60)),
+        lambda: cache.build(open_dataset(folder_of_60), 20, 1, skip_bad=False),
+    ):
         with pytest.raises(UserError, match="made from other files"):
             use()
 
