@@ -23,12 +23,13 @@ NOTEBOOK = PROJECT / "analysis" / "notebooks" / "alpha.ipynb"
 SCENES = PROJECT / "reports" / "scenes"
 
 
-def executed(folder: Path, parameters: Sequence[str] = ()) -> str:
+def executed(parameters: Sequence[str] = ()) -> str:
     """Everything that the cells show, after running them with other parameters."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     cell.source = "\n".join([cell.source, *parameters])
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    # In its own folder, as Jupyter starts it.
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     texts = [output.get("text") or output["data"].get("text/markdown", "") for output in outputs]
@@ -36,8 +37,8 @@ def executed(folder: Path, parameters: Sequence[str] = ()) -> str:
 
 
 @pytest.mark.slow
-def test_on_the_committed_results(tmp_path: Path) -> None:
-    shown = executed(tmp_path)
+def test_on_the_committed_results() -> None:
+    shown = executed()
     assert (SCENES / "table.md").read_text().splitlines()[2] in shown
     assert "loss.alpha = 0.75 against loss.alpha = 1" in shown
     assert "Spearman over all runs:" in shown
@@ -52,7 +53,7 @@ def test_on_a_live_study(tmp_path: Path) -> None:
         write(point.evals["linear"], {"top1": 80 + alpha, "protocol": "linear"})
         write(point.evals["segmentation"], {"miou": 40 - alpha, "protocol": "frozen linear"})
     live = ['STUDY = "sweeps/studies/quickstart.yaml"', "RESULTS = None", f'MACHINE = ["machine.runs={tmp_path}/runs"]']
-    shown = executed(tmp_path, live)
+    shown = executed(live)
     assert "loss.alpha = 0.5 against loss.alpha = 1\n  linear top-1: 80.5 against – (1 new)" in shown
     assert "1. loss.alpha = 0: segmentation mIoU 40.0 (n 1)" in shown
     assert "Spearman over all runs: -1.00 (n = 4)" in shown

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
 from analysis.changes import changes
 from analysis.results import load_results, results_of
 from analysis.settings import settings_table
+from runtime.config import read_yaml
 from runtime.provenance import PROJECT
 from sweeps.graph import build
 from sweeps.study import Study, load_study
@@ -58,7 +58,7 @@ def test_a_changed_field_is_named_alone(
 
 def test_a_pretraining_that_changed(study: Study, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(study.pretrain.set, "optimizer.base_lr", 0.5)
-    base = OmegaConf.load(PROJECT / study.pretrain.config).optimizer.base_lr
+    base = read_yaml(PROJECT / study.pretrain.config)["optimizer"]["base_lr"]
     assert changes(table, build(study)) == [f"pretrain `optimizer.base_lr` {base} → 0.5"]
 
 
@@ -68,20 +68,20 @@ def test_the_settings_are_those_of_the_configs(study: Study, table: pd.DataFrame
     assert found.header == ["setting", "pretrain", "linear", "segmentation"]
     cells = {line[0]: dict(zip(found.header[1:], line[1:], strict=True)) for line in found.blocks[0]}
     pretrain, linear, segmentation = (
-        OmegaConf.load(PROJECT / file)
+        read_yaml(PROJECT / file)
         for file in (study.pretrain.config, study.evals["linear"].config, study.evals["segmentation"].config)
     )
     assert cells["learning rate"] == {
-        "pretrain": f"{pretrain.optimizer.base_lr} (base)",
-        "linear": str([float(rate) for rate in linear.learning_rates]),
-        "segmentation": str(segmentation.optimizer.lr),
+        "pretrain": f"{pretrain['optimizer']['base_lr']} (base)",
+        "linear": str([float(rate) for rate in linear["learning_rates"]]),
+        "segmentation": str(segmentation["optimizer"]["lr"]),
     }
-    assert cells["length"]["segmentation"] == f"{segmentation.iterations} iterations"
+    assert cells["length"]["segmentation"] == f"{segmentation['iterations']} iterations"
     assert cells["length"]["pretrain"] == str(study.pretrain.set["train.duration"])
     assert cells["optimiser"] == {
-        "pretrain": pretrain.optimizer.name,
+        "pretrain": pretrain["optimizer"]["name"],
         "linear": "sgd, momentum 0.9",
-        "segmentation": segmentation.optimizer.name,
+        "segmentation": segmentation["optimizer"]["name"],
     }
     assert cells["batch (images)"]["segmentation"] == str(segmentation.batch_size)
     assert cells["crop or image (pixels)"]["segmentation"] == str(segmentation.crop_size)

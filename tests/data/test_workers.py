@@ -15,6 +15,7 @@ import torch
 from data import workers
 from data.workers import WatchedLoader, in_order
 from runtime.errors import UserError
+from runtime.provenance import import_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -214,7 +215,10 @@ def test_no_worker_survives_the_main_process(number, seconds, tmp_path):
         "for step in in_order(Steps(), range(10**6), 2, 'processes'): print(step, flush=True)\n"
     )
     argv = [sys.executable, script, str(seconds)]
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    environment = os.environ | import_path()
+    process = subprocess.Popen(
+        argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     while process.stdout.readline() != "3\n":
         assert process.poll() is None
     assert len(processes_of(process.pid)) == 3

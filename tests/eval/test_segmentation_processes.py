@@ -24,6 +24,7 @@ from eval.segmentation_config import SegmentationConfig
 from runtime import compat
 from runtime import config as configs
 from runtime.errors import UserError
+from runtime.provenance import import_path
 from runtime.rundir import Run
 from vicregl.sync_norm import SharedBatchNorm, synchronise
 
@@ -63,7 +64,7 @@ def srun(tiny_scenes: Path, arguments: list[str]) -> list[int]:
     tasks = [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env=environment(tiny_scenes, **step, **place, SLURM_PROCID=rank, SLURM_LOCALID=rank),
+            env=environment(tiny_scenes, **step, **place, SLURM_PROCID=rank, SLURM_LOCALID=rank) | import_path(),
         )
         for rank in range(2)
     ]
