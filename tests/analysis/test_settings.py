@@ -83,8 +83,8 @@ def test_the_settings_are_those_of_the_configs(study: Study, table: pd.DataFrame
         "linear": "sgd, momentum 0.9",
         "segmentation": segmentation["optimizer"]["name"],
     }
-    assert cells["batch (images)"]["segmentation"] == str(segmentation.batch_size)
-    assert cells["crop or image (pixels)"]["segmentation"] == str(segmentation.crop_size)
+    assert cells["batch (images)"]["segmentation"] == str(segmentation["batch_size"])
+    assert cells["crop or image (pixels)"]["segmentation"] == str(segmentation["crop_size"])
 
 
 def test_a_table_without_configs_has_no_settings(study: Study) -> None:
