@@ -1,10 +1,10 @@
 """Kill a pretraining again and again: python kill_many.py FOLDER KILLS SEED -- the arguments of `python -m pretrain`.
 
 Importing torch takes seconds, so this process does it once and forks a child an attempt, which is the real command
-from its first line. Each is killed by SIGKILL after a random part of a run's processor time (so that a busy machine
-changes nothing), over and over, until the run is done; then its files are moved to FOLDER/done/<n> and another one
-begins, until KILLS children have been killed. First of all one run is left in peace: FOLDER/done/0. Prints how many
-were killed, and which step each had reached.
+from its first line. Each is killed by SIGKILL, half of them after a random part of a run's processor time and half a
+few steps after the last one logged (neither depends on how busy the machine is), over and over, until the run is done;
+then its files are moved to FOLDER/done/<n> and another one begins, until KILLS children have been killed. First of all
+one run is left in peace: FOLDER/done/0. Prints how many were killed, and which step each had reached.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,7 +57,10 @@ def main(folder: Path, kills: int, seed: int, argv: list[str]) -> None:
     while killed < kills or any((runs / "pretrain").iterdir()):
         process = attempt(argv, folder / "log.txt")
         if killed < kills:
-            kill_at(process, random.uniform(0, life / 2 if random.random() < 0.9 else life))
+            if random.random() < 0.5:
+                kill_after_steps(process, random.randint(1, 3), runs)
+            else:
+                kill_after_seconds(process, random.uniform(0, life / 2 if random.random() < 0.9 else life))
         status = os.waitpid(process, 0)[1]
         if os.WIFSIGNALED(status):
             killed += 1
@@ -68,11 +72,21 @@ def main(folder: Path, kills: int, seed: int, argv: list[str]) -> None:
     print(json.dumps({"killed": killed, "life_s": life, "steps": steps}))
 
 
-def kill_at(process: int, seconds: float) -> None:
-    """Kill a child once it has used that much of the processor; not at all where it ends before."""
+def kill_after_seconds(process: int, seconds: float) -> None:
+    """Kill a child once it has used that much of the processor, or let it end."""
     clock = (~process << 3) | 2  # Linux: the clock of that process
-    with suppress(OSError):
-        while time.clock_gettime(clock) < seconds:
+    kill_when(process, lambda: time.clock_gettime(clock) >= seconds)
+
+
+def kill_after_steps(process: int, steps: int, runs: Path) -> None:
+    """Kill a child once it has logged so many steps more, or let it end."""
+    target = (reached(runs) or 0) + steps
+    kill_when(process, lambda: (reached(runs) or 0) >= target)
+
+
+def kill_when(process: int, condition: Callable[[], bool]) -> None:
+    with suppress(OSError):  # no clock of a process that has ended
+        while not condition():
             if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return
             time.sleep(0.002)
