@@ -46,7 +46,8 @@ class Network:
     @torch.no_grad()
     def maps(self, images: Sequence[Pixels]) -> Tensor:
         """Images of one size, (S, S, 3) each -> the backbone's maps (B, h, w, F)."""
-        return self.backbone(normalise(np.stack(images)))[0].permute(0, 2, 3, 1)
+        views = self.config.views  # the network was pretrained with their mean and deviation, ImageNet's or others
+        return self.backbone(normalise(np.stack(images), mean=views.mean, std=views.std))[0].permute(0, 2, 3, 1)
 
     @torch.no_grad()
     def compared(self, images: Sequence[Pixels]) -> Tensor:

@@ -110,6 +110,20 @@ def test_drawn_matches_are_those_of_the_criterion(loss: CriterionConfig, monkeyp
     assert sizes["feature"] == 64 if loss.profile == "reference" else all(20 < n < 64 for n in sizes.values()), sizes
 
 
+def test_images_are_normalised_as_the_pretraining_did() -> None:
+    mean, std = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
+    config = PretrainConfig(
+        model=ModelConfig(BackboneConfig("scenes_resnet")), views=ViewsConfig(large_size=32, mean=mean, std=std)
+    )
+    torch.manual_seed(0)
+    backbone = create_backbone(config.model.backbone).eval()
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    maps = Network("run", "hash", config, backbone, None).maps([image])
+    expected = torch.tensor((image / 255 - mean) / std).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(maps, backbone(expected)[0].permute(0, 2, 3, 1))
+
+
 def test_the_score_below_a_segmented_image() -> None:
     truth = np.array([[0, 0, 1], [1, 255, 255]], np.uint8)
     prediction = np.array([[0, 1, 1], [1, 0, 2]], np.uint8)
