@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.config import MachineConfig
@@ -15,16 +17,31 @@ if TYPE_CHECKING:
 
     from runtime.distributed import World
 
+GPU_FILE = Path("/dev/nvidia0")
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+
 
 def prepare(machine: MachineConfig, world: World | None = None) -> torch.device:
-    """Set the number of CPU threads and return this process's device; UserError where it does not exist here.
+    """Set the number of CPU threads, and return this process's device, which on CUDA becomes torch's current one.
 
     Of several processes on a machine with GPUs, each takes the one of its local rank, or the only one that it sees.
+    UserError where the device does not exist here, and where `auto` would leave a GPU unused.
     """
     import torch
 
     if machine.threads:
         torch.set_num_threads(machine.threads)
+    device = _choose(machine, world)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _choose(machine: MachineConfig, world: World | None) -> torch.device:
+    import torch
+
+    if machine.device == "auto" and not torch.cuda.is_available():
+        refuse_unusable_gpu()
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if machine.device == "auto" else machine.device)
     count = torch.cuda.device_count()
@@ -37,6 +54,43 @@ def prepare(machine: MachineConfig, world: World | None = None) -> torch.device:
     if world.local_rank >= count > 1:
         raise UserError(f"process {world.local_rank} of this machine has no GPU of its own: it sees {count}")
     return torch.device("cuda", world.local_rank if count > 1 else 0)
+
+
+def refuse_unusable_gpu() -> None:
+    """UserError where there is a GPU that torch cannot use: a run would be on the CPU for days without a word."""
+    import torch
+
+    if (sign := sign_of_gpu()) is None:
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    driver = driver_version() or "not readable, so perhaps not loaded"
+    raise UserError(
+        f"config: machine.device = auto, and there is a GPU here ({sign}) that torch cannot use: torch "
+        f"{torch.__version__} is {built}, and NVIDIA's driver is {driver}. Update the driver, or install a torch for "
+        "it (environment.yml tells how), or choose machine.device=cpu"
+    )
+
+
+def sign_of_gpu() -> str | None:
+    """Return what shows that this process has an NVIDIA GPU; None without one, or where they are hidden from it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not re.match(r"\s*(\d|GPU-|MIG-)", visible):
+        return None  # hidden on purpose: "", "-1", or SLURM's "NoDevFiles"
+    for name in ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
+        value = os.environ.get(name, "")
+        if value and (name, value) != ("SLURM_GPUS_ON_NODE", "0"):
+            return f"{name}={value}"
+    return str(GPU_FILE) if GPU_FILE.exists() else None
+
+
+def driver_version() -> str | None:
+    """Return the version of NVIDIA's kernel driver, as 535.104.05, or None where it cannot be read."""
+    try:
+        text = DRIVER_FILE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"\d+(\.\d+)+", text)
+    return found[0] if found else None
 
 
 def refuse_shared_gpu(device: torch.device, world: World, store: dist.Store) -> None:

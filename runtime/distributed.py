@@ -141,8 +141,6 @@ def join(world: World, device: torch.device) -> Iterator[None]:
         return
     # Its successor is not in every torch that this runs with.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor.*deprecated", FutureWarning)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     store = _connect(world, listen=not world.hosted and world.is_main)
     backend = "nccl" if device.type == "cuda" else "gloo"
     exit_without_cleanup()
