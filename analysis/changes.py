@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis.labels import value_text
 from runtime import config as configs
+from runtime.config_keys import flatten
 from sweeps.graph import Graph, Node, Point, as_text
 from sweeps.study import PRETRAIN
 
@@ -79,7 +80,7 @@ def _of_a_run(node: Node, row: Row) -> list[str]:
     side = "pretrain" if node.part == PRETRAIN else "eval"
     if row.get(f"{side}.hash") == node.identity.hash:
         return []
-    known, added = configs.flatten(node.identity.config), _added(node.stage.schema())  # type: ignore[arg-type]  # a class can be hashed
+    known, added = flatten(node.identity.config), _added(node.stage.schema())  # type: ignore[arg-type]  # a class can be hashed
     # An empty cell is null, or a field that another stage has, or one added later that this run has at its default.
     empty_means_null = known.keys() - added.keys()
     recorded = {k: v for k, v in _fields(row, side) if plain(v) is not None or k in empty_means_null}

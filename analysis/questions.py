@@ -11,8 +11,8 @@ from analysis.material import Material
 from analysis.statistics import Estimate, difference, seeds_to_settle
 from analysis.summary import Row, Summary, summarize
 from analysis.table import estimate_text, score_cell
-from runtime.config import parse_yaml
 from runtime.errors import UserError
+from runtime.yaml_files import parse_yaml
 
 
 def compare(material: Material, a: str, b: str) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.labels import project_path
-from runtime import config as configs
+from runtime.config_keys import flatten
 from runtime.errors import UserError
 from sweeps.graph import Graph, Node, Point, as_text, build
 from sweeps.study import PRETRAIN, Study, load_study
@@ -93,8 +93,8 @@ def _describe(node: Node, state: str) -> dict[str, Any]:
         "hash": node.identity.hash,
     }
     columns |= {"format": node.identity.format, "state": state, "config_file": project_path(node.config_file)}
-    columns |= {key: as_text(value) for key, value in configs.flatten(node.identity.config).items()}
-    columns |= {f"result.{key}": _finite(value) for key, value in configs.flatten(result).items()}
+    columns |= {key: as_text(value) for key, value in flatten(node.identity.config).items()}
+    columns |= {f"result.{key}": _finite(value) for key, value in flatten(result).items()}
     return columns | {f"provenance.{key}": value for key, value in _provenance(node).items()}
 
 
@@ -110,7 +110,7 @@ def _provenance(node: Node) -> dict[str, Any]:
         return {}
     last = {key: value for key, value in attempts[-1].items() if key not in _LEFT_OUT}
     commits = dict.fromkeys(_commit(attempt) for attempt in attempts)
-    return {k: as_text(v) for k, v in configs.flatten(last).items()} | {"commits": " ".join(commits)}
+    return {k: as_text(v) for k, v in flatten(last).items()} | {"commits": " ".join(commits)}
 
 
 def _commit(attempt: dict[str, Any]) -> str:

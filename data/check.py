@@ -21,9 +21,9 @@ from data.layout import SegmentationLayout
 from runtime import config as configs
 from runtime import files
 from runtime.config import Config, require
-from runtime.distributed import world_from_environment
 from runtime.errors import UserError, run_command
 from runtime.provenance import PROJECT
+from runtime.world import world_from_environment
 
 SAMPLES = 200  # files of each split
 BRIEF = 16  # of a preflight

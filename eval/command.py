@@ -16,10 +16,10 @@ from eval.parent import Parent, normalisation_of_run, normalisation_of_weights, 
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from runtime import config as configs
-from runtime.distributed import World, world_from_environment
 from runtime.errors import UserError
 from runtime.rundir import Identity, Run
 from runtime.stage import refuse_several, run_stage
+from runtime.world import World, world_from_environment
 
 Work = Callable[[Any, Parent, Run, torch.device], dict[str, Any]]
 

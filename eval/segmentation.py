@@ -26,10 +26,11 @@ from eval.mmseg_config import plain_config
 from eval.parent import Parent, load_parent_backbone
 from eval.segmentation_config import STAGE, SegmentationConfig, identity
 from runtime import compat, files
-from runtime.distributed import barrier, broadcast, world_from_environment
+from runtime.distributed import barrier, broadcast
 from runtime.errors import UserError, run_command
 from runtime.rundir import Run
 from runtime.stopping import StopRequest, stop_request
+from runtime.world import world_from_environment
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner

@@ -16,9 +16,9 @@ import yaml
 
 from eval.parent import WEIGHTS, WEIGHTS_STAGE, Parent, open_parent
 from runtime import files
-from runtime.config import parse_yaml
 from runtime.errors import BusyError, UserError
 from runtime.rundir import Identity, Run, open_run
+from runtime.yaml_files import parse_yaml
 
 FORMAT = 1
 WAIT_SECONDS = 600.0  # for another process that imports the same file

@@ -19,10 +19,10 @@ import torch
 from data.catalog import Dataset
 from pretrain.config import PretrainConfig, identity
 from runtime import config as configs
-from runtime.distributed import World, world_from_environment
 from runtime.errors import run_command
 from runtime.rundir import Run
 from runtime.stage import run_stage
+from runtime.world import World, world_from_environment
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pretrain.probe import OnlineProbe
 from runtime import files
-from runtime.distributed import World
 from runtime.errors import CHECKPOINT_ERRORS, UserError, unreadable_checkpoint
+from runtime.world import World
 from vicregl.model import VICRegLModel
 
 FORMAT = 2  # format 1 had the random state of one process, under "rng", and no scaler

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runtime.distributed import World, largest
+from runtime.distributed import largest
 from runtime.errors import NotFiniteError
+from runtime.world import World
 from vicregl.model import ModelOutput
 
 if TYPE_CHECKING:

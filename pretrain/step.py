@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from data.loader import ViewBatch
 from pretrain.checkpoint import random_state, set_random_state
 from pretrain.optimizers import set_learning_rate
-from runtime.distributed import World
 from runtime.errors import NotFiniteError, UserError
+from runtime.world import World
 from vicregl.model import ModelOutput, VICRegLModel
 
 if TYPE_CHECKING:

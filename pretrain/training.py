@@ -18,10 +18,10 @@ from pretrain.optimizers import make_optimizer
 from pretrain.probe import OnlineProbe
 from pretrain.step import outputs, refuse_batch_statistics
 from runtime.device import memory_bytes, prepare
-from runtime.distributed import World
 from runtime.errors import UserError
 from runtime.progress import describe_bytes
 from runtime.rundir import Run
+from runtime.world import World
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import ModelOutput, VICRegLModel
 from vicregl.sync_norm import synchronise

@@ -10,28 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar
 
-import annotated_types
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
-from runtime import files
+from runtime.config_keys import Layer, explain, flatten, merge, nested
 from runtime.errors import UserError
-from vicregl.errors import InvalidInputError
+from runtime.yaml_files import file_layers, parse_overrides
 
 T = TypeVar("T", bound="Config")
-Layer = tuple[str, dict[str, Any]]  # where the values come from, and the values
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -99,7 +91,7 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
         # As JSON, a list may fill a tuple and a mapping a section; otherwise no type is converted into another.
         return schema.model_validate_json(json.dumps(values, ensure_ascii=False).encode())
     except ValidationError as error:
-        raise UserError(_explain(error.errors()[0], layers, schema)) from error
+        raise UserError(explain(error.errors()[0], layers, schema)) from error
     except UnicodeEncodeError as error:
         raise UserError(
             f"{layers[-1][0]}: {error.object[error.start :][:80]!r} has bytes that are no text in this locale; use a "
@@ -107,231 +99,6 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
         ) from error
     except (TypeError, ValueError, RecursionError) as error:  # a date, a number that JSON does not have
         raise UserError(f"{layers[-1][0]}: expected text, numbers, lists and mappings: {error}") from error
-
-
-def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` over them: mappings are merged key by key, anything else is replaced."""
-    merged = dict(values)
-    for key, change in changes.items():
-        both = isinstance(change, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], change) if both else change
-    return merged
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} -> {"a": {"b": 1}}"""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        result = merge(result, value)
-    return result
-
-
-def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
-    """The values of a YAML file and, before it, of the files that its `base:` names; `above`: what named it."""
-    values = read_yaml(path)
-    base = values.pop("base", None)
-    if base is None:
-        return [(str(path), values)]
-    if not isinstance(base, str) or path.resolve() in above:
-        what = f"leads in a circle, to {path}" if path.resolve() in above else "is not the name of a file"
-        raise UserError(
-            f"config file {path}: base: {base!r} {what}; expected another config file, relative to this one"
-        )
-    return [*file_layers(path.parent / base, [*above, path.resolve()]), (str(path), values)]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. UserError where it is missing, not YAML, or something else."""
-    if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UserError(f"config file {path} does not exist{hint}")
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} is not readable YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"config file {path} holds a {type(values).__name__}, expected `key: value` lines")
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with 1e-6 as a number (YAML 1.2) and a key at most once in a mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if wrong := [key for key in keys if not isinstance(key, str)]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {wrong[0]!r} is not text", node.start_mark)
-        if repeated := [key for key, count in Counter(keys).items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The plain values of a YAML text that somebody wrote. Raises yaml.YAMLError."""
-    return files.parse_yaml(text, _Loader)
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as nested values; each value is YAML."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key or key.startswith("-"):
-            raise UserError(f"cannot read the override {override!r}; expected key=value, for example loss.alpha=0.9")
-        try:
-            values = merge(values, nested({key: parse_yaml(text)}))
-        except yaml.YAMLError as error:
-            raise UserError(f"cannot read the override {override!r}: {error}") from error
-    return values
-
-
-def _explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel]) -> str:
-    """The first problem of a config as one sentence: where it stands, the key, the value, what is allowed."""
-    path = [str(part) for part in error["loc"]]
-    key = ".".join(path)
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        section = ".".join([*path[:-1], ""])
-        known = [f"{section}{name}" for name in _names(schema, path[:-1])]
-        near = get_close_matches(key, [*keys_of(schema), *known], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
-        return f"{_origin(layers, path)}: unknown key {key!r}; {hint}allowed here: {', '.join(known)}"
-    if error["type"] == "missing" and path[-1].isdigit():
-        return f"{_origin(layers, path)}: {'.'.join(path[:-1])} has {path[-1]} values, too few"
-    if error["type"] == "missing":
-        return f"{layers[-1][0]}: {key} is missing; it has no default"
-    if isinstance(cause := error.get("ctx", {}).get("error"), InvalidInputError):
-        # The library names its options without the section that they have in a config.
-        return f"{_origin(layers, path)}: {'.'.join([*path, ''])}{cause}"
-    allowed = _allowed(error, _field(schema, path))
-    return f"{_origin(layers, path)}: {key} = {error['input']!r} is not possible; allowed: {allowed}"
-
-
-def _origin(layers: Sequence[Layer], path: Sequence[str]) -> str:
-    """The last layer that sets the key, or the section that it is in."""
-    for end in range(len(path), 0, -1):
-        for origin, values in reversed(layers):
-            if lookup(values, ".".join(path[:end]), None) is not None:
-                return origin
-    return layers[-1][0] if layers else "defaults"
-
-
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "bool": "true or false",
-    "string": "text (in quotes where it looks like a number)",
-    "list": "a list, as [1, 2]",
-    "tuple": "a list, as [1, 2]",
-    "dict": "a mapping, as {key: value}",
-    "model": "a section, as {key: value}",
-    "dataclass": "a section, as {key: value}",
-}
-
-
-def _allowed(error: ErrorDetails, field: FieldInfo | None) -> str:
-    context = error.get("ctx", {})
-    if error["type"] == "literal_error":
-        return str(context["expected"]).replace("'", "")
-    if error["type"] == "string_pattern_mismatch" and field is not None:
-        return str(field.description)
-    limits = _limits(context) if field is None else _limits_of(field) or _limits(context)
-    if error["type"] in ("too_long", "too_short"):
-        lengths = {"min_length": "ge", "max_length": "le"}
-        return f"{_limits({lengths[key]: value for key, value in context.items() if key in lengths})} values"
-    if "greater" in error["type"] or "less" in error["type"]:
-        return limits
-    kind = _KINDS.get(error["type"].partition("_")[0], error["msg"])
-    more = limits or (field.description if field is not None else None)
-    return f"{kind}, {more}" if more else kind
-
-
-def _limits_of(field: FieldInfo) -> str:
-    """The range of a field in words, from its constraints."""
-    names = {annotated_types.Ge: "ge", annotated_types.Gt: "gt", annotated_types.Le: "le", annotated_types.Lt: "lt"}
-    constraints = [*field.metadata, *(m for a in get_args(field.annotation) for m in getattr(a, "__metadata__", ()))]
-    flat = [part for c in constraints for part in (c if isinstance(c, annotated_types.GroupedMetadata) else [c])]
-    text = _limits({names[type(c)]: getattr(c, names[type(c)]) for c in flat if type(c) in names})
-    return f"{text}: {field.description}" if text and field.description else text
-
-
-def _limits(limits: Mapping[str, Any]) -> str:
-    low = f"{limits['ge']:g}" if "ge" in limits else f"above {limits['gt']:g}" if "gt" in limits else ""
-    high = f"{limits['le']:g}" if "le" in limits else f"below {limits['lt']:g}" if "lt" in limits else ""
-    if low and high:
-        return f"{low} to {high}"
-    return f"{low} or more" if "ge" in limits else low or (f"{high} or less" if "le" in limits else high)
-
-
-def _field(schema: Any, path: Sequence[str]) -> FieldInfo | None:
-    """The field of that path; None inside a list, an open mapping or another library's section."""
-    section = _section(schema, path[:-1])
-    field = getattr(section, "model_fields", {}).get(path[-1]) if path else None
-    return field if isinstance(field, FieldInfo) else None
-
-
-def _names(schema: Any, path: Sequence[str]) -> list[str]:
-    """The keys of the section at that path."""
-    section = _section(schema, path)
-    fields = getattr(section, "model_fields", None) or getattr(section, "__dataclass_fields__", {})
-    return [name for name, field in fields.items() if getattr(field, "init", True) is not False]
-
-
-def _section(schema: Any, path: Sequence[str]) -> Any:
-    """The class that holds the keys below that path, through mappings of sections too."""
-    for name in path:
-        if get_origin(schema) is dict:
-            schema = get_args(schema)[1]
-        else:
-            schema = get_type_hints(schema).get(name) if isinstance(schema, type) else None
-    return schema
-
-
-@cache
-def types_of(schema: Any) -> dict[str, Any]:
-    """Every dotted key of a config class, with its type."""
-    types: dict[str, Any] = {}
-    for name in _names(schema, ()):
-        kind = get_type_hints(schema)[name]
-        inner = types_of(kind) if _names(kind, ()) else {}
-        types |= {f"{name}.{key}": value for key, value in inner.items()} or {name: kind}
-    return types
-
-
-def keys_of(schema: Any) -> list[str]:
-    """Every dotted key of a config class."""
-    return list(types_of(schema))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values; an empty mapping stays one."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def lookup(values: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value of a dotted key in nested mappings; `default` where there is none, or a section."""
-    value: Any = values
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return default
-        value = value[part]
-    return default if isinstance(value, Mapping) and value else value
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:

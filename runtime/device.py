@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
-    from runtime.distributed import World
+    from runtime.world import World
 
 GPU_FILE = Path("/dev/nvidia0")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")

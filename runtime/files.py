@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runtime.errors import UserError, explain
 
 
@@ -91,51 +89,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def write_yaml(path: Path, value: Any) -> None:
-    write_text(path, yaml.safe_dump(value, sort_keys=False, width=100))
-
-
-_MOST_NODES = 100_000  # of a YAML text whose aliases stand for more than it spells out
-
-
-def parse_yaml(text: str, loader: Any = yaml.SafeLoader) -> Any:
-    """The plain values of a YAML text.
-
-    Raises yaml.YAMLError also for aliases that expand beyond a bound (a few lines can stand for billions of values;
-    some are allowed, because safe_dump writes them for what stands twice), for more nesting than Python can follow, and
-    for a number or a date that cannot be.
-    """
-    reader = loader(text)
-    try:
-        node = reader.get_single_node()
-        if node is None:
-            return None
-        most = max(_MOST_NODES, 2 * len(text))  # without an alias, each node takes a character
-        _count_nodes(node, most, {})
-        return reader.construct_document(node)
-    except RecursionError as error:
-        raise yaml.YAMLError("it is nested too deeply") from error
-    except (ValueError, OverflowError) as error:
-        raise yaml.YAMLError(str(error)) from error
-    finally:
-        reader.dispose()
-
-
-def _count_nodes(node: yaml.Node, most: int, counted: dict[int, int]) -> int:
-    """Nodes of the tree with every alias written out; `counted` holds those of the nodes that were seen."""
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) in counted:
-        return counted[id(node)]
-    counted[id(node)] = most + 1  # until it is known: an alias within what it names is endless
-    children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-    count = 1 + sum(_count_nodes(child, most, counted) for child in children)
-    if count > most:
-        raise yaml.YAMLError(f"its aliases (*name) stand for more than {most:,} values; write out what is meant")
-    counted[id(node)] = count
-    return count
 
 
 def read_json(path: Path) -> Any | None:

@@ -61,7 +61,7 @@ def collect() -> dict[str, Any]:
     """Record the code, versions, host, processor, command and time of this process."""
     import torch
 
-    from runtime import distributed
+    from runtime.world import world_from_environment
 
     return {
         **code().to_record(),
@@ -72,7 +72,7 @@ def collect() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": available_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "processes": distributed.world_from_environment().size,
+        "processes": world_from_environment().size,
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "versions": _versions(),

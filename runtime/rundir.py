@@ -27,6 +27,7 @@ import yaml
 from runtime import config as configs
 from runtime import files, provenance
 from runtime.errors import BusyError, Unfinished, UserError
+from runtime.yaml_files import parse_dumped, write_yaml
 
 HEARTBEAT_SECONDS = 5.0
 # An older heartbeat from another host means that its process died.
@@ -77,7 +78,7 @@ class Run:
         if not file.is_file():
             raise UserError(f"{self.path} is not a run directory: it holds no run.yaml")
         try:
-            document = files.parse_yaml(file.read_text(encoding="utf-8"))
+            document = parse_dumped(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
         if not isinstance(document, dict) or not {"stage", "hash", "config"} <= set(document):
@@ -87,7 +88,7 @@ class Run:
     def attempts(self) -> list[dict[str, Any]]:
         """Read the provenance of each attempt; empty before the first one, or where a crash cut the file off."""
         try:
-            attempts = files.parse_yaml(f"attempts:{self._attempts_text()}", _LOADER)["attempts"]
+            attempts = parse_dumped(f"attempts:{self._attempts_text()}", _LOADER)["attempts"]
         except yaml.YAMLError:
             return []
         return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []
@@ -292,6 +293,6 @@ def _record_attempt(run: Run, identity: Identity, machine: dict[str, Any]) -> No
         "machine": machine,
         "attempts": [*attempts, provenance.collect()],
     }
-    files.write_yaml(run.path / "run.yaml", document)
+    write_yaml(run.path / "run.yaml", document)
     if diff := provenance.dirty_diff():
         files.write_text(run.path / f"attempt-{len(attempts) + 1}.diff", diff + "\n")

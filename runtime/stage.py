@@ -12,9 +12,10 @@ import torch
 from runtime import provenance
 from runtime.config import split_machine
 from runtime.device import prepare
-from runtime.distributed import World, barrier, broadcast, join, report_failures
+from runtime.distributed import barrier, broadcast, join, report_failures
 from runtime.errors import UserError
 from runtime.rundir import Identity, Run, open_run, record_failure
+from runtime.world import World
 
 Work = Callable[[Run, torch.device, World], dict[str, Any]]
 

@@ -18,9 +18,11 @@ from typing import Any, get_origin
 import yaml
 
 from runtime import config as configs
+from runtime.config_keys import lookup, merge, nested, types_of
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from runtime.rundir import Identity, Run
+from runtime.yaml_files import file_layers, parse_overrides
 from sweeps.stages import Stage, get_stage
 from sweeps.study import PRETRAIN, EvalPart, Study
 
@@ -130,10 +132,10 @@ class _Builder:
     def _read_once(self, file: str) -> dict[str, Any]:
         """The values of the config file and of this command's `machine` keys, read once for all runs."""
         try:
-            layers = [*configs.file_layers(Path(file)), ("", configs.parse_overrides(self.machine))]
+            layers = [*file_layers(Path(file)), ("", parse_overrides(self.machine))]
         except UserError as error:
             raise UserError(f"{self.study.file}: pretrain: {error}") from error
-        return reduce(configs.merge, (values for _, values in layers))
+        return reduce(merge, (values for _, values in layers))
 
     def _check_pretrain_keys(self) -> None:
         part, schema = self.study.pretrain, self.pretrain_stage.schema()
@@ -160,7 +162,7 @@ class _Builder:
         overrides = tuple(as_override(k, v) for k, v in changes.items())
         file, stage = _find(part.config), self.pretrain_stage
         try:
-            layers = [(file, self.base), ("command line", configs.nested(changes))]
+            layers = [(file, self.base), ("command line", nested(changes))]
             config = configs.from_layers(stage.schema(), layers)
         except UserError as error:
             raise UserError(f"{self.study.file}: pretrain ({label}): {error}") from error
@@ -170,7 +172,7 @@ class _Builder:
             for name, (stage, file, overrides, config) in self.evals.items()
         }
         resolved = pretrain.identity.config
-        values = {key: configs.lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
+        values = {key: lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
         return Point(values, control, pretrain, evals)
 
     def _node(
@@ -213,7 +215,7 @@ def as_text(value: Any) -> Any:
 
 def _check_keys(where: str, values: dict[str, Any], schema: type) -> None:
     # A section of the config may be set as a whole, and what an open mapping (as model.backbone.args) takes is its own.
-    types = configs.types_of(schema)
+    types = types_of(schema)
     known = list(types)
     open_mappings = [key for key, kind in types.items() if get_origin(kind) is dict]
     for key in values:

@@ -10,7 +10,8 @@ import json
 from typing import Any, get_origin
 
 from runtime import files
-from runtime.config import Config, types_of
+from runtime.config import Config
+from runtime.config_keys import types_of
 from runtime.provenance import PROJECT
 from sweeps import stages
 from sweeps.study import PRETRAIN, Study

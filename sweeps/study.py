@@ -23,6 +23,7 @@ from runtime import config as configs
 from runtime.config import Config, require
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
+from runtime.yaml_files import file_layers
 from sweeps import stages
 
 # As the source of a score in `report`: the pretraining's own result (its online probe, its loss, its diagnostics).
@@ -131,7 +132,7 @@ def load_study(path: str | Path) -> Study:
         known = sorted(k.stem for k in (PROJECT / "sweeps" / "studies").glob("*.yaml"))
         near = get_close_matches(file.stem, known, n=3) or known
         raise UserError(f"study {file} does not exist; in sweeps/studies there are: {', '.join(near)}")
-    layers = configs.file_layers(file)
+    layers = file_layers(file)
     layers.append((str(path), {"file": str(path)}))
     try:
         return configs.from_layers(Study, layers)

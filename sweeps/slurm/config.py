@@ -19,6 +19,7 @@ from pydantic import Field, create_model
 from runtime import config as configs
 from runtime.config import Config, require
 from runtime.errors import UserError
+from runtime.yaml_files import file_layers
 from sweeps import stages
 from sweeps.study import PRETRAIN
 
@@ -78,7 +79,7 @@ def load_cluster(file: str | Path | None = None) -> ClusterConfig:
     UserError for a file that is not there, an unknown key or stage, a wrong type or an impossible value.
     """
     path = USER_FILE.expanduser() if file is None else Path(file).expanduser()
-    layers = [] if file is None and not path.is_file() else configs.file_layers(path)
+    layers = [] if file is None and not path.is_file() else file_layers(path)
     sections: dict[str, Any] = dict.fromkeys(["all", "evals", *stages.STAGES], (dict[str, Any], {}))
     schema = create_model("ClusterFile", __base__=Config, max_array_size=(_Count, 0), **sections)
     contents: Any = configs.from_layers(schema, layers)

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime import files
+from runtime import files, yaml_files
 from runtime.rundir import ELSEWHERE
 
 JOBS = "jobs"
@@ -77,8 +77,8 @@ class Submission:
     def describe(self, **values: Any) -> None:
         """Add to submission.yaml."""
         file = self.path / "submission.yaml"
-        known = files.parse_yaml(file.read_text(encoding="utf-8")) if file.exists() else {}
-        files.write_yaml(file, {**known, **values})
+        known = yaml_files.parse_dumped(file.read_text(encoding="utf-8")) if file.exists() else {}
+        yaml_files.write_yaml(file, {**known, **values})
 
     def write_plan(self, name: str, array: dict[str, Any]) -> Path:
         """Write the plan of job `name`; from here on, `adopt` finds the job should this process be killed."""

@@ -10,8 +10,8 @@ from pretrain.config import PretrainConfig
 from pretrain.step import outputs, training_step
 from pretrain.training import Training
 from runtime import config as configs
-from runtime.distributed import World
 from runtime.rundir import Run
+from runtime.world import World
 
 IMAGES, PARTS = 8, 4
 # A ConvNeXt of timm's with all its ways: LayerNorm everywhere, layer scale, and drop path where a test asks.

@@ -9,8 +9,9 @@ from datetime import timedelta
 import torch
 
 from runtime import distributed
-from runtime.distributed import barrier, broadcast, join, largest, report_failures, world_from_environment
+from runtime.distributed import barrier, broadcast, join, largest, report_failures
 from runtime.errors import UserError, run_command
+from runtime.world import world_from_environment
 
 
 def main(argv: list[str]) -> None:

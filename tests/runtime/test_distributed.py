@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.distributed import World, first_host, world_from_environment
 from runtime.errors import UserError
+from runtime.world import World, first_host, world_from_environment
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,15 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from runtime import files
 from runtime.errors import UserError, explain
-from runtime.rundir import Identity, Run, open_run
+from runtime.rundir import Identity, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,41 +90,3 @@ def test_a_lock_ends_with_its_process_whatever_that_left_behind(tmp_path):
             assert held
     finally:
         os.kill(worker, 9)
-
-
-BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
-)
-HOSTILE = {
-    "bomb": (BOMB, "stand for more than 100,000 values"),
-    "endless": ("a: &a [*a]", "stand for more than"),
-    "deep": ("a: " + "[" * 20_000, "nested too deeply"),
-    "long number": (f"a: {'9' * 5000}", "digits"),
-    "no date": ("a: 2001-99-99", "month must be"),
-}
-
-
-@pytest.mark.parametrize("loader", [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)])
-@pytest.mark.parametrize("kind", ["bomb", "endless", "long number", "no date"])
-def test_hostile_yaml_is_a_yaml_error_at_once(kind, loader):
-    text, message = HOSTILE[kind]
-    began = time.monotonic()
-    with pytest.raises(yaml.YAMLError, match=message):
-        files.parse_yaml(text, loader)
-    assert time.monotonic() - began < 2
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_run_yaml_of_hostile_values_is_damaged(kind, tmp_path):
-    text, message = HOSTILE[kind]
-    (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(UserError, match=f"run.yaml is damaged: .*{message}"):
-        Run(tmp_path).document()
-
-
-def test_aliases_as_safe_dump_writes_them_and_large_files_pass():
-    shared = [1, 2]
-    assert files.parse_yaml(yaml.safe_dump({"a": shared, "b": shared})) == {"a": shared, "b": shared}
-    many = [{"a": 1}] * 60_000
-    assert files.parse_yaml("- {a: 1}\n" * 60_000, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) == many
-    assert files.parse_yaml("") is None

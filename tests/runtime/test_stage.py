@@ -2,10 +2,10 @@
 
 from runtime import provenance
 from runtime.config import Config, MachineConfig
-from runtime.distributed import World
 from runtime.provenance import Code
 from runtime.rundir import Identity, Run
 from runtime.stage import run_stage
+from runtime.world import World
 
 
 class StageConfig(Config):

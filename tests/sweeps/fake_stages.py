@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 from runtime import config as configs
 from runtime.config import Config, MachineConfig, require
+from runtime.config_keys import flatten
 from runtime.errors import UserError, run_command
 from runtime.rundir import Identity, Run, open_run
 
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> None:
         return
     evaluation = configs.load(FakeEvalConfig, arguments.config, arguments.overrides)
     parent = Run(Path(arguments.parent)).document()
-    values = configs.flatten(parent["config"])
+    values = flatten(parent["config"])
     with open_run(evaluation.machine.runs, eval_identity(evaluation, parent["hash"]), {}) as run:
         top1 = score(values["loss.alpha"], values["seed"], trained=values["train.duration"] != "0 steps")
         run.write_result({"top1": top1, "top5": 90.0, "seconds": 0.1, "protocol": "fake"})

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from runtime import config as configs
 from runtime.rundir import open_run
+from runtime.yaml_files import parse_overrides
 from sweeps.graph import Graph, as_override, build
 from sweeps.study import load_study
 
@@ -98,6 +99,6 @@ values = st.recursive(
 
 @given(values)
 def test_an_override_carries_any_value(value: Any) -> None:
-    parsed = configs.parse_overrides([as_override("some.key", value)])
+    parsed = parse_overrides([as_override("some.key", value)])
     assert parsed == {"some": {"key": value}}
     assert type(parsed["some"]["key"]) is type(value)

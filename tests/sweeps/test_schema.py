@@ -7,8 +7,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from runtime.config import read_yaml
 from runtime.provenance import PROJECT
+from runtime.yaml_files import read_yaml
 from sweeps import schema, stages
 
 STAGE_OF = {

@@ -1,0 +1,127 @@
+"""YAML that somebody wrote: config files with their `base:` files, `key=value` texts, and what neither may hold."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runtime import files
+from runtime.config_keys import Layer, merge, nested
+from runtime.errors import UserError
+
+_MOST_NODES = 100_000  # of a YAML text whose aliases stand for more than it spells out
+
+
+def parse_dumped(text: str, loader: Any = yaml.SafeLoader) -> Any:
+    """The plain values of a YAML text as PyYAML wrote it, whose numbers are YAML 1.1's (there `1e6` is text).
+
+    Raises yaml.YAMLError also for aliases that expand beyond a bound (a few lines can stand for billions of values;
+    some are allowed, because safe_dump writes them for what stands twice), for more nesting than Python can follow, and
+    for a number or a date that cannot be.
+    """
+    reader = loader(text)
+    try:
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        most = max(_MOST_NODES, 2 * len(text))  # without an alias, each node takes a character
+        _count_nodes(node, most, {})
+        return reader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (ValueError, OverflowError) as error:
+        raise yaml.YAMLError(str(error)) from error
+    finally:
+        reader.dispose()
+
+
+def _count_nodes(node: yaml.Node, most: int, counted: dict[int, int]) -> int:
+    """Nodes of the tree with every alias written out; `counted` holds those of the nodes that were seen."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in counted:
+        return counted[id(node)]
+    counted[id(node)] = most + 1  # until it is known: an alias within what it names is endless
+    children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+    count = 1 + sum(_count_nodes(child, most, counted) for child in children)
+    if count > most:
+        raise yaml.YAMLError(f"its aliases (*name) stand for more than {most:,} values; write out what is meant")
+    counted[id(node)] = count
+    return count
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with 1e-6 as a number (YAML 1.2) and a key at most once in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if wrong := [key for key in keys if not isinstance(key, str)]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {wrong[0]!r} is not text", node.start_mark)
+        if repeated := [key for key, count in Counter(keys).items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values of a YAML text that somebody wrote. Raises yaml.YAMLError."""
+    return parse_dumped(text, _Loader)
+
+
+def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
+    """The values of a YAML file and, before it, of the files that its `base:` names; `above`: what named it."""
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return [(str(path), values)]
+    if not isinstance(base, str) or path.resolve() in above:
+        what = f"leads in a circle, to {path}" if path.resolve() in above else "is not the name of a file"
+        raise UserError(
+            f"config file {path}: base: {base!r} {what}; expected another config file, relative to this one"
+        )
+    return [*file_layers(path.parent / base, [*above, path.resolve()]), (str(path), values)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. UserError where it is missing, not YAML, or something else."""
+    if not path.is_file():
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise UserError(f"config file {path} does not exist{hint}")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} is not readable YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path} holds a {type(values).__name__}, expected `key: value` lines")
+    return values
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as nested values; each value is YAML."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key or key.startswith("-"):
+            raise UserError(f"cannot read the override {override!r}; expected key=value, for example loss.alpha=0.9")
+        try:
+            values = merge(values, nested({key: parse_yaml(text)}))
+        except yaml.YAMLError as error:
+            raise UserError(f"cannot read the override {override!r}: {error}") from error
+    return values
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    files.write_text(path, yaml.safe_dump(value, sort_keys=False, width=100))
