@@ -56,13 +56,13 @@ ALIASES = "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}' if k else 'x'] * 9)}]\
 def test_hostile_yaml_ends_at_once_in_one_line(tmp_path, text, problem):
     path = tmp_path / "hostile.yaml"
     path.write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match=rf"hostile\.yaml is not readable YAML.*{problem}"):
         configs.load(Outer, path)
     if text != ALIASES:
         with pytest.raises(UserError, match=problem):
             parse_overrides([f"inner={text.partition(': ')[2]}"])
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_huge_number_in_hexadecimal_is_no_traceback():
@@ -102,10 +102,10 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", ["bomb", "endless", "long number", "no date"])
 def test_hostile_yaml_is_a_yaml_error_at_once(kind, loader):
     text, message = HOSTILE[kind]
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(yaml.YAMLError, match=message):
         parse_dumped(text, loader)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
