@@ -9,7 +9,7 @@ notebooks/alpha.ipynb uses both.
 """
 
 import runtime  # noqa: F401  (prepares torchvision where the machine needs it)
-from analysis.material import Material, load_material
+from analysis.report_data import ReportData, load_report_data
 from analysis.results import load_results
 
-__all__ = ["Material", "load_material", "load_results"]
+__all__ = ["ReportData", "load_report_data", "load_results"]

@@ -17,9 +17,9 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from analysis.committed import check, refresh
-from analysis.material import Material, load_material
 from analysis.questions import best, compare
 from analysis.report import require_parquet, write_report
+from analysis.report_data import ReportData, load_report_data
 from analysis.together import write_together
 from runtime.errors import UserError, run_command
 
@@ -47,8 +47,8 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", help="results.csv of a report, in place of the run directories")
 
 
-def _material(arguments: argparse.Namespace) -> Material:
-    return load_material(arguments.study, arguments.machine, arguments.results)
+def _material(arguments: argparse.Namespace) -> ReportData:
+    return load_report_data(arguments.study, arguments.machine, arguments.results)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.figures import FIGURES
-from analysis.former import RESULTS
-from analysis.material import load_material
-from analysis.report import STALE, texts_of, write_report
+from analysis.report import RESULTS, STALE, texts_of, write_report
+from analysis.report_data import load_report_data
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 
@@ -66,12 +65,12 @@ def _ignored(files: Sequence[Path]) -> set[str]:
 def _verdict(folder: Path) -> Verdict:
     name = folder.name
     try:
-        material = load_material(STUDIES / f"{name}.yaml", results=folder / RESULTS)
-        changes = material.changes
+        data = load_report_data(STUDIES / f"{name}.yaml", results=folder / RESULTS)
+        changes = data.changes
     except UserError as error:
         return Verdict(name, f"cannot be compared with its study: {error}", sound=False)
     plots = [plot for plot in FIGURES if (folder / f"{plot.name}.svg").is_file()]
-    other = [file for file, text in texts_of(material, folder, plots).items() if not _is(folder / file, text)]
+    other = [file for file, text in texts_of(data, folder, plots).items() if not _is(folder / file, text)]
     settings, stale = "; ".join(changes), bool(changes)
     if stale and not _is_said(folder / "README.md"):
         return Verdict(name, f"has other settings than this checkout and does not say so: {settings}", False, stale)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.labels import number, project_path, symbol, value_text
-from analysis.material import Material
-from analysis.table import NONE, Table
+from analysis.labels import NONE, number, project_path, symbol, value_text
+from analysis.render import Table
+from analysis.report_data import ReportData
 from runtime.progress import describe_seconds
 from sweeps.study import Study
 
@@ -52,14 +52,14 @@ def table_of(frame: pd.DataFrame) -> Table:
 TIME, MEMORY = "milliseconds", "gigabytes"  # columns of cost_of_a_step
 
 
-def cost_of_a_step(material: Material) -> pd.DataFrame:
+def cost_of_a_step(data: ReportData) -> pd.DataFrame:
     """Columns varied, group, milliseconds, gigabytes; a row each finished pretraining of the grid that trained at all.
 
     The run's own seconds over its steps: data, diagnostics and saving included. Gigabytes: the most that a process
     took; NaN for a run that did not measure it.
     """
-    keys = [f"grid.{key}" for key in material.study.row_keys]
-    frame, wanted = material.frame, ["pretrain.result.seconds", "pretrain.result.steps"]
+    keys = [f"grid.{key}" for key in data.study.row_keys]
+    frame, wanted = data.frame, ["pretrain.result.seconds", "pretrain.result.steps"]
     if not set(wanted) <= set(frame.columns):
         return pd.DataFrame({name: [] for name in ("varied", "group", TIME, MEMORY)})
     runs = frame[frame["control"].isna()].drop_duplicates("pretrain.run").dropna(subset=wanted)
@@ -71,13 +71,13 @@ def cost_of_a_step(material: Material) -> pd.DataFrame:
     return pd.DataFrame(columns | {MEMORY: pd.to_numeric(memory, errors="coerce")})
 
 
-def step_table(material: Material) -> Table | None:
+def step_table(data: ReportData) -> Table | None:
     """A step at each setting: medians over the runs, and their range; None where no run has a time."""
-    costs = cost_of_a_step(material)
+    costs = cost_of_a_step(data)
     if costs.empty:
         return None
     several = costs["group"].nunique() > 1
-    header = [material.study.report.vary, *(["curve"] if several else []), "runs", "ms a step", "peak memory (GB)"]
+    header = [data.study.report.vary, *(["curve"] if several else []), "runs", "ms a step", "peak memory (GB)"]
     lines = []
     for (varied, group), rows in costs.groupby(["varied", "group"], sort=False):
         name = [value_text(varied), *([str(group)] if several else [])]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from analysis import markup, render
 from analysis.page import Block, Code, Heading, Items, Paragraph, Photo, Picture
-from analysis.table import Table
+from analysis.render import Table
 
 STYLE = Path(__file__).with_name("page.css")
 

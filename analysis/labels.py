@@ -20,6 +20,7 @@ SCORES = {
 SOURCES = {"knn": "kNN"}  # an evaluation's name, where a reader writes another
 SYMBOLS = {"loss.alpha": "α"}
 MINUS = "−"
+NONE = "–"  # nothing to show
 
 
 def score_name(score: str) -> str:

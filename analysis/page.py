@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis import render
-from analysis.table import Table
+from analysis.render import Table
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.labels import number, value_text
-from analysis.table import NONE, Table
+from analysis.labels import NONE, number, value_text
+from analysis.render import Table
 
 FILE = Path(__file__).with_name("published.csv")
 # A study's score -> the column of published.csv that measures the same on ImageNet-1k and Pascal VOC.

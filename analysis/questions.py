@@ -7,22 +7,22 @@ from difflib import get_close_matches
 from typing import Any
 
 from analysis.labels import is_percent, score_name, value_text
-from analysis.material import Material
+from analysis.report_data import ReportData
 from analysis.statistics import Estimate, difference, seeds_to_settle
 from analysis.summary import Row, Summary, summarize
-from analysis.table import estimate_text, score_cell
+from analysis.tables import estimate_text, score_cell
 from runtime.errors import UserError
 from runtime.yaml_files import parse_yaml
 
 
-def compare(material: Material, a: str, b: str) -> list[str]:
+def compare(data: ReportData, a: str, b: str) -> list[str]:
     """A - B for every score of the study, paired by seed: the difference, its interval, and what would settle it."""
-    summary = material.summary
+    summary = data.summary
     first, second = find_row(summary, a), find_row(summary, b)
     if first is second:
         raise UserError(f"{a!r} and {b!r} are the same row of the study; expected two different ones")
     lines = [f"{name_of(summary, first)} against {name_of(summary, second)}"]
-    for score in material.study.scores:
+    for score in data.study.scores:
         x, y = first.scores[score], second.scores[score]
         values = f"{score_cell(x, is_percent(score))} against {score_cell(y, is_percent(score))}"
         lines.append(f"  {score_name(score)}: {values}; {_verdict(x.by_seed, y.by_seed, score)}")
@@ -51,10 +51,10 @@ def _more(pairs: Sequence[float]) -> str:
     return f"about {more} seed{'s' * (more != 1)} more would settle it, if difference and scatter stay as they are"
 
 
-def best(material: Material, by: str, least: Mapping[str, float]) -> list[str]:
+def best(data: ReportData, by: str, least: Mapping[str, float]) -> list[str]:
     """The settings by a score, highest first, of those whose other scores reach `least`; gaps are told, not ranked."""
-    names = {score: find_score(material, score) for score in [by, *least]}
-    summary = summarize(material.frame, material.study, list(dict.fromkeys(names.values())))
+    names = {score: find_score(data, score) for score in [by, *least]}
+    summary = summarize(data.frame, data.study, list(dict.fromkeys(names.values())))
     scored = {id(row): {s: e for s in names.values() if (e := row.scores[s].estimate)} for row in summary.settings}
     rows = [row for row in summary.settings if len(scored[id(row)]) == len(set(names.values()))]
     unknown = [name_of(summary, row) for row in summary.settings if row not in rows]
@@ -130,9 +130,9 @@ def _fits(summary: Summary, row: Row, text: str, wanted: Mapping[str, Any]) -> b
     )
 
 
-def find_score(material: Material, text: str) -> str:
+def find_score(data: ReportData, text: str) -> str:
     """The score that `text` means: linear.top1, or top1 where one evaluation alone has it. UserError otherwise."""
-    study, frame = material.study, material.frame
+    study, frame = data.study, data.frame
     named = [str(c).removeprefix("score.") for c in frame.columns if str(c).startswith("score.")]
     rows = {name: frame[frame["eval.name"] == name] for name in study.evals}
     scores = [f"{e}.{n}" for e in study.evals for n in named if rows[e][f"score.{n}"].notna().any()]

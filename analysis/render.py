@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from analysis import markup
-from analysis.table import Table
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header, and blocks of lines that are set apart from each other; every line is as long as the header."""
+
+    header: list[str]
+    blocks: list[list[list[str]]]
+
+    @property
+    def is_text(self) -> list[bool]:
+        """For each column, whether it reads from the left: the first one, and words alone."""
+        columns = zip(*(line for block in self.blocks for line in block), strict=True)
+        words = [any(cells) and all(cell.lstrip("*")[:1].isalpha() for cell in cells if cell) for cells in columns]
+        return [True, *words[1:]] if words else [True] * len(self.header)
 
 
 def to_markdown(table: Table) -> str:

@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
-from analysis import cost, html, published, render, table
+from analysis import cost, html, published, render, tables
+from analysis.changes import plain
 from analysis.figures import FIGURES, Plot, write
 from analysis.findings import findings
-from analysis.former import CURVES, RESULTS, keeps_curves, require_no_loss
-from analysis.labels import project_path
-from analysis.material import Material, load_material
-from analysis.page import Block, Code, Heading, Items, Paragraph, Picture, to_markdown
-from analysis.settings import settings_table
-from analysis.shown import pictures_of
-from analysis.values import table_values
+from analysis.labels import project_path, value_text
+from analysis.page import Block, Code, Heading, Items, Paragraph, Photo, Picture, to_markdown
+from analysis.report_data import ReportData, load_report_data
+from analysis.results import load_results
 from runtime import files
 from runtime.errors import UserError
 from sweeps.study import PRETRAIN
@@ -50,12 +49,10 @@ def write_report(
     and without `force` where the report in place has scores or curves that this one would not have. Each file is
     replaced in one step.
     """
-    material = load_material(study_file, machine, results)
-    folder = write_material(material, reports, figures, force)
+    data = load_report_data(study_file, machine, results)
+    folder = write_report_data(data, reports, figures, force)
     if parquet:
-        files.write_atomic(
-            folder / "results.parquet", lambda to: of_one_type(material.frame).to_parquet(to, index=False)
-        )
+        files.write_atomic(folder / "results.parquet", lambda to: of_one_type(data.frame).to_parquet(to, index=False))
     return folder
 
 
@@ -71,74 +68,74 @@ def of_one_type(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{str(c): v.where(v.isna(), v.astype(str)) for c, v in mixed.items()})
 
 
-def write_material(
-    material: Material, reports: str | Path, figures: Sequence[Plot] | None = None, force: bool = False
+def write_report_data(
+    data: ReportData, reports: str | Path, figures: Sequence[Plot] | None = None, force: bool = False
 ) -> Path:
-    """The report of material that is loaded already."""
-    folder = Path(reports) / material.study.name
+    """The report of data that is loaded already."""
+    folder = Path(reports) / data.study.name
     if not force:
-        require_no_loss(material.frame, folder)
-    kept = {CURVES} if keeps_curves(material, folder, force) else set()
+        require_no_loss(data.frame, folder)
+    kept = {CURVES} if keeps_curves(data, folder, force) else set()
     files.make_folder(folder, ELSEWHERE)
-    files.write_text(folder / RESULTS, material.frame.to_csv(index=False))
+    files.write_text(folder / RESULTS, data.frame.to_csv(index=False))
     plots = FIGURES if figures is None else figures
-    shown = [plot for plot in plots if plot.name in kept or write(plot, material, folder)]
-    for name, text in texts_of(material, folder, shown).items():
+    shown = [plot for plot in plots if plot.name in kept or write(plot, data, folder)]
+    for name, text in texts_of(data, folder, shown).items():
         files.write_text(folder / name, text)
     return folder
 
 
-def texts_of(material: Material, folder: Path, plots: Sequence[Plot]) -> dict[str, str]:
+def texts_of(data: ReportData, folder: Path, plots: Sequence[Plot]) -> dict[str, str]:
     """The contents of every text file but results.csv, by name; the figures of the plots lie in the folder already.
 
     published-rows.tex stands apart, to be set below the table or left out.
     """
-    summary = material.summary
-    results, notes = table.results_table(summary), table.notes(summary)
-    rows = published.rows_beside(material.frame)
-    pictures = {plot.name: Picture(plot.name, plot.alt(material), plot.caption(material)) for plot in plots}
-    page = blocks(material, pictures, pictures_of(folder, material.frame))
+    summary = data.summary
+    results, notes = tables.results_table(summary), tables.notes(summary)
+    rows = published.rows_beside(data.frame)
+    pictures = {plot.name: Picture(plot.name, plot.alt(data), plot.caption(data)) for plot in plots}
+    page = blocks(data, pictures, pictures_of(folder, data.frame))
     known = published.published_table(rows)
     return {
         "table.md": f"{render.to_markdown(results)}\n\n{notes}\n",
         "table.tex": render.to_latex(results, notes),
-        "table.csv": table_values(summary, rows).to_csv(index=False),
-        "published-rows.tex": render.to_latex(known, published.notes(material.frame, rows)),
+        "table.csv": tables.table_values(summary, rows).to_csv(index=False),
+        "published-rows.tex": render.to_latex(known, published.notes(data.frame, rows)),
         "README.md": to_markdown(page),
-        "index.html": html.to_html(material.study.name, page, folder),
+        "index.html": html.to_html(data.study.name, page, folder),
     }
 
 
-def blocks(material: Material, pictures: dict[str, Picture], photos: Sequence[Block] = ()) -> list[Block]:
+def blocks(data: ReportData, pictures: dict[str, Picture], photos: Sequence[Block] = ()) -> list[Block]:
     """The report, from the question to where it comes from; `photos` are of shown.pictures_of."""
-    study, frame = material.study, material.frame
+    study, frame = data.study, data.frame
     rows = published.rows_beside(frame)
     answers = [pictures[name] for name in _ANSWERS if name in pictures]
-    page: list[Block] = [Heading(study.name, 1), *_staleness(material), Paragraph(study.question)]
-    page += [Heading("What came out"), Items(findings(material.summary)), *_allowance(material), *answers]
-    page += [Heading("Scores"), table.results_table(material.summary), Paragraph(table.notes(material.summary))]
-    page += _settings(material)
+    page: list[Block] = [Heading(study.name, 1), *_staleness(data), Paragraph(study.question)]
+    page += [Heading("What came out"), Items(findings(data.summary)), *_allowance(data), *answers]
+    page += [Heading("Scores"), tables.results_table(data.summary), Paragraph(tables.notes(data.summary))]
+    page += _settings(data)
     page += [Heading("What was published"), published.published_table(rows), Paragraph(published.notes(frame, rows))]
     page += _shown(pictures, "published")
     page += photos
-    page += _training(material, pictures) + _trouble(material)
-    return page + _cost(material, pictures) + _origin(material, bool(photos))
+    page += _training(data, pictures) + _trouble(data)
+    return page + _cost(data, pictures) + _origin(data, bool(photos))
 
 
-def _staleness(material: Material) -> list[Block]:
-    if not material.changes:
+def _staleness(data: ReportData) -> list[Block]:
+    if not data.changes:
         return []
-    text = f"{'; '.join(material.changes)}. The commands at the end of this page would make a different report."
-    return [Paragraph(f"**{STALE}** ({_commits(material)} → now): {text}")]
+    text = f"{'; '.join(data.changes)}. The commands at the end of this page would make a different report."
+    return [Paragraph(f"**{STALE}** ({_commits(data)} → now): {text}")]
 
 
-def _commits(material: Material) -> str:
+def _commits(data: ReportData) -> str:
     """The code that made the runs: commit 0463b78b4457."""
-    return ", ".join(dict.fromkeys(cost.commit_text(c) for line in cost.commits(material.frame) for c in line.split()))
+    return ", ".join(dict.fromkeys(cost.commit_text(c) for line in cost.commits(data.frame) for c in line.split()))
 
 
-def _allowance(material: Material) -> list[Block]:
-    if not any(len(scores.by_seed) > 1 for row in material.summary.rows for scores in row.scores.values()):
+def _allowance(data: ReportData) -> list[Block]:
+    if not any(len(scores.by_seed) > 1 for row in data.summary.rows for scores in row.scores.values()):
         return []
     words = (
         "What is not undecided holds among all the differences that its sentence was chosen from: Holm's procedure "
@@ -147,8 +144,8 @@ def _allowance(material: Material) -> list[Block]:
     return [Paragraph(words)]
 
 
-def _settings(material: Material) -> list[Block]:
-    found = settings_table(material.frame, material.study)
+def _settings(data: ReportData) -> list[Block]:
+    found = tables.settings_table(data.frame, data.study)
     return [] if found is None else [Heading("Settings"), found]
 
 
@@ -156,15 +153,15 @@ def _shown(pictures: dict[str, Picture], *names: str) -> list[Block]:
     return [pictures[name] for name in names if name in pictures]
 
 
-def _cost(material: Material, pictures: dict[str, Picture]) -> list[Block]:
-    page: list[Block] = [Heading("Cost"), cost.table_of(material.frame), *_shown(pictures, "cost")]
-    steps = cost.step_table(material)
+def _cost(data: ReportData, pictures: dict[str, Picture]) -> list[Block]:
+    page: list[Block] = [Heading("Cost"), cost.table_of(data.frame), *_shown(pictures, "cost")]
+    steps = cost.step_table(data)
     return page if steps is None else [*page, Paragraph("A training step, median (range over runs):"), steps]
 
 
-def _training(material: Material, pictures: dict[str, Picture]) -> list[Block]:
+def _training(data: ReportData, pictures: dict[str, Picture]) -> list[Block]:
     page: list[Block] = []
-    diagnostics = table.diagnostics_table(material.diagnostics)
+    diagnostics = tables.diagnostics_table(data.diagnostics)
     if diagnostics is not None:
         words = (
             "Of the frozen backbone's features, pooled and of every position of the map (local). std: relative to the "
@@ -176,12 +173,12 @@ def _training(material: Material, pictures: dict[str, Picture]) -> list[Block]:
     return page + ([Heading("Training"), pictures["training"]] if "training" in pictures else [])
 
 
-def _trouble(material: Material) -> list[Block]:
+def _trouble(data: ReportData) -> list[Block]:
     """Every run without a result, with its state; every score that two results contradict."""
     page: list[Block] = []
-    if missing := _gaps(material.frame):
+    if missing := _gaps(data.frame):
         page += [Heading("Gaps"), Paragraph("Runs without a result:"), Items(missing)]
-    if found := list(dict.fromkeys(material.summary.contradictions + material.diagnostics.contradictions)):
+    if found := list(dict.fromkeys(data.summary.contradictions + data.diagnostics.contradictions)):
         page += [Heading("Contradictions"), Paragraph("Two results for one setting and seed:"), Items(found)]
     return page
 
@@ -196,13 +193,13 @@ def _gaps(frame: pd.DataFrame) -> list[str]:
     return list(lines.values())
 
 
-def _origin(material: Material, pictures: bool) -> list[Block]:
-    file = project_path(material.study.file)
+def _origin(data: ReportData, pictures: bool) -> list[Block]:
+    file = project_path(data.study.file)
     pictured = [f"python -m analysis.pictures --study {file}"] if pictures else []
     return [
         Heading("Where it comes from"),
-        Items(cost.provenance(material.frame, material.study, file)),
-        Paragraph(_made_by(material)),
+        Items(cost.provenance(data.frame, data.study, file)),
+        Paragraph(_made_by(data)),
         Code("\n".join([f"python -m sweeps run {file}", *pictured, f"python -m analysis {file}"])),
         Paragraph(
             "[results.csv](results.csv) has one row for each pretraining and evaluation, with every field of both "
@@ -212,9 +209,99 @@ def _origin(material: Material, pictures: bool) -> list[Block]:
     ]
 
 
-def _made_by(material: Material) -> str:
-    if not material.changes:
+def _made_by(data: ReportData) -> str:
+    if not data.changes:
         return "Made by"
-    return (
-        f"Made at {_commits(material)} by these commands, which now make a different report (see the top of this page)"
+    return f"Made at {_commits(data)} by these commands, which now make a different report (see the top of this page)"
+
+
+RESULTS = "results.csv"
+CURVES = "training"  # the one figure that is drawn from what the runs logged, which results.csv has not
+_NAMED = 3  # runs of an error, by name
+
+
+def require_no_loss(frame: pd.DataFrame, folder: Path) -> None:
+    """Raise UserError where the report in `folder` has scores that `frame` has not; it says which."""
+    former = _former(folder)
+    new = _scores(frame)
+    lost = [row for row, count in _scores(former).items() if new.get(row, 0) < count]
+    if lost:
+        named = "; ".join(", ".join(row) for row in lost[:_NAMED])
+        more = f"; and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        raise _refusal(folder, f"the scores of {len(lost)} of its {len(former)} evaluations ({named}{more})")
+
+
+def keeps_curves(data: ReportData, folder: Path, force: bool) -> bool:
+    """Whether the training curves in `folder` stay: they cannot be drawn again, and they are of the same runs.
+
+    UserError where they are of other runs, and would be lost; False with `force`.
+    """
+    if not data.of_a_table or not (folder / f"{CURVES}.svg").is_file():
+        return False
+    same = _same_pretrainings(data.frame, _former(folder))
+    if not same and not force:
+        raise _refusal(folder, "the training curves of other runs")
+    return same
+
+
+def _refusal(folder: Path, lost: str) -> UserError:
+    return UserError(
+        f"{folder} is left as it is: it has {lost}, which would be lost. "
+        "Expected runs that are done (python -m sweeps status STUDY; machine.runs=FOLDER where they lie elsewhere). "
+        "--reports FOLDER writes beside it; --force replaces it"
     )
+
+
+def _former(folder: Path) -> pd.DataFrame:
+    file = folder / RESULTS
+    return load_results(file) if file.is_file() else pd.DataFrame()
+
+
+def _scores(frame: pd.DataFrame) -> dict[tuple[str, ...], int]:
+    """How many scores each evaluation of each setting has."""
+    named = [c for c in frame.columns if c in ("study", "control", "eval.name") or str(c).startswith("grid.")]
+    counts = frame[[c for c in frame.columns if str(c).startswith(("score.", "pretrain.result."))]].notna().sum(axis=1)
+    names = [str(column).removeprefix("grid.") for column in named]
+    rows = ([plain(value) for value in row] for row in frame[named].to_numpy(object))
+    texts = [tuple(f"{n} {value_text(v)}" for n, v in zip(names, row, strict=True) if v is not None) for row in rows]
+    return {text: int(count) for text, count in zip(texts, counts, strict=True) if count}
+
+
+def _same_pretrainings(frame: pd.DataFrame, former: pd.DataFrame) -> bool:
+    column = "pretrain.hash"
+    return column in frame and column in former and set(frame[column]) == set(former[column])
+
+
+FOLDER = "pictures"
+SOURCE, CAPTION = "Source", "Description"
+
+
+def pictures_of(folder: Path, frame: pd.DataFrame) -> list[Block]:
+    """Of the report in `folder`; those of other runs, or of runs that have gone on since, are named and not shown."""
+    states = {
+        f"{run}:{state}"
+        for side in ("pretrain", "eval")
+        if f"{side}.hash" in frame
+        for run, state in frame[[f"{side}.hash", f"{side}.state"]].dropna().to_numpy()
+    }
+    shown: list[Block] = []
+    former = []
+    for file in sorted((folder / FOLDER).glob("*.png")):
+        with Image.open(file) as image:
+            texts = dict(getattr(image, "text", {}))
+        runs = set(texts.get(SOURCE, "").split())
+        if runs and {_settled(run) for run in runs} <= {_settled(run) for run in states}:
+            caption = texts.get(CAPTION, "")
+            shown.append(Photo(f"{FOLDER}/{file.name}", caption.partition(".")[0], caption))
+        else:
+            former.append(f"`{FOLDER}/{file.name}`")
+    if former:
+        again = "`python -m analysis.pictures --study` makes them again"
+        shown.append(Paragraph(f"Of other runs, or of an earlier state of these: {', '.join(former)}; {again}."))
+    return [Heading("What the networks see"), *shown] if shown else []
+
+
+def _settled(run: str) -> str:
+    """hash:done, or hash:not: a run that was running and is interrupted now shows the same gap."""
+    name, _, state = run.partition(":")
+    return f"{name}:{'done' if state == 'done' else 'not'}"

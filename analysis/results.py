@@ -1,4 +1,4 @@
-"""A study's runs as one pandas table. Beside it, history.py alone looks at run directories.
+"""A study's runs as one pandas table. No other file of analysis/ but pictures/ reads run directories.
 
 One row a (pretraining, evaluation) pair, its columns:
 
@@ -13,7 +13,7 @@ What is not there (a run that is missing, running or failed, a score it did not 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +133,22 @@ def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
         rows, column, state = frame[frame["eval.name"] == source], f"score.{name}", "eval.state"
     values = rows[column] if column in rows else pd.Series(math.nan, rows.index)
     return rows.assign(value=pd.to_numeric(values, errors="coerce"), state=rows[state])
+
+
+def history_of(graph: Graph) -> pd.DataFrame:
+    """What every pretraining of a study logged while it ran: one row a logging step.
+
+    Columns: run, control, grid.<key>, step, and whatever metrics.jsonl holds (loss terms, probe_top1, ...).
+    A file that a kill cut off loses only its last line; a run that logged nothing has no rows.
+    """
+    once = {point.pretrain.run.path: point for point in reversed(graph.points)}  # two points may share a run
+    rows = [row for point in reversed(once.values()) for row in _logged_rows(point)]
+    return pd.DataFrame(rows, columns=None if rows else ["run", "control", "step"])
+
+
+def _logged_rows(point: Point) -> Iterator[dict[str, Any]]:
+    start = {"run": f"pretrain/{point.pretrain.run.name}", "control": point.control}
+    start |= {f"grid.{key}": as_text(value) for key, value in point.varied.items()}
+    for row in point.pretrain.run.metrics():
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield start | {key: value for key, value in row.items() if isinstance(value, int | float)}

@@ -8,15 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import cost, html, published, render
-from analysis.former import RESULTS, require_no_loss
 from analysis.labels import project_path, score_label
-from analysis.material import Material, load_material
 from analysis.page import Block, Code, Heading, Items, Paragraph, to_markdown
 from analysis.questions import name_of
-from analysis.report import ELSEWHERE
-from analysis.table import Table, cells_of, count_cell
-from analysis.table import notes as table_notes
-from analysis.values import table_values
+from analysis.render import Table
+from analysis.report import ELSEWHERE, RESULTS, require_no_loss
+from analysis.report_data import ReportData, load_report_data
+from analysis.tables import cells_of, count_cell, table_values
+from analysis.tables import notes as table_notes
 from runtime import files
 from runtime.errors import UserError
 from sweeps.study import is_name
@@ -34,19 +33,19 @@ def write_together(
     """Write reports/<name>/ with one table of all the studies, and return that folder. UserError as write_report."""
     if not is_name(name):
         raise UserError(f"--together {name!r}: expected letters, digits, '.', '_' and '-' (it names the folder)")
-    materials = [load_material(study, machine) for study in studies]
-    names = [material.study.name for material in materials]
+    studies_data = [load_report_data(study, machine) for study in studies]
+    names = [data.study.name for data in studies_data]
     if name in names:
         raise UserError(f"--together {name!r} is the name of one of the studies, whose own report lies there")
     if len(set(names)) < len(names):
         raise UserError(f"the studies {names} share a name; rows are grouped by it, so each must be there once")
-    folder, frame = Path(reports) / name, pd.concat([m.frame for m in materials])
+    folder, frame = Path(reports) / name, pd.concat([m.frame for m in studies_data])
     if not force:
         require_no_loss(frame, folder)
     files.make_folder(folder, ELSEWHERE)
-    page = blocks(materials, name)
-    table, notes = together_table(materials), " ".join(remarks(materials))
-    values = [table_values(m.summary, published.published()[:0]).assign(study=m.study.name) for m in materials]
+    page = blocks(studies_data, name)
+    table, notes = together_table(studies_data), " ".join(remarks(studies_data))
+    values = [table_values(m.summary, published.published()[:0]).assign(study=m.study.name) for m in studies_data]
     for file, text in {
         RESULTS: frame.to_csv(index=False),
         "table.csv": pd.concat(values).to_csv(index=False),
@@ -59,56 +58,56 @@ def write_together(
     return folder
 
 
-def together_table(materials: Sequence[Material]) -> Table:
+def together_table(studies_data: Sequence[ReportData]) -> Table:
     """Columns study, setting, n, and for each score of any study its mean and its difference to the study's baseline.
 
     A score that a study does not have is an empty cell; one that its runs do not have yet is a gap with its state.
     """
-    scores = list(dict.fromkeys(score for material in materials for score in material.study.scores))
+    scores = list(dict.fromkeys(score for data in studies_data for score in data.study.scores))
     header = ["study", "setting", "n"]
     for score in scores:
         header += [score_label(score), AGAINST]
-    return Table(header, [_block(material, scores) for material in materials])
+    return Table(header, [_block(data, scores) for data in studies_data])
 
 
-def _block(material: Material, scores: Sequence[str]) -> list[list[str]]:
-    summary = material.summary
-    own = [score for score in scores if score in material.study.scores]
+def _block(data: ReportData, scores: Sequence[str]) -> list[list[str]]:
+    summary = data.summary
+    own = [score for score in scores if score in data.study.scores]
     lines: list[list[str]] = []
     for row in summary.rows:
         cells = dict(zip(own, cells_of(summary, row, own), strict=True))
         name = name_of(summary, row) if row.control is None else f"*{name_of(summary, row)} (control)*"
-        line = [material.study.name if not lines else "", name, count_cell(row, own)]
+        line = [data.study.name if not lines else "", name, count_cell(row, own)]
         lines.append(line + [cell for score in scores for cell in cells.get(score, ["", ""])])
     return lines
 
 
-def remarks(materials: Sequence[Material]) -> list[str]:
+def remarks(studies_data: Sequence[ReportData]) -> list[str]:
     """What the figures mean, and what keeps rows of two studies from being compared."""
-    longest = max(materials, key=lambda m: (m.summary.split, _seeds(m)))
+    longest = max(studies_data, key=lambda m: (m.summary.split, _seeds(m)))
     found = [table_notes(longest.summary).split(" Δ:")[0].rstrip(".") + "."]
     found.append(f"{AGAINST}: within its study, by the study's own baseline row.")
     for what, column in (("protocol", "score.protocol"), ("data", "eval.data.name")):
-        found += _differing(materials, what, column)
-    commits = {m.study.name: frozenset(cost.commits(m.frame)) for m in materials}
+        found += _differing(studies_data, what, column)
+    commits = {m.study.name: frozenset(cost.commits(m.frame)) for m in studies_data}
     if len(set(commits.values())) > 1:
         found.append("**The studies were made by different code** (see below): compare within a study first.")
     return found
 
 
-def _seeds(material: Material) -> int:
-    return max((len(s.by_seed) for row in material.summary.rows for s in row.scores.values()), default=0)
+def _seeds(data: ReportData) -> int:
+    return max((len(s.by_seed) for row in data.summary.rows for s in row.scores.values()), default=0)
 
 
-def _differing(materials: Sequence[Material], what: str, column: str) -> list[str]:
+def _differing(studies_data: Sequence[ReportData], what: str, column: str) -> list[str]:
     """One sentence an evaluation that the studies measured by several values of `column`."""
     found: dict[str, dict[str, str]] = {}
-    for material in materials:
-        frame = material.frame
-        for name in material.study.evals if column in frame else ():
+    for data in studies_data:
+        frame = data.frame
+        for name in data.study.evals if column in frame else ():
             values = frame.loc[frame["eval.name"] == name, column].dropna().unique()
             if len(values):
-                found.setdefault(name, {})[material.study.name] = ", ".join(map(str, values))
+                found.setdefault(name, {})[data.study.name] = ", ".join(map(str, values))
     return [
         f"**{name} is not one measurement: its {what} differs** "
         f"({'; '.join(f'{study}: {value}' for study, value in by_study.items())})."
@@ -117,17 +116,17 @@ def _differing(materials: Sequence[Material], what: str, column: str) -> list[st
     ]
 
 
-def blocks(materials: Sequence[Material], name: str) -> list[Block]:
+def blocks(studies_data: Sequence[ReportData], name: str) -> list[Block]:
     page: list[Block] = [Heading(name, 1), Paragraph("Several studies in one table. What each of them asks:")]
-    page.append(Items([f"**{m.study.name}**: {m.study.question}" for m in materials]))
-    page += [Heading("Scores"), together_table(materials), Items(remarks(materials))]
+    page.append(Items([f"**{m.study.name}**: {m.study.question}" for m in studies_data]))
+    page += [Heading("Scores"), together_table(studies_data), Items(remarks(studies_data))]
     page.append(Heading("Where it comes from"))
-    page += [Items([f"{m.study.name}: {line}" for m in materials for line in _origin(m)]), Paragraph("Made by")]
-    files_of = " ".join(project_path(m.study.file) for m in materials)
+    page += [Items([f"{m.study.name}: {line}" for m in studies_data for line in _origin(m)]), Paragraph("Made by")]
+    files_of = " ".join(project_path(m.study.file) for m in studies_data)
     page += [Code(f"python -m analysis {files_of} --together {name}")]
     return [*page, Paragraph("As [LaTeX](table.tex), as [numbers](table.csv), and [every run](results.csv).")]
 
 
-def _origin(material: Material) -> list[str]:
-    lines = cost.provenance(material.frame, material.study, project_path(material.study.file))
+def _origin(data: ReportData) -> list[str]:
+    lines = cost.provenance(data.frame, data.study, project_path(data.study.file))
     return [line for line in lines if line.split(":")[0] in ("study", "code", "machine")]

@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from analysis.history import history_of
-from analysis.material import Material
-from analysis.report import write_material
-from analysis.results import results_of
+from analysis.report import write_report_data
+from analysis.report_data import ReportData
+from analysis.results import history_of, results_of
 from runtime import provenance
 from runtime.rundir import Identity
 from sweeps.graph import Graph, Node, Point
@@ -49,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             frame = results_of(graph)
         with _timed(seconds, "training curves"):
             history = history_of(graph)
-        material = Material(graph.study, frame, history)
+        data = ReportData(graph.study, frame, history)
         with _timed(seconds, "tables, figures and pages"):
-            folder = write_material(material, Path(name) / "reports")
+            folder = write_report_data(data, Path(name) / "reports")
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{len(frame)} rows, {len(frame.columns)} columns, {len(history)} logged rows; the report has {size:.1f} MB")
     for part, value in seconds.items():

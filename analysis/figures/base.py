@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
 
 from analysis.labels import is_percent, score_label
-from analysis.material import Material
+from analysis.report_data import ReportData
 from runtime import files
 
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -37,18 +37,18 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the report: a function of the material, its caption and its text for those who cannot see it."""
+    """A figure of the report: a function of the data, its caption and its text for those who cannot see it."""
 
     name: str  # of its files
-    draw: Callable[[Material], Figure | None]  # in whatever style is in force; None where there is nothing to show
-    caption: Callable[[Material], str]
-    alt: Callable[[Material], str]
+    draw: Callable[[ReportData], Figure | None]  # in whatever style is in force; None where there is nothing to show
+    caption: Callable[[ReportData], str]
+    alt: Callable[[ReportData], str]
 
 
-def write(plot: Plot, material: Material, folder: Path) -> bool:
+def write(plot: Plot, data: ReportData, folder: Path) -> bool:
     """<name>.png, .pdf and .svg; without anything to show, none of them, not even those of an earlier report."""
     with plt.style.context(STYLE):
-        figure = plot.draw(material)
+        figure = plot.draw(data)
         for kind in _METADATA:
             path = folder / f"{plot.name}.{kind}"
             if figure is None:

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from analysis.figures.base import GREY, Plot
 from analysis.labels import value_text
-from analysis.material import Material
 from analysis.placement import place_labels
 from analysis.published import SOURCES, is_comparable, rows_beside
+from analysis.report_data import ReportData
 
 # The published methods span far more than the trade-off within VICRegL does; below this they would squeeze it.
 LEAST_TOP1 = 64.0
@@ -21,12 +21,12 @@ _LABELS = {
 }
 
 
-def draw(material: Material) -> Figure | None:
-    report = material.study.report
-    if is_comparable(material.frame) or not {report.x, report.y} <= set(SOURCES):
+def draw(data: ReportData) -> Figure | None:
+    report = data.study.report
+    if is_comparable(data.frame) or not {report.x, report.y} <= set(SOURCES):
         return None  # comparable ones lie on the trade-off figure itself
     x, y = SOURCES[report.x], SOURCES[report.y]
-    rows = rows_beside(material.frame).dropna(subset=[x, y])
+    rows = rows_beside(data.frame).dropna(subset=[x, y])
     rows = rows[rows["linear_top1"] >= LEAST_TOP1]
     figure, axes = plt.subplots()
     family = rows[rows["method"].isin(["VICReg", "VICRegL"])].sort_values("alpha")
@@ -41,14 +41,14 @@ def draw(material: Material) -> Figure | None:
     return figure
 
 
-def caption(material: Material) -> str:
+def caption(data: ReportData) -> str:
     return (
         "Published, for the direction alone: ResNet-50, ImageNet-1k and Pascal VOC, not this study's data. "
         f"Methods below {LEAST_TOP1:g} % top-1 are in the table and not in the figure."
     )
 
 
-def alt(material: Material) -> str:
+def alt(data: ReportData) -> str:
     return "Published VOC mIoU against published ImageNet top-1"
 
 

@@ -12,15 +12,15 @@ from matplotlib.lines import Line2D
 
 from analysis.figures.base import GREY, MANY_POINTS, Plot, describe_axis
 from analysis.labels import symbol, value_text
-from analysis.material import Material
+from analysis.report_data import ReportData
 from analysis.summary import Row, Summary
 
 _LINES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 SHIFT = 0.006  # of the horizontal extent
 
 
-def draw(material: Material) -> Figure | None:
-    summary, report = material.summary, material.study.report
+def draw(data: ReportData) -> Figure | None:
+    summary, report = data.summary, data.study.report
     scores = list(dict.fromkeys([report.x, report.y]))
     values = list(dict.fromkeys(row.varied for _, rows in summary.groups() for row in rows))
     if len(values) < 2 or not any(row.scores[score].by_seed for row in summary.settings for score in scores):
@@ -83,16 +83,16 @@ def _colour_axis(axes: Axes, score: str, color: str, side: str) -> None:
         axes.grid(False)
 
 
-def caption(material: Material) -> str:
-    report = material.study.report
+def caption(data: ReportData) -> str:
+    report = data.study.report
     text = f"Both scores against {report.vary}: {report.x} left (circles), {report.y} right (squares)"
-    if any(len(row.scores[report.x].by_seed) > 1 for row in material.summary.rows):
+    if any(len(row.scores[report.x].by_seed) > 1 for row in data.summary.rows):
         text += "; bars are 95 % intervals over seeds, dots the single runs"
     return f"{text}."
 
 
-def alt(material: Material) -> str:
-    return f"{material.study.report.x} and {material.study.report.y} against {material.study.report.vary}"
+def alt(data: ReportData) -> str:
+    return f"{data.study.report.x} and {data.study.report.y} against {data.study.report.vary}"
 
 
 PLOT = Plot("scores", draw, caption, alt)

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from analysis.figures.base import GREY, MANY_CURVES, MANY_LABELS, MARKERS, Plot, describe_axis, empty
 from analysis.labels import is_percent, number, symbol, value_text
-from analysis.material import Material
 from analysis.placement import place_labels
 from analysis.published import SOURCES, is_comparable, rows_beside
+from analysis.report_data import ReportData
 from analysis.statistics import Estimate
 from analysis.summary import Row, Summary
 
@@ -32,9 +32,9 @@ class Curve:
     y: list[Estimate]
 
 
-def draw(material: Material) -> Figure:
+def draw(data: ReportData) -> Figure:
     """The figure, in whatever style is in force."""
-    summary = material.summary
+    summary = data.summary
     report = summary.study.report
     curves = _curves(summary)
     if not curves:
@@ -44,7 +44,7 @@ def draw(material: Material) -> Figure:
     describe_axis(axes.yaxis, report.y)
     for index, curve in enumerate(curves):
         _draw_curve(axes, curve, f"C{index % 7}", MARKERS[index % 7], summary)
-    overlay = _draw_published(axes, material)
+    overlay = _draw_published(axes, data)
     front = pareto_front([(x.mean, y.mean) for curve in curves for x, y in zip(curve.x, curve.y, strict=True)])
     axes.margins(0.14)
     _draw_front(axes, front)
@@ -79,12 +79,12 @@ def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
     )
 
 
-def _draw_published(axes: Axes, material: Material) -> list[tuple[str, Estimate, Estimate]]:
+def _draw_published(axes: Axes, data: ReportData) -> list[tuple[str, Estimate, Estimate]]:
     """Published points, hollow and grey, where the study measures the same; elsewhere they have their own figure."""
-    report = material.study.report
-    if not is_comparable(material.frame) or not {report.x, report.y} <= set(SOURCES):
+    report = data.study.report
+    if not is_comparable(data.frame) or not {report.x, report.y} <= set(SOURCES):
         return []
-    rows = rows_beside(material.frame).dropna(subset=[SOURCES[report.x], SOURCES[report.y]])
+    rows = rows_beside(data.frame).dropna(subset=[SOURCES[report.x], SOURCES[report.y]])
     found = []
     for record in rows.to_dict("records"):
         x, y = record[SOURCES[report.x]], record[SOURCES[report.y]]
@@ -188,10 +188,10 @@ def _bars(x: Estimate, y: Estimate) -> list[tuple[tuple[float, float], tuple[flo
     return [((a - wide, b), (a + wide, b)), ((a, b - high), (a, b + high))]
 
 
-def caption(material: Material) -> str:
+def caption(data: ReportData) -> str:
     """What the figure shows, as under a figure of a paper."""
-    report, rows = material.study.report, material.summary.rows
-    text = f"Each point is one {report.vary}{', joined in its order' if material.summary.varies_a_number else ''}"
+    report, rows = data.study.report, data.summary.rows
+    text = f"Each point is one {report.vary}{', joined in its order' if data.summary.varies_a_number else ''}"
     if report.baseline is not None:
         text += "; the hollow one is the baseline"
     if any(len(row.scores[report.x].by_seed) > 1 for row in rows):
@@ -199,8 +199,8 @@ def caption(material: Material) -> str:
     return f"{text}; the dashed steps are the Pareto front of the means."
 
 
-def alt(material: Material) -> str:
-    return f"{material.study.report.y} against {material.study.report.x}"
+def alt(data: ReportData) -> str:
+    return f"{data.study.report.y} against {data.study.report.x}"
 
 
 PLOT = Plot("tradeoff", draw, caption, alt)

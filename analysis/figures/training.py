@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from analysis.figures.base import PAGE, Plot
 from analysis.labels import symbol, value_text
-from analysis.material import Material
+from analysis.report_data import ReportData
 
 # Column of metrics.jsonl -> its panel's title; the halves of the criterion stand one below the other.
 PANELS = (
@@ -36,23 +36,23 @@ MANY = 60  # runs; more lines than these cannot be told apart
 SMOOTHING = 0.05  # standard deviation of the Gaussian window, as a share of the run's steps
 
 
-def draw(material: Material) -> Figure | None:
-    history = _of_the_grid(material)
+def draw(data: ReportData) -> Figure | None:
+    history = _of_the_grid(data)
     known = {name for panels in PANELS for name in panels if name in history and _has_shape(history[name])}
     if not known:
         return None
     size = (len(PANELS), len(PANELS[0]))
     figure, grid = plt.subplots(*size, figsize=(PAGE, 3.3), squeeze=False, sharex=True)
-    colors = varied_colors(material)
+    colors = varied_colors(data)
     for line, panels in zip(grid, PANELS, strict=True):
         for axes, (name, title) in zip(line, panels.items(), strict=True):
             if name in known:
-                _draw_panel(axes, history, name, material.study.report.vary, colors)
+                _draw_panel(axes, history, name, data.study.report.vary, colors)
                 axes.set_title(title, loc="left", fontsize=6.5)
             else:
                 axes.remove()
     _label_steps(grid)
-    vary = symbol(material.study.report.vary)
+    vary = symbol(data.study.report.vary)
     handles = [Line2D([], [], color=c, label=f"{vary} = {value_text(v)}") for v, c in colors.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 8))
     return figure
@@ -67,8 +67,8 @@ def _label_steps(grid: np.ndarray) -> None:
             shown[-1].tick_params(labelbottom=True)
 
 
-def _of_the_grid(material: Material) -> pd.DataFrame:
-    history = material.history
+def _of_the_grid(data: ReportData) -> pd.DataFrame:
+    history = data.history
     return history[history["control"].isna()] if len(history) else history
 
 
@@ -77,9 +77,9 @@ def _has_shape(values: pd.Series) -> bool:
     return bool((values.abs() > 0).any())
 
 
-def varied_colors(material: Material) -> dict[object, Rgba]:
+def varied_colors(data: ReportData) -> dict[object, Rgba]:
     """Light to dark in the order of the varied field: an order that is seen in grey too."""
-    values = list(dict.fromkeys(row.varied for _, rows in material.summary.groups() for row in rows))
+    values = list(dict.fromkeys(row.varied for _, rows in data.summary.groups() for row in rows))
     shades = np.linspace(0.88, 0.0, len(values)) if len(values) > 1 else [0.3]
     return {value: colormaps["viridis"](shade) for value, shade in zip(values, shades, strict=True)}
 
@@ -118,17 +118,17 @@ def smoothed(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
     return weights @ values / weights.sum(axis=1)
 
 
-def caption(material: Material) -> str:
-    grid = material.frame[material.frame["control"].isna()]
+def caption(data: ReportData) -> str:
+    grid = data.frame[data.frame["control"].isna()]
     unfinished = grid["pretrain.state"] != "done"
-    runs = grid["pretrain.run"] if material.of_a_table else _of_the_grid(material).get("run", pd.Series(dtype=str))
+    runs = grid["pretrain.run"] if data.of_a_table else _of_the_grid(data).get("run", pd.Series(dtype=str))
     if runs.nunique() > MANY:
         return "Training, step by step: the mean over the runs of a setting, and the range of nine in ten of them."
     text = "Training of every run of the grid: logged values thin, smoothed (Gaussian, σ = 5 % of the run) thick"
     return f"{text}; runs that are not done are drawn as far as they got." if unfinished.any() else f"{text}."
 
 
-def alt(material: Material) -> str:
+def alt(data: ReportData) -> str:
     return "Training curves: loss and its terms, online probe, effective rank against the step"
 
 

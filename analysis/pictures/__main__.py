@@ -25,7 +25,7 @@ from analysis.pictures.components import FITTED, RULE, draw_components
 from analysis.pictures.matches import draw_matches
 from analysis.pictures.network import Images, Network
 from analysis.pictures.segmentations import draw_segmentations, load_segmentation
-from analysis.shown import CAPTION, FOLDER, SOURCE
+from analysis.report import CAPTION, FOLDER, SOURCE
 from eval.parent import STAGE as PRETRAIN
 from eval.segmentation_config import STAGE as SEGMENTATION
 from runtime import files

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "sweeps"))
 import fake_study
 import pandas as pd
 
-from analysis.material import Material
+from analysis.report_data import ReportData
 from analysis.summary import Summary
 from runtime import provenance
 from runtime.rundir import open_run
@@ -88,22 +88,22 @@ Rows = list[tuple[str | None, dict[str, object], float, float]]
 
 
 @pytest.fixture
-def material_of() -> Callable[..., Material]:
-    """Material of rows (control, grid values, top-1, mIoU) that no run directory is behind; NaN: the run failed."""
+def report_data_of() -> Callable[..., ReportData]:
+    """ReportData of rows (control, grid values, top-1, mIoU) that no run directory is behind; NaN: the run failed."""
 
-    def make(grid: dict[str, list[object]], rows: Rows, baseline: object = 1.0) -> Material:
+    def make(grid: dict[str, list[object]], rows: Rows, baseline: object = 1.0) -> ReportData:
         study, records = make_study(grid, baseline), []
         for control, values, top1, miou in rows:
             point = {"control": control, "pretrain.state": "done", **{f"grid.{k}": v for k, v in values.items()}}
             for name, score, value in (("linear", "top1", top1), ("segmentation", "miou", miou)):
                 state = "failed" if value != value else "done"
                 records.append(point | {"eval.name": name, "eval.state": state, f"score.{score}": value})
-        return Material(study, pd.DataFrame(records))
+        return ReportData(study, pd.DataFrame(records))
 
     return make
 
 
 @pytest.fixture
-def summary_of(material_of: Callable[..., Material]) -> Callable[..., Summary]:
+def summary_of(report_data_of: Callable[..., ReportData]) -> Callable[..., Summary]:
     """The summary of such rows."""
-    return lambda *arguments, **named: material_of(*arguments, **named).summary
+    return lambda *arguments, **named: report_data_of(*arguments, **named).summary

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.material import load_material
 from analysis.report import STALE, write_report
+from analysis.report_data import load_report_data
 from runtime import config as configs
 from runtime.config import Config, MachineConfig, added_later
 from runtime.rundir import Identity
@@ -25,7 +25,7 @@ def table(fill: Callable[..., Graph], folder: Path) -> Path:
 
 
 def changed(table: Path) -> list[str]:
-    return load_material("study.yaml", results=table).changes
+    return load_report_data("study.yaml", results=table).changes
 
 
 def edit(file: str, old: str, new: str) -> None:

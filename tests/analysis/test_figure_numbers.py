@@ -14,19 +14,19 @@ from matplotlib.figure import Figure
 from analysis.cost import cost_of_a_step, step_table
 from analysis.figures import cost, diagnostics, published, scores, tradeoff, training, write
 from analysis.figures.base import STYLE
-from analysis.material import Material
+from analysis.report_data import ReportData
 from benchmarks import analysis as benchmark
 
-MaterialOf = Callable[..., Material]
+ReportDataOf = Callable[..., ReportData]
 ALPHAS = [0.0, 0.5, 1.0]
 
 
-def a_material(material_of: MaterialOf, runs: int = 3) -> Material:
+def some_report_data(report_data_of: ReportDataOf, runs: int = 3) -> ReportData:
     """With a pretraining's columns: rank rises with alpha and seed, 0.25 s a step at alpha 0, 0.5 s at alpha 1."""
     rows = [(None, {"loss.alpha": a, "seed": s}, 60 + a + s, 30 - 8 * a + s) for a in ALPHAS for s in range(runs)]
     rows += [("no pretraining", {"loss.alpha": None, "seed": 0}, 10.0, 5.0)]
-    material = material_of({"loss.alpha": ALPHAS, "seed": list(range(runs))}, rows)
-    frame = material.frame
+    data = report_data_of({"loss.alpha": ALPHAS, "seed": list(range(runs))}, rows)
+    frame = data.frame
     alpha = frame["grid.loss.alpha"].astype(float)
     name = "run " + frame["grid.loss.alpha"].astype(str) + " " + frame["grid.seed"].astype(str)
     steps = np.where(frame["control"].isna(), 100, 0)
@@ -45,22 +45,22 @@ def a_material(material_of: MaterialOf, runs: int = 3) -> Material:
         if control is None or control != control
         for step in range(10, 110, 10)
     ]
-    return Material(material.study, frame, pd.DataFrame(logged))
+    return ReportData(data.study, frame, pd.DataFrame(logged))
 
 
-def drawn(draw: Callable[[Material], Figure | None], material: Material) -> Figure:
+def drawn(draw: Callable[[ReportData], Figure | None], data: ReportData) -> Figure:
     with plt.style.context(STYLE):
-        figure = draw(material)
+        figure = draw(data)
         plt.close("all")
     assert figure is not None
     return figure
 
 
-def test_no_tick_of_a_share_lies_beyond_all_of_it(material_of: MaterialOf) -> None:
+def test_no_tick_of_a_share_lies_beyond_all_of_it(report_data_of: ReportDataOf) -> None:
     rows = [(None, {"loss.alpha": a, "seed": s}, 97 - 8 * s, 3 + 8 * s) for a in (0.0, 1.0) for s in range(2)]
-    material = material_of({"loss.alpha": [0.0, 1.0], "seed": [0, 1]}, rows)
+    data = report_data_of({"loss.alpha": [0.0, 1.0], "seed": [0, 1]}, rows)
     for draw in (tradeoff.draw, scores.draw):
-        for axes in drawn(draw, material).axes:
+        for axes in drawn(draw, data).axes:
             for score, axis in ((axes.get_xlabel(), axes.xaxis), (axes.get_ylabel(), axes.yaxis)):
                 if "%" in score:
                     low, high = sorted(axis.get_view_interval())
@@ -74,26 +74,26 @@ def test_the_pareto_front() -> None:
     assert tradeoff.pareto_front(points) == sorted(brute, reverse=True) == [(4.0, 1.0), (3.0, 4.5), (1.0, 5.0)]
 
 
-def test_two_axes_one_score_each(material_of: MaterialOf) -> None:
-    left, right = drawn(scores.draw, a_material(material_of)).axes
+def test_two_axes_one_score_each(report_data_of: ReportDataOf) -> None:
+    left, right = drawn(scores.draw, some_report_data(report_data_of)).axes
     assert left.lines[0].get_ydata() == pytest.approx([61.0, 61.5, 62.0])
     assert right.lines[0].get_ydata() == pytest.approx([31.0, 27.0, 23.0])
     assert [label.get_text() for label in left.get_xticklabels()] == ["0", "0.5", "1"]
 
 
-def test_training_curves_show_every_run_of_the_grid(material_of: MaterialOf) -> None:
-    panel = drawn(training.draw, a_material(material_of)).axes[0]
+def test_training_curves_show_every_run_of_the_grid(report_data_of: ReportDataOf) -> None:
+    panel = drawn(training.draw, some_report_data(report_data_of)).axes[0]
     assert panel.get_title(loc="left") == "loss"
     assert len(panel.lines) == 2 * 9  # logged and smoothed
     assert list(panel.lines[0].get_ydata()) == [10.0 * i for i in range(1, 11)]  # type: ignore[union-attr]
 
 
-def test_many_runs_are_a_mean_and_a_range(material_of: MaterialOf) -> None:
-    material = a_material(material_of, runs=25)
-    panel = drawn(training.draw, material).axes[0]
+def test_many_runs_are_a_mean_and_a_range(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of, runs=25)
+    panel = drawn(training.draw, data).axes[0]
     assert len(panel.lines) == len(panel.collections) == 3
     assert panel.lines[2].get_ydata() == pytest.approx([20.0 * i + 12 for i in range(1, 11)])  # the mean of 25 seeds
-    assert "nine in ten" in training.caption(material)
+    assert "nine in ten" in training.caption(data)
 
 
 def test_smoothing_is_a_weighted_mean_that_keeps_a_constant() -> None:
@@ -106,9 +106,9 @@ def test_smoothing_is_a_weighted_mean_that_keeps_a_constant() -> None:
     assert training.smoothed(steps[:2], values[:2]) is not None
 
 
-def test_diagnostics_pair_each_run_with_its_own_score(material_of: MaterialOf) -> None:
-    material = a_material(material_of)
-    pairs = diagnostics.pairs_of(material, "pretrain.rank_pooled", "segmentation.miou")
+def test_diagnostics_pair_each_run_with_its_own_score(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of)
+    pairs = diagnostics.pairs_of(data, "pretrain.rank_pooled", "segmentation.miou")
     assert len(pairs) == 9
     assert list(pairs["y"]) == pytest.approx(list(30 - 8 * pairs["varied"] + (pairs["x"] - 20 - 10 * pairs["varied"])))
     ranks = [np.argsort(np.argsort(v)) for v in (range(6), [0, 2, 1, 3, 5, 4])]
@@ -118,20 +118,20 @@ def test_diagnostics_pair_each_run_with_its_own_score(material_of: MaterialOf) -
     assert diagnostics.correlation(six[:4]) == ""  # too few to say anything
 
 
-def test_cost_is_time_over_steps_without_controls(material_of: MaterialOf) -> None:
-    costs = cost_of_a_step(a_material(material_of))
+def test_cost_is_time_over_steps_without_controls(report_data_of: ReportDataOf) -> None:
+    costs = cost_of_a_step(some_report_data(report_data_of))
     assert len(costs) == 9
     assert costs.groupby("varied")["milliseconds"].mean().to_dict() == {0.0: 250.0, 0.5: 375.0, 1.0: 500.0}
     assert costs["gigabytes"].isna().all()
-    assert len(drawn(cost.draw, a_material(material_of)).axes) == 1
+    assert len(drawn(cost.draw, some_report_data(report_data_of)).axes) == 1
 
 
-def test_memory_that_was_not_measured_is_a_gap_and_no_zero(material_of: MaterialOf) -> None:
-    material = a_material(material_of)
-    frame = material.frame
+def test_memory_that_was_not_measured_is_a_gap_and_no_zero(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of)
+    frame = data.frame
     alpha, seed = frame["grid.loss.alpha"].astype(float), frame["grid.seed"]
     measured = (2.0 - alpha + seed / 10).where((alpha > 0) & ~((alpha == 0.5) & (seed == 2)))
-    some = Material(material.study, frame.assign(**{"pretrain.result.peak_memory_gb": measured}), material.history)
+    some = ReportData(data.study, frame.assign(**{"pretrain.result.peak_memory_gb": measured}), data.history)
     time, memory = drawn(cost.draw, some).axes
     assert time.get_ylabel() == "ms a step"
     medians = memory.lines[1]
@@ -147,21 +147,21 @@ def test_memory_that_was_not_measured_is_a_gap_and_no_zero(material_of: Material
     ]
 
 
-def test_published_points_lie_on_the_figure_only_where_they_compare(material_of: MaterialOf) -> None:
-    material = a_material(material_of)
-    assert drawn(published.draw, material).axes[0].lines
+def test_published_points_lie_on_the_figure_only_where_they_compare(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of)
+    assert drawn(published.draw, data).axes[0].lines
     same = {"pretrain.model.backbone.name": "resnet50", "pretrain.data.name": "imagenet"}
-    voc = Material(material.study, material.frame.assign(**same, **{"eval.data.name": "voc"}))
+    voc = ReportData(data.study, data.frame.assign(**same, **{"eval.data.name": "voc"}))
     assert published.PLOT.draw(voc) is None
     labels = [text.get_text() for text in drawn(tradeoff.draw, voc).axes[0].texts]
     assert "VICRegL, α = 0.75 (published)" in labels
-    assert not any("published" in text.get_text() for text in drawn(tradeoff.draw, material).axes[0].texts)
+    assert not any("published" in text.get_text() for text in drawn(tradeoff.draw, data).axes[0].texts)
 
 
-def test_a_figure_without_material_leaves_no_old_file(material_of: MaterialOf, tmp_path: Path) -> None:
-    material = a_material(material_of)
-    assert write(cost.PLOT, material, tmp_path)
-    assert not write(cost.PLOT, Material(material.study, material.frame[:1]), tmp_path)
+def test_a_figure_without_material_leaves_no_old_file(report_data_of: ReportDataOf, tmp_path: Path) -> None:
+    data = some_report_data(report_data_of)
+    assert write(cost.PLOT, data, tmp_path)
+    assert not write(cost.PLOT, ReportData(data.study, data.frame[:1]), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,13 +172,13 @@ def test_the_benchmark_times_every_part() -> None:
 
 
 @pytest.mark.parametrize(("values", "joined"), [([0.5, 0.1, 1.0], True), (["none", "location", "both"], False)])
-def test_a_line_joins_numbers_by_size_and_no_names(material_of: MaterialOf, values: list, joined: bool) -> None:
+def test_a_line_joins_numbers_by_size_and_no_names(report_data_of: ReportDataOf, values: list, joined: bool) -> None:
     rows = [(None, {"loss.alpha": value, "seed": 0}, 60.0 + n, 30.0 + n) for n, value in enumerate(values)]
-    material = material_of({"loss.alpha": values, "seed": [0]}, rows, baseline=values[0])
+    data = report_data_of({"loss.alpha": values, "seed": [0]}, rows, baseline=values[0])
     x, y = ([1.0, 0.0, 2.0] if joined else [0.0, 1.0, 2.0]), [[61, 60, 62], [31, 30, 32]]
-    lines = [line for line in drawn(tradeoff.draw, material).axes[0].lines if len(line.get_xdata()) == 3]
+    lines = [line for line in drawn(tradeoff.draw, data).axes[0].lines if len(line.get_xdata()) == 3]
     assert [list(line.get_xdata()) for line in lines if line.get_linestyle() == "-"] == [y[0]] * joined
-    left = drawn(scores.draw, material).axes[0]
+    left = drawn(scores.draw, data).axes[0]
     assert (left.lines[0].get_linestyle() == "-") == joined
     assert [label.get_text() for label in left.get_xticklabels()] == [str(values[int(n)]).removesuffix(".0") for n in x]
-    assert ("joined" in tradeoff.caption(material)) == joined
+    assert ("joined" in tradeoff.caption(data)) == joined

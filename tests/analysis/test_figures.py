@@ -15,14 +15,16 @@ from PIL import Image
 
 from analysis.figures import tradeoff, write
 from analysis.figures.base import STYLE
-from analysis.material import Material
 from analysis.placement import MARKER_RADIUS, place_labels
+from analysis.report_data import ReportData
 
-MaterialOf = Callable[..., Material]
+ReportDataOf = Callable[..., ReportData]
 ALPHAS = [0.0, 0.5, 0.75, 0.9, 1.0]
 
 
-def a_material(material_of: MaterialOf, seeds: int = 3, control: tuple[float, float] = (19.0, 10.0)) -> Material:
+def some_report_data(
+    report_data_of: ReportDataOf, seeds: int = 3, control: tuple[float, float] = (19.0, 10.0)
+) -> ReportData:
     random = np.random.default_rng(1)
     rows = [
         (None, {"loss.alpha": a, "seed": s}, 60 + 5 * a + random.normal(), 30 - 8 * a * a + random.normal())
@@ -30,11 +32,11 @@ def a_material(material_of: MaterialOf, seeds: int = 3, control: tuple[float, fl
         for s in range(seeds)
     ]
     rows += [("no pretraining", {"loss.alpha": None, "seed": s}, *control) for s in range(seeds)]
-    return material_of({"loss.alpha": ALPHAS, "seed": list(range(seeds))}, rows)
+    return report_data_of({"loss.alpha": ALPHAS, "seed": list(range(seeds))}, rows)
 
 
-def test_print_size_and_real_text(material_of: MaterialOf, tmp_path: Path) -> None:
-    assert write(tradeoff.PLOT, a_material(material_of), tmp_path)
+def test_print_size_and_real_text(report_data_of: ReportDataOf, tmp_path: Path) -> None:
+    assert write(tradeoff.PLOT, some_report_data(report_data_of), tmp_path)
     with Image.open(tmp_path / "tradeoff.png") as image:
         width, height = image.size
         assert (width, height) == (680, 540)
@@ -46,44 +48,44 @@ def test_print_size_and_real_text(material_of: MaterialOf, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tradeoff.pdf", "tradeoff.png", "tradeoff.svg"]
 
 
-def test_the_same_results_make_the_same_bytes(material_of: MaterialOf, tmp_path: Path) -> None:
+def test_the_same_results_make_the_same_bytes(report_data_of: ReportDataOf, tmp_path: Path) -> None:
     contents = []
     for _ in range(2):
-        write(tradeoff.PLOT, a_material(material_of), tmp_path)
+        write(tradeoff.PLOT, some_report_data(report_data_of), tmp_path)
         contents.append([path.read_bytes() for path in sorted(tmp_path.iterdir())])
     assert contents[0] == contents[1]
 
 
-def texts(material: Material) -> list[str]:
+def texts(data: ReportData) -> list[str]:
     with plt.style.context(STYLE):
-        figure = tradeoff.draw(material)
+        figure = tradeoff.draw(data)
         found = [text.get_text() for text in figure.findobj(Annotation)]
         found.append(figure.axes[0].get_title(loc="left"))
         plt.close(figure)
     return [text for text in found if text]
 
 
-def test_every_point_is_labelled_and_joined_in_order(material_of: MaterialOf) -> None:
-    material = a_material(material_of)
-    assert {"α = 0", "α = 0.5", "α = 0.75", "α = 0.9", "α = 1"} <= set(texts(material))
+def test_every_point_is_labelled_and_joined_in_order(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of)
+    assert {"α = 0", "α = 0.5", "α = 0.75", "α = 0.9", "α = 1"} <= set(texts(data))
     with plt.style.context(STYLE):
-        figure = tradeoff.draw(material)
+        figure = tradeoff.draw(data)
         line = figure.axes[0].lines[0]
-        rows = sorted(material.summary.settings, key=lambda row: row.varied)
+        rows = sorted(data.summary.settings, key=lambda row: row.varied)
         expected = [np.mean(list(row.scores["linear.top1"].by_seed.values())) for row in rows]
         assert list(line.get_xdata()) == pytest.approx(expected)  # type: ignore[arg-type]
         plt.close(figure)
 
 
-def test_a_control_far_away_is_told_and_a_near_one_drawn(material_of: MaterialOf) -> None:
-    assert "no pretraining: (19.0, 10.0), off these axes" in texts(a_material(material_of))
-    assert "no pretraining" in texts(a_material(material_of, control=(59.0, 20.0)))
+def test_a_control_far_away_is_told_and_a_near_one_drawn(report_data_of: ReportDataOf) -> None:
+    assert "no pretraining: (19.0, 10.0), off these axes" in texts(some_report_data(report_data_of))
+    assert "no pretraining" in texts(some_report_data(report_data_of, control=(59.0, 20.0)))
 
 
-def test_a_study_without_scores_still_has_a_figure(material_of: MaterialOf, tmp_path: Path) -> None:
+def test_a_study_without_scores_still_has_a_figure(report_data_of: ReportDataOf, tmp_path: Path) -> None:
     nan = float("nan")
     rows = [(None, {"loss.alpha": a, "seed": 0}, nan, 1.0) for a in ALPHAS]
-    assert write(tradeoff.PLOT, material_of({"loss.alpha": ALPHAS, "seed": [0]}, rows), tmp_path)
+    assert write(tradeoff.PLOT, report_data_of({"loss.alpha": ALPHAS, "seed": [0]}, rows), tmp_path)
     with Image.open(tmp_path / "tradeoff.png") as image:
         assert image.size == (680, 540)
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
-from analysis import load_material, load_results, render
-from analysis.table import results_table
+from analysis import load_report_data, load_results, render
+from analysis.tables import results_table
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from sweeps.graph import Graph, build
@@ -70,14 +70,14 @@ def test_a_table_that_was_written_is_the_table_that_is_read(fill: Callable[..., 
     gaps_alike = (table.astype(object).where(table.notna(), np.nan) for table in (back, frame))
     pd.testing.assert_frame_equal(*gaps_alike)
     assert len(back) == len(graph.points)
-    live, stored = load_material("study.yaml"), load_material("study.yaml", results=hashes)
+    live, stored = load_report_data("study.yaml"), load_report_data("study.yaml", results=hashes)
     assert render.to_markdown(results_table(live.summary)) == render.to_markdown(results_table(stored.summary))
     assert stored.history.empty
 
 
 def test_the_committed_report_is_of_its_results() -> None:
-    material = load_material(PROJECT / "sweeps/studies/scenes.yaml", results=SCENES / "results.csv")
-    assert (SCENES / "table.md").read_text().startswith(render.to_markdown(results_table(material.summary)))
+    data = load_report_data(PROJECT / "sweeps/studies/scenes.yaml", results=SCENES / "results.csv")
+    assert (SCENES / "table.md").read_text().startswith(render.to_markdown(results_table(data.summary)))
 
 
 def test_what_is_no_table_of_results(tmp_path: Path) -> None:
@@ -88,4 +88,4 @@ def test_what_is_no_table_of_results(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no results.csv of a report"):
         load_results(file)
     with pytest.raises(UserError, match="is of the study scenes, expected quickstart"):
-        load_material(PROJECT / "sweeps/studies/quickstart.yaml", results=SCENES / "results.csv")
+        load_report_data(PROJECT / "sweeps/studies/quickstart.yaml", results=SCENES / "results.csv")

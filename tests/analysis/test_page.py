@@ -52,7 +52,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture
 def report(fill: Callable[..., Graph]) -> Path:
-    """With every figure that fake runs have material for, a training curve included."""
+    """With every figure that fake runs have data for, a training curve included."""
     graph = fill(
         lambda a, s: 10.0 + s if a is None else 50 + 20 * a + s, lambda a, s: 20.0 if a is None else 95 - 10 * a
     )

@@ -10,28 +10,28 @@ import pytest
 from scipy import stats
 
 from analysis.__main__ import main
-from analysis.material import Material
 from analysis.questions import best, compare, find_row
+from analysis.report_data import ReportData
 from analysis.statistics import seeds_to_settle
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from sweeps.graph import Graph
 
-MaterialOf = Callable[..., Material]
+ReportDataOf = Callable[..., ReportData]
 # Differences of 0.5 to 1.0 scatter widely in top-1 and little in mIoU.
 WIDE = {0: -3.0, 1: 1.0, 2: -1.0}
 
 
-def a_material(material_of: MaterialOf) -> Material:
+def some_report_data(report_data_of: ReportDataOf) -> ReportData:
     rows = [(None, {"loss.alpha": 1.0, "seed": s}, 70.0 + s, 20.0 + s) for s in range(3)]
     rows += [(None, {"loss.alpha": 0.5, "seed": s}, 70.0 + s + WIDE[s], 25.0 + s + WIDE[s] / 100) for s in range(3)]
     rows += [(None, {"loss.alpha": 0.0, "seed": s}, 60.0 + s, 30.0 if s else float("nan")) for s in range(3)]
     rows += [("no pretraining", {"loss.alpha": None, "seed": 0}, 10.0, 5.0)]
-    return material_of({"loss.alpha": [0.0, 0.5, 1.0], "seed": [0, 1, 2]}, rows)
+    return report_data_of({"loss.alpha": [0.0, 0.5, 1.0], "seed": [0, 1, 2]}, rows)
 
 
-def test_compare_pairs_seeds_and_tells_what_would_settle_it(material_of: MaterialOf) -> None:
-    head, top1, miou = compare(a_material(material_of), "0.5", "loss.alpha=1.0")
+def test_compare_pairs_seeds_and_tells_what_would_settle_it(report_data_of: ReportDataOf) -> None:
+    head, top1, miou = compare(some_report_data(report_data_of), "0.5", "loss.alpha=1.0")
     assert head == "loss.alpha = 0.5 against loss.alpha = 1"
     half = stats.sem(list(WIDE.values())) * stats.t.ppf(0.975, 2)
     assert f"difference −1.0 ± {half:.1f} (3 seeds, paired): undecided" in top1
@@ -44,8 +44,8 @@ def test_compare_pairs_seeds_and_tells_what_would_settle_it(material_of: Materia
     assert "difference +5.0 ± 0.0 (3 seeds, paired): higher, the 95 % interval excludes 0" in miou
 
 
-def test_compare_with_a_control_of_one_seed(material_of: MaterialOf) -> None:
-    _, top1, _ = compare(a_material(material_of), "no pretraining", "1.0")
+def test_compare_with_a_control_of_one_seed(report_data_of: ReportDataOf) -> None:
+    _, top1, _ = compare(some_report_data(report_data_of), "no pretraining", "1.0")
     assert "difference −60.0 (one seed): one seed cannot support it" in top1
 
 
@@ -56,35 +56,35 @@ def test_seeds_that_settle() -> None:
     assert seeds_to_settle([1e-6, 1.0, -1.0]) is None  # more than anyone would train
 
 
-def test_best_obeys_its_limit_and_tells_what_it_rests_on(material_of: MaterialOf) -> None:
-    material = a_material(material_of)
-    head, first, second, third, support = best(material, "miou", {})
+def test_best_obeys_its_limit_and_tells_what_it_rests_on(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of)
+    head, first, second, third, support = best(data, "miou", {})
     assert head == "By segmentation mIoU"
     assert first.startswith("  1. loss.alpha = 0: segmentation mIoU 30.0 ± 0.0 (n 2)")
     assert second.startswith("  2. loss.alpha = 0.5:")
     assert third.startswith("  3. loss.alpha = 1:")
     assert "seeds do not tell" in support or "excludes 0" in support
-    head, first, second, _ = best(material, "segmentation.miou", {"top1": 69.5})
+    head, first, second, _ = best(data, "segmentation.miou", {"top1": 69.5})
     assert head == "By segmentation mIoU, with linear top-1 of 69.5 or more"
     assert "loss.alpha = 0.5" in first
     assert "loss.alpha = 1" in second
-    assert best(material, "miou", {"top1": 99.0})[1:] == ["  no setting that was scored reaches it"]
+    assert best(data, "miou", {"top1": 99.0})[1:] == ["  no setting that was scored reaches it"]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("0.7", "no row"), ("loss.alfa=1", "did you mean loss.alpha"), ("no pretrainin", "no row")],
 )
-def test_a_row_that_is_not_there(material_of: MaterialOf, text: str, expected: str) -> None:
+def test_a_row_that_is_not_there(report_data_of: ReportDataOf, text: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
-        find_row(a_material(material_of).summary, text)
+        find_row(some_report_data(report_data_of).summary, text)
 
 
-def test_a_score_that_is_not_there(material_of: MaterialOf) -> None:
+def test_a_score_that_is_not_there(report_data_of: ReportDataOf) -> None:
     with pytest.raises(UserError, match=r"allowed: linear.top1, segmentation.miou"):
-        best(a_material(material_of), "iou", {})
+        best(some_report_data(report_data_of), "iou", {})
     with pytest.raises(UserError, match="the same row"):
-        compare(a_material(material_of), "1", "1.0")
+        compare(some_report_data(report_data_of), "1", "1.0")
 
 
 def test_the_command_line(fill: Callable[..., Graph], capsys: pytest.CaptureFixture[str]) -> None:

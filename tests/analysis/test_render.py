@@ -14,17 +14,16 @@ import pandas as pd
 import pytest
 
 from analysis import markup, published, render
-from analysis.material import Material
-from analysis.table import Table, results_table
-from analysis.values import HERE, table_values
+from analysis.report_data import ReportData
+from analysis.tables import HERE, Table, results_table, table_values
 
-MaterialOf = Callable[..., Material]
+ReportDataOf = Callable[..., ReportData]
 NASTY = Table(
     ["a_b & c", "x%", "words"], [[["50 #1 {x} ~^\\", "−1.0 ± 0.2", "one"]], [["*ctl*", "**3** (1 new)", "`two`"]]]
 )
 
 
-def a_material(material_of: MaterialOf) -> Material:
+def some_report_data(report_data_of: ReportDataOf) -> ReportData:
     scores = {0.0: (60.0, 30.0), 0.5: (64.0, 29.9), 1.0: (66.0, 20.0)}
     shift = {0: -0.1, 1: 0.0, 2: 0.12}
     rows = [
@@ -33,19 +32,19 @@ def a_material(material_of: MaterialOf) -> Material:
         for s in range(3)
     ]
     rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 99.0, 5.0) for s in range(3)]
-    return material_of({"loss.alpha": list(scores), "seed": [0, 1, 2]}, rows)
+    return report_data_of({"loss.alpha": list(scores), "seed": [0, 1, 2]}, rows)
 
 
-def test_best_only_where_the_interval_supports_it(material_of: MaterialOf) -> None:
-    settings, controls = results_table(a_material(material_of).summary).blocks
+def test_best_only_where_the_interval_supports_it(report_data_of: ReportDataOf) -> None:
+    settings, controls = results_table(some_report_data(report_data_of).summary).blocks
     assert [line[2].startswith("**") for line in settings] == [False, False, True]
     assert not any(line[4].startswith("**") for line in settings)  # 30.0 and 29.9 cannot be told apart
     assert not any("**" in cell for cell in controls[0])  # whatever a control scores, it is no setting
 
 
-def test_one_seed_has_no_best(material_of: MaterialOf) -> None:
+def test_one_seed_has_no_best(report_data_of: ReportDataOf) -> None:
     rows = [(None, {"loss.alpha": a, "seed": 0}, 60 + a, 20.0) for a in (0.5, 1.0)]
-    table = results_table(material_of({"loss.alpha": [0.5, 1.0], "seed": [0]}, rows).summary)
+    table = results_table(report_data_of({"loss.alpha": [0.5, 1.0], "seed": [0]}, rows).summary)
     assert "**" not in render.to_markdown(table)
 
 
@@ -54,9 +53,9 @@ def document(*tables: str) -> str:
     return f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
 
 
-def test_latex_is_sound(material_of: MaterialOf) -> None:
+def test_latex_is_sound(report_data_of: ReportDataOf) -> None:
     rows = published.published()
-    for table in (NASTY, results_table(a_material(material_of).summary), published.published_table(rows)):
+    for table in (NASTY, results_table(some_report_data(report_data_of).summary), published.published_table(rows)):
         text = render.to_latex(table, "ρ ± 1 %")
         assert text.isascii()
         for line in (line for line in text.splitlines() if line.endswith("\\\\")):
@@ -70,12 +69,12 @@ def test_latex_is_sound(material_of: MaterialOf) -> None:
 
 
 @pytest.mark.slow
-def test_latex_compiles(material_of: MaterialOf, tmp_path: Path) -> None:
+def test_latex_compiles(report_data_of: ReportDataOf, tmp_path: Path) -> None:
     engine = next(filter(None, map(shutil.which, ("pdflatex", "lualatex", "xelatex", "tectonic"))), None)
     if engine is None:
         pytest.skip("no LaTeX engine on this machine: make install-report")
     known = render.to_latex(published.published_table(published.published()), "ρ")
-    tables = [render.to_latex(NASTY), render.to_latex(results_table(a_material(material_of).summary)), known]
+    tables = [render.to_latex(NASTY), render.to_latex(results_table(some_report_data(report_data_of).summary)), known]
     (tmp_path / "t.tex").write_text(document(*tables))
     options = [] if engine.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
     subprocess.run([engine, *options, "t.tex"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
@@ -93,9 +92,9 @@ def test_html_is_escaped_and_text_reads_from_the_left() -> None:
     assert markup.plain("**b** *i* `c`") == "b i c"
 
 
-def test_the_numbers_as_csv(material_of: MaterialOf) -> None:
-    material = a_material(material_of)
-    text = table_values(material.summary, published.rows_beside(material.frame)).to_csv(index=False)
+def test_the_numbers_as_csv(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of)
+    text = table_values(data.summary, published.rows_beside(data.frame)).to_csv(index=False)
     rows = list(csv.DictReader(io.StringIO(text)))
     ours = [row for row in rows if row["source"] == HERE]
     assert len(ours) == 8  # three settings and a control, two scores

@@ -21,9 +21,8 @@ from analysis import __main__ as command
 from analysis import report as report_module
 from analysis.figures import tradeoff
 from analysis.pictures.study import source
-from analysis.report import of_one_type, write_report
+from analysis.report import CAPTION, SOURCE, of_one_type, write_report
 from analysis.results import load_results
-from analysis.shown import CAPTION, SOURCE
 from runtime import provenance
 from runtime.errors import UserError
 from runtime.provenance import PROJECT

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis import load_results
-from analysis.history import history_of
-from analysis.results import DAMAGED, score_column
+from analysis.results import DAMAGED, history_of, score_column
 from runtime.errors import UserError
 from runtime.rundir import open_run
 from sweeps.graph import Graph, build

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from analysis.material import load_material
+from analysis.report_data import load_report_data
 from analysis.together import together_table
 from runtime.errors import UserError
 from sweeps.graph import Graph, build
@@ -35,7 +35,7 @@ def two(fill: Callable[..., Graph], folder: Path) -> Path:
 
 
 def test_rows_by_study_and_the_same_columns(two: Path) -> None:
-    table = together_table([load_material(name) for name in ("study.yaml", "second.yaml")])
+    table = together_table([load_report_data(name) for name in ("study.yaml", "second.yaml")])
     top1, top5, delta = "linear top-1 (%)", "linear top-5 (%)", "Δ to its baseline"
     assert table.header == ["study", "setting", "n", top1, delta, top5, delta]
     first, second = table.blocks

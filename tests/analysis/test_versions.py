@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analysis.summary import Summary, summarize
-from analysis.table import notes, results_table
-from analysis.versions import version_of_each_point
+from analysis.summary import Summary, summarize, version_of_each_point
+from analysis.tables import notes, results_table
 from sweeps.study import EvalPart, PretrainPart, ReportPart, Study
 
 A, B = "a" * 40, "b" * 40

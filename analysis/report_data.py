@@ -10,17 +10,16 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.changes import changes
-from analysis.history import history_of
-from analysis.results import load_results, results_of
+from analysis.results import history_of, load_results, results_of
 from analysis.summary import Summary, summarize
-from analysis.table import DIAGNOSTICS
+from analysis.tables import DIAGNOSTICS
 from runtime.errors import UserError
 from sweeps.graph import build
 from sweeps.study import Study, load_study
 
 
 @dataclass
-class Material:
+class ReportData:
     study: Study
     frame: pd.DataFrame  # of results.results_of
     history: pd.DataFrame = field(default_factory=pd.DataFrame)  # of history.history_of
@@ -43,18 +42,18 @@ class Material:
         return summarize(self.frame, self.study, DIAGNOSTICS)
 
 
-def load_material(
+def load_report_data(
     study: str | Path | Study, machine: Sequence[str] = (), results: str | Path | None = None
-) -> Material:
+) -> ReportData:
     """Of a study file (or one already read) and its run directories, as they are now. UserError as load_results.
 
     With `results`, a results.csv: of what was written there, without training curves.
     """
     read = study if isinstance(study, Study) else load_study(study)
     if results is not None:
-        return Material(read, _of_the_study(load_results(results), read, results), of_a_table=True)
+        return ReportData(read, _of_the_study(load_results(results), read, results), of_a_table=True)
     graph = build(read, machine)
-    return Material(read, results_of(graph), history_of(graph))
+    return ReportData(read, results_of(graph), history_of(graph))
 
 
 def _of_the_study(frame: pd.DataFrame, study: Study, file: str | Path) -> pd.DataFrame:

@@ -1,37 +1,23 @@
-"""The summary as a table: rows by the varied field, means with intervals, differences to the baseline, gaps.
-
-A table is its cells as texts in the markup of markup.py; render.py writes it as Markdown, HTML and LaTeX.
-"""
+"""The tables of a study: its scores with intervals, differences to the baseline and gaps; diagnostics; settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from typing import Any
 
-from analysis.labels import is_percent, number, score_label, symbol, value_text
+import pandas as pd
+
+from analysis.labels import NONE, is_percent, number, score_label, symbol, value_text
+from analysis.published import SOURCES
+from analysis.render import Table
 from analysis.statistics import Estimate
 from analysis.summary import Row, Scores, Summary
+from sweeps.study import PRETRAIN, Study
 
-NONE = "–"
 # Of the features of the frozen backbone; in the order of pretrain/diagnostics.py.
 DIAGNOSTICS = tuple(
     f"pretrain.{what}_{where}" for where in ("pooled", "local") for what in ("std", "correlation", "rank")
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A header, and blocks of lines that are set apart from each other; every line is as long as the header."""
-
-    header: list[str]
-    blocks: list[list[list[str]]]
-
-    @property
-    def is_text(self) -> list[bool]:
-        """For each column, whether it reads from the left: the first one, and words alone."""
-        columns = zip(*(line for block in self.blocks for line in block), strict=True)
-        words = [any(cells) and all(cell.lstrip("*")[:1].isalpha() for cell in cells if cell) for cells in columns]
-        return [True, *words[1:]] if words else [True] * len(self.header)
 
 
 def results_table(summary: Summary) -> Table:
@@ -148,3 +134,82 @@ def notes(summary: Summary) -> str:
             "changes): each has rows of its own, no mean runs across two, and differences stay within one."
         )
     return text
+
+
+PROTOCOL = "score.protocol"
+# A row of the table -> the column of the results that it is in, by the stage's own name for it.
+ROWS = {
+    "data": ("data.name",),
+    "network": ("model.backbone.name",),
+    "protocol": (PROTOCOL,),
+    "optimiser": ("optimizer.name", "momentum"),
+    "learning rate": ("optimizer.base_lr", "optimizer.lr", "learning_rates"),
+    "weight decay": ("optimizer.weight_decay", "weight_decay"),
+    "length": ("train.duration", "epochs", "iterations"),
+    "batch (images)": ("train.batch_size", "batch_size"),
+    "crop or image (pixels)": ("views.large_size", "crop_size", "image_size"),
+    "neighbours": ("neighbours",),
+}
+TEXTS = {
+    "epochs": "{} epochs",
+    "iterations": "{} iterations",
+    "optimizer.base_lr": "{} (base)",  # times the batch over 256
+    "momentum": "sgd, momentum {}",  # of a stage that has no other optimiser
+}
+FEW = 3  # values; more are those of the table of scores
+
+
+def settings_table(frame: pd.DataFrame, study: Study) -> Table | None:
+    """Of the runs of the grid, as the frame has them; None where it has no config (of runs that nobody planned)."""
+    grid = frame[frame["control"].isna()]
+    parts = {PRETRAIN: grid} | {name: grid[grid["eval.name"] == name] for name in study.evals}
+    lines = [[title, *(_cell(rows, part, ROWS[title]) for part, rows in parts.items())] for title in ROWS]
+    lines = [line for line in lines if any(cell != NONE for cell in line[1:])]
+    return Table(["setting", *parts], [lines]) if lines else None
+
+
+def _cell(rows: pd.DataFrame, part: str, names: tuple[str, ...]) -> str:
+    side = "pretrain" if part == PRETRAIN else "eval"
+    for name in names:
+        column = f"{side}.{name}" if name != PROTOCOL else name if side == "eval" else ""
+        values = [value_text(value) for value in dict.fromkeys(rows[column].dropna())] if column in rows else []
+        if values:
+            return TEXTS.get(name, "{}").format("varied" if len(values) > FEW else ", ".join(values))
+    return NONE
+
+
+HERE = "this study"
+
+
+def table_values(summary: Summary, published: pd.DataFrame) -> pd.DataFrame:
+    """Columns: source, control or method, the row keys, score, n, mean, half95 (half of the interval), the same of
+    the difference to the baseline, best (whether the intervals support it) and gaps. Published rows stand last.
+    """
+    rows = [_ours(summary, row, score) for row in summary.rows for score in summary.study.scores]
+    rows += [
+        _published(summary, record, score)
+        for record in published.to_dict("records")
+        for score, column in SOURCES.items()
+        if score in summary.study.scores and pd.notna(record[column])
+    ]
+    return pd.DataFrame(rows)
+
+
+def _ours(summary: Summary, row: Row, score: str) -> dict[str, object]:
+    cell = row.scores[score]
+    base = summary.baseline(row) if row.control is None else control_baseline(summary, row)
+    against = None if row is base else summary.difference(row, base, score)
+    start = {"source": HERE, "name": row.control, **dict(zip(summary.row_keys, row.values, strict=True))}
+    start |= {"score": score, "n": len(cell.by_seed)} | _numbers("", cell.estimate)
+    start |= _numbers("difference_", against) | {"difference_n": None if against is None else against.n}
+    return start | {"best": row.control is None and is_best(summary, row, score), "gaps": gaps_text(cell) or None}
+
+
+def _numbers(name: str, found: Estimate | None) -> dict[str, object]:
+    return {f"{name}mean": found.mean if found else None, f"{name}half95": found.half if found else None}
+
+
+def _published(summary: Summary, record: dict[Hashable, Any], score: str) -> dict[str, object]:
+    name = f"{record['method']}, {record['backbone']}, {record['pretrain_data']}"
+    alpha = {"loss.alpha": record["alpha"]} if "loss.alpha" in summary.row_keys else {}
+    return {"source": record["source"], "name": name, **alpha, "score": score, "mean": record[SOURCES[score]]}
