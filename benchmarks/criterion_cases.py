@@ -1,4 +1,9 @@
-"""One measurement of benchmarks/criterion.py, in this process: python -m benchmarks.criterion_cases '{"case": ...}'."""
+"""What benchmarks/criterion.py measures: cases, contenders, and one measurement, which it runs in a new process.
+
+    python -m benchmarks.criterion_cases '{"case": "A", "contender": "paper", "device": "cpu", "threads": 2, ...}'
+
+The last line of the output is the measurement as JSON.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +26,31 @@ from vicregl.config import BackboneConfig, ModelConfig
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import VICRegLModel
 
-ENOUGH_SECONDS, ENOUGH_REPEATS = 10.0, 7
+ENOUGH_SECONDS, ENOUGH_REPEATS = 10.0, 7  # a measurement ends at whichever comes first
 
 
 @dataclass(frozen=True)
 class Contender:
     label: str
     options: dict[str, Any]
-    by_definition: bool = False
+    by_definition: bool = False  # benchmarks/definitions.py in place of the criterion
     compiled: bool = False  # by torch.compile
-    same_as: str | None = None  # the contender that computes the same number
+    same_as: str | None = None  # another contender that computes the same loss
 
 
 PLAIN, REFERENCE = {"alpha": 1.0}, {"profile": "reference"}
 CONTENDERS = {
-    "twin": Contender("definitions: global + local", REFERENCE, by_definition=True),
-    "twin-global": Contender("definitions: plain VICReg", PLAIN, by_definition=True),
-    "global": Contender("this criterion: plain VICReg (alpha = 1)", PLAIN, same_as="twin-global"),
-    "reference": Contender("this criterion: global + local, `reference`", REFERENCE, same_as="twin"),
+    "definitions": Contender("definitions: global + local", REFERENCE, by_definition=True),
+    "definitions-global": Contender("definitions: plain VICReg", PLAIN, by_definition=True),
+    "global": Contender("this criterion: plain VICReg (alpha = 1)", PLAIN, same_as="definitions-global"),
+    "reference": Contender("this criterion: global + local, `reference`", REFERENCE, same_as="definitions"),
     "paper": Contender("this criterion: global + local, `paper`", {}),
     "compiled": Contender("the same under torch.compile", {}, compiled=True, same_as="paper"),
     "step": Contender("ResNet-50, forward and backward, global + local", {}),
     "step-criterion": Contender("of which the criterion", {}),
     "step-global": Contender("of which its global half", PLAIN),
 }
-EVERYONE = ("twin", "twin-global", "global", "reference", "paper")
+ALL = ("definitions", "definitions-global", "global", "reference", "paper")
 
 
 @dataclass(frozen=True)
@@ -53,22 +58,22 @@ class Case:
     batch: int
     width: int  # D
     channels: int  # C
-    sides: tuple[int, ...]  # of the maps of the views, in cells
-    contenders: tuple[str, ...] = EVERYONE
+    sides: tuple[int, ...]  # cells along a side of each view's map
+    contenders: tuple[str, ...] = ALL
     half: bool = False  # bf16 tensors, under autocast
 
 
 TWO, MULTI_CROP = (7, 7), (7, 7, 3, 3, 3, 3, 3, 3)
 CASES = {
-    "A": Case(128, 8192, 512, TWO, (*EVERYONE, "compiled")),
+    "A": Case(128, 8192, 512, TWO, (*ALL, "compiled")),
     "B": Case(64, 2048, 512, MULTI_CROP),
     "C": Case(512, 8192, 512, TWO),
-    # By the definitions this one takes tens of minutes and more than 20 GB on a CPU.
-    "D": Case(2048, 8192, 512, TWO, ("twin-global", "global", "reference", "paper")),
+    # Without the definitions of global + local: here they take tens of minutes and more than 20 GB on a CPU.
+    "D": Case(2048, 8192, 512, TWO, ("definitions-global", "global", "reference", "paper")),
 }
 STEP = ("step", "step-criterion", "step-global")
 CUDA_CASES = {
-    "256": Case(256, 8192, 512, TWO, (*EVERYONE, "compiled")),
+    "256": Case(256, 8192, 512, TWO, (*ALL, "compiled")),
     "256-bf16": Case(256, 8192, 512, TWO, half=True),
     "2048": Case(2048, 8192, 512, TWO),
     "2048-bf16": Case(2048, 8192, 512, TWO, half=True),
@@ -84,7 +89,7 @@ class Measurement:
 
 
 def inputs(case: Case, device: torch.device) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Embeddings, maps and locations of views that resemble each other."""
+    """Make embeddings, maps and locations of views that resemble each other, as two crops of an image do."""
     random = torch.Generator(device).manual_seed(0)
     dtype = torch.bfloat16 if case.half else torch.float32
 
@@ -99,6 +104,7 @@ def inputs(case: Case, device: torch.device) -> tuple[list[Tensor], list[Tensor]
 
 
 def criterion_of(contender: Contender) -> Callable[..., dict[str, Tensor]]:
+    """Build the contender's criterion."""
     if not contender.by_definition:
         criterion = VICRegLCriterion(**contender.options)
         return torch.compile(criterion) if contender.compiled else criterion
@@ -107,6 +113,7 @@ def criterion_of(contender: Contender) -> Callable[..., dict[str, Tensor]]:
 
 
 def criterion_work(case: Case, contender: Contender, device: torch.device) -> Callable[[], Tensor]:
+    """Build a function that runs forward and backward of the criterion alone."""
     embeddings, maps, locations = inputs(case, device)
     criterion = criterion_of(contender)
 
@@ -122,12 +129,12 @@ def criterion_work(case: Case, contender: Contender, device: torch.device) -> Ca
 
 
 def step_work(case: Case, contender: Contender, device: torch.device) -> Callable[[], Tensor]:
-    """Forward and backward of the whole network, without the optimiser, on two views of 32 pixels a cell."""
+    """Build a function that runs forward and backward of the whole network, without the optimiser."""
     backbone = BackboneConfig("resnet50" if case.width >= 8192 else "scenes_resnet")
     expander, projector = ("-".join([str(size)] * 3) for size in (case.width, case.channels))
     model = VICRegLModel(ModelConfig(backbone, expander, projector), alpha=0.75).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    cell = 32 if backbone.name == "resnet50" else 4
+    cell = 32 if backbone.name == "resnet50" else 4  # pixels along a side of a map's cell: the network's stride
     views = [torch.randn(case.batch, 3, cell * side, cell * side, device=device) for side in case.sides]
     views = [view.contiguous(memory_format=torch.channels_last) for view in views]
     locations = [200 * torch.rand(case.batch, side**2, 2, device=device) for side in case.sides]
@@ -149,7 +156,10 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None
 
 
 def measure(work: Callable[[], Tensor], device: torch.device) -> Measurement:
-    """Once to warm up, then until it is enough; what takes long is measured on its first time alone."""
+    """Run once to warm up, then up to ENOUGH_REPEATS times within ENOUGH_SECONDS.
+
+    Work that takes longer than ENOUGH_SECONDS runs once, and that first run is the measurement.
+    """
     times: list[float] = []
     while len(times) < ENOUGH_REPEATS + 1 and sum(times) < ENOUGH_SECONDS:
         start = time.perf_counter()
@@ -165,6 +175,7 @@ def measure(work: Callable[[], Tensor], device: torch.device) -> Measurement:
 
 
 def main(request: dict[str, Any]) -> None:
+    """Print the measurement that `request` describes."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(request["threads"])
     device, shrink = torch.device(request["device"]), request["shrink"]
@@ -175,7 +186,7 @@ def main(request: dict[str, Any]) -> None:
     torch.manual_seed(0)
     work = make(case, contender, device)
     if contender.compiled:
-        work()  # compiling takes a minute: it is no part of a step
+        work()  # compiling takes a minute and is not part of a step
     print(json.dumps(asdict(measure(work, device))))
 
 

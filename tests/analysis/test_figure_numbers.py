@@ -15,7 +15,6 @@ from analysis.cost import cost_of_a_step, step_table
 from analysis.figures import cost, diagnostics, published, scores, tradeoff, training, write
 from analysis.figures.base import STYLE
 from analysis.report_data import ReportData
-from benchmarks import analysis as benchmark
 
 ReportDataOf = Callable[..., ReportData]
 ALPHAS = [0.0, 0.5, 1.0]
@@ -163,12 +162,6 @@ def test_a_figure_without_material_leaves_no_old_file(report_data_of: ReportData
     assert write(cost.PLOT, data, tmp_path)
     assert not write(cost.PLOT, ReportData(data.study, data.frame[:1]), tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_the_benchmark_times_every_part() -> None:
-    """How long it takes is for a quiet machine to say: python -m benchmarks.analysis."""
-    assert min(benchmark.main(["--rows", "500"]).values()) > 0
 
 
 @pytest.mark.parametrize(("values", "joined"), [([0.5, 0.1, 1.0], True), (["none", "location", "both"], False)])

@@ -21,6 +21,6 @@ def test_every_part_of_it_on_a_cpu(tmp_path) -> None:
 
 
 def test_another_loss_is_an_error() -> None:
-    found = {("A", "twin"): Measurement(1, 1, 40.0), ("A", "reference"): Measurement(1, 1, 40.1)}
-    with pytest.raises(UserError, match=r"reference gives a loss of 40\.1, and twin one of 40"):
+    found = {("A", "definitions"): Measurement(1, 1, 40.0), ("A", "reference"): Measurement(1, 1, 40.1)}
+    with pytest.raises(UserError, match=r"reference gives a loss of 40\.1, and definitions one of 40"):
         check_losses(found)
