@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import resource
+import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.step import gather_rows
 from runtime.distributed import largest
 from runtime.errors import NotFiniteError
 from runtime.world import World
@@ -24,26 +27,32 @@ LAST_ROW_SCORES = ("probe_top1", "images_skipped")  # taken from the last row of
 
 @dataclass
 class Moments:
-    """Sums over the rows of an (n, d) feature matrix, in float64; those of several processes add up."""
+    """Sums over the rows of an (n, d) feature matrix, in float64."""
 
     count: int  # n
     total: Tensor  # (d,): sum of the rows
     gram: Tensor  # (d, d): X^T X
     squares: Tensor  # (): sum of all squares
+    gram_of_rows: Tensor | None  # (n, n): X X^T, where that is the smaller one
 
     @classmethod
     @torch.no_grad()
     def from_features(cls, features: Tensor) -> Moments:
-        features = features.double()
-        return cls(features.shape[0], features.sum(dim=0), features.T @ features, features.square().sum())
+        x = features.double()
+        gram_of_rows = x @ x.T if x.shape[0] < x.shape[1] else None
+        return cls(x.shape[0], x.sum(dim=0), x.T @ x, x.square().sum(), gram_of_rows)
 
-    def over_processes(self, world: World) -> Moments:
-        """Add the sums of all processes, which have equally many rows."""
-        if world.size > 1:
-            self.count *= world.size
-            for part in (self.total, self.gram, self.squares):
-                dist.all_reduce(part)
-        return self
+    @classmethod
+    def from_processes(cls, features: Tensor, world: World) -> Moments:
+        """Collect what all processes have, equally many rows each, at process 0; elsewhere the sums are of no use."""
+        if world.size == 1 or world.size * features.shape[0] < features.shape[1]:
+            return cls.from_features(gather_rows(features, world))
+        moments = cls.from_features(features)
+        moments.count *= world.size
+        moments.gram_of_rows = None  # of this process's rows alone
+        for part in (moments.total, moments.gram, moments.squares):
+            dist.reduce(part, dst=0)
+        return moments
 
 
 def feature_diagnostics(features: Tensor | Moments, name: str) -> dict[str, float]:
@@ -68,8 +77,28 @@ def feature_diagnostics(features: Tensor | Moments, name: str) -> dict[str, floa
     return {
         f"std_{name}": _ratio(std.mean(), scale),
         f"correlation_{name}": _rms_correlation(covariance, std),
-        f"rank_{name}": _effective_rank(moments.gram),
+        f"rank_{name}": _effective_rank(moments.gram if moments.gram_of_rows is None else moments.gram_of_rows),
     }
+
+
+def diagnose(features: Tensor, name: str, world: World) -> dict[str, float]:
+    """Compute `feature_diagnostics` of all processes' rows at process 0; {} elsewhere. Every process calls this.
+
+    A training does not end because a diagnostic cannot be computed: it is left out, and a warning is printed.
+    """
+    moments = Moments.from_processes(features, world)
+    if not world.is_main:
+        return {}
+    try:
+        return feature_diagnostics(moments, name)
+    except RuntimeError as error:  # of the eigenvalues, or for want of memory; NotFiniteError is none
+        _warn_once(name, str(error).partition("\n")[0])
+        return {}
+
+
+@cache
+def _warn_once(name: str, reason: str) -> None:
+    print(f"warning: no diagnostics of the {name} features: {reason}", file=sys.stderr, flush=True)
 
 
 def _ratio(a: Tensor, b: Tensor) -> float:
@@ -87,12 +116,19 @@ def _rms_correlation(covariance: Tensor, std: Tensor) -> float:
 
 
 def _effective_rank(gram: Tensor) -> float:
-    singular_values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    singular_values = _eigenvalues(gram).clamp_min(0).sqrt()
     total = singular_values.sum()
     if total == 0:
         return 0.0
     shares = singular_values / total
     return float(torch.special.entr(shares).sum().exp())
+
+
+def _eigenvalues(matrix: Tensor) -> Tensor:
+    try:
+        return torch.linalg.eigvalsh(matrix)
+    except torch.linalg.LinAlgError:  # CUDA's algorithm may not converge on a singular matrix; the CPU's does
+        return torch.linalg.eigvalsh(matrix.cpu())
 
 
 @torch.no_grad()
@@ -120,9 +156,8 @@ def peak_memory(device: torch.device) -> int:
 
 def batch_diagnostics(output: ModelOutput, world: World) -> dict[str, float]:
     """Diagnose the first view's features in the batch of all processes: pooled (B, F), local (B * P, F)."""
-    pooled = Moments.from_features(output.pooled[0].detach()).over_processes(world)
-    local = Moments.from_features(output.features[0].flatten(0, 1)).over_processes(world)
-    return feature_diagnostics(pooled, "pooled") | feature_diagnostics(local, "local")
+    pooled, local = output.pooled[0].detach(), output.features[0].flatten(0, 1)
+    return diagnose(pooled, "pooled", world) | diagnose(local, "local", world)
 
 
 def backbone_diagnostics(training: Training, steps: int) -> dict[str, float]:
@@ -132,8 +167,5 @@ def backbone_diagnostics(training: Training, steps: int) -> dict[str, float]:
         feature_map, vector = training.state.model.backbone(batch.images[0].to(training.device))
         pooled.append(vector.float())
         local.append(feature_map.float().flatten(2).transpose(1, 2).flatten(0, 1))
-    scores: dict[str, float] = {}
-    for name, features in (("pooled", pooled), ("local", local)):
-        moments = Moments.from_features(torch.cat(features)).over_processes(training.world)
-        scores |= feature_diagnostics(moments, name)
-    return scores
+    world = training.world
+    return diagnose(torch.cat(pooled), "pooled", world) | diagnose(torch.cat(local), "local", world)

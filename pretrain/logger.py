@@ -37,7 +37,7 @@ class ThroughputMeter:
 
 
 class Logger:
-    """Every process has one, because a row's diagnostics are computed by all; process 0 writes and prints."""
+    """Every process has one, because all give their features for a row's diagnostics; process 0 writes and prints."""
 
     def __init__(self, training: Training) -> None:
         self.training = training

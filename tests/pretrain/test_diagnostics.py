@@ -4,19 +4,35 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.diagnostics import feature_diagnostics
+from pretrain.diagnostics import batch_diagnostics, feature_diagnostics
 from runtime.errors import NotFiniteError
+from runtime.world import World
+from vicregl.model import ModelOutput
 
 
-def test_equal_to_numpy():
-    features = np.random.default_rng(0).normal(size=(200, 12)) @ np.random.default_rng(1).normal(size=(12, 12)) + 0.3
+@pytest.fixture
+def decomposed(monkeypatch) -> list[int]:
+    """The sides of the matrices whose eigenvalues are computed."""
+    sides = []
+    eigvalsh = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: sides.append(len(matrix)) or eigvalsh(matrix))
+    return sides
+
+
+@pytest.mark.parametrize("rows", [200, 13, 12, 11, 5, 2])
+def test_equal_to_numpy(rows, decomposed):
+    """More rows than dimensions, or fewer, where X^T X is singular and X X^T has the same eigenvalues beside zeros."""
+    mixing = np.random.default_rng(1).normal(size=(12, 12))
+    features = np.random.default_rng(0).normal(size=(rows, 12)) @ mixing + 0.3
     got = feature_diagnostics(torch.tensor(features), "x")
     singular = np.linalg.svd(features, compute_uv=False)
     shares = singular / singular.sum()
     correlation = np.corrcoef(features.T)[~np.eye(12, dtype=bool)]
-    assert got["rank_x"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-    assert got["correlation_x"] == pytest.approx(np.sqrt((correlation**2).mean()))
-    assert got["std_x"] == pytest.approx(features.std(axis=0, ddof=1).mean() / np.sqrt((features**2).mean()))
+    std = features.std(axis=0, ddof=1).mean() / np.sqrt((features**2).mean())
+    assert got["rank_x"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
+    assert got["correlation_x"] == pytest.approx(np.sqrt((correlation**2).mean()), rel=1e-9)
+    assert got["std_x"] == pytest.approx(std, rel=1e-9)
+    assert decomposed == [min(rows, 12)]
 
 
 def test_collapse_to_a_point_is_seen():
@@ -50,3 +66,41 @@ def test_features_of_a_training_that_diverged_are_no_error_of_the_eigenvalues(va
     features[3, 2] = value
     with pytest.raises(NotFiniteError, match="pooled features are not finite"):
         feature_diagnostics(features, "pooled")
+
+
+def output(local: float = 1.0) -> ModelOutput:
+    """Features of 6 samples, pooled in 12 dimensions and 4 positions each in 8."""
+    generator = torch.Generator().manual_seed(0)
+    pooled, features = torch.randn(6, 12, generator=generator), local * torch.randn(6, 4, 8, generator=generator)
+    return ModelOutput([], [], [pooled], [features])
+
+
+def test_eigenvalues_that_do_not_converge_on_the_device_are_the_cpu_s(monkeypatch):
+    expected = batch_diagnostics(output(), World())
+    eigvalsh, failed = torch.linalg.eigvalsh, []
+
+    def fail_once(matrix):
+        if not failed:
+            failed.append(matrix)
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return eigvalsh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail_once)
+    assert batch_diagnostics(output(), World()) == expected
+    assert failed
+
+
+def test_a_diagnostic_that_fails_is_a_gap_and_one_warning(monkeypatch, capsys):
+    eigvalsh = torch.linalg.eigvalsh
+
+    def fail(matrix):
+        if len(matrix) == 6:
+            raise RuntimeError("CUDA out of memory\nand more")
+        return eigvalsh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    for _ in range(3):
+        assert list(batch_diagnostics(output(), World())) == ["std_local", "correlation_local", "rank_local"]
+    assert capsys.readouterr().err == "warning: no diagnostics of the pooled features: CUDA out of memory\n"
+    with pytest.raises(NotFiniteError, match="local features are not finite"):
+        batch_diagnostics(output(local=float("inf")), World())

@@ -7,10 +7,10 @@ from pretrain.bench import main as bench
 from runtime import device
 from runtime.config import Config, MachineConfig
 from runtime.device import driver_version, prepare, sign_of_gpu
-from runtime.distributed import World
 from runtime.errors import UserError
 from runtime.rundir import Identity
 from runtime.stage import run_stage
+from runtime.world import World
 
 SIGNS = ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES")
 
