@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.config import OptimizerConfig
 
@@ -38,24 +38,34 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            trained = [p for p in group["params"] if p.grad is not None]
+            matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+            # All tensors of a kind by one call of torch's foreach operations, which are a few kernels on CUDA.
+            if matrices:
+                self._move(matrices, _adaptive_updates(matrices, group), group)
+            if vectors:
+                self._move(vectors, [p.grad for p in vectors], group)
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        update = parameter.grad
-        assert update is not None
-        if parameter.ndim > 1:
-            update = update.add(parameter, alpha=group["weight_decay"])
-            weight_norm, update_norm = parameter.norm(), update.norm()
-            scale = group["trust_coefficient"] * weight_norm / update_norm
-            # Without a norm of weight or gradient the ratio is undefined: the update stays unscaled.
-            update = update * torch.where((weight_norm > 0) & (update_norm > 0), scale, torch.ones_like(scale))
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].mul_(group["momentum"]).add_(update)
-        parameter.sub_(state["momentum"] * group["lr"])
+    def _move(self, parameters: list[Tensor], updates: list[Any], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, updates)
+        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+
+
+def _adaptive_updates(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """The gradients with weight decay, each scaled to the norm trust_coefficient * ||w||."""
+    grads: list[Any] = [parameter.grad for parameter in parameters]
+    updates = list(torch._foreach_add(grads, parameters, alpha=group["weight_decay"]))
+    weight_norms, update_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, updates))
+    scales = group["trust_coefficient"] * weight_norms / update_norms
+    # Without a norm of weight or gradient the ratio is undefined: the update stays unscaled.
+    scales = torch.where((weight_norms > 0) & (update_norms > 0), scales, torch.ones_like(scales))
+    torch._foreach_mul_(updates, list(scales.unbind()))
+    return updates
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -67,7 +77,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]))
+    on_cuda = all(p.is_cuda for p in trainable)
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]), fused=True if on_cuda else None)
+    adamw.register_load_state_dict_pre_hook(_keep_kernels)
+    return adamw
+
+
+def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint names the kernels of the device that wrote it; this device keeps its own."""
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in groups]}
 
 
 def learning_rate(step: int, config: OptimizerConfig, batch_size: int, total_steps: int, warmup_steps: int) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config import OptimizerConfig
 from pretrain.optimizers import LARS, learning_rate, make_optimizer, set_learning_rate
@@ -57,6 +58,52 @@ def test_lars_survives_zero_weights_and_zero_gradients():
     torch.testing.assert_close(other.detach(), torch.ones(2, 2))
 
 
+def one_by_one(parameters, momenta, lr, weight_decay=1e-3, momentum=0.9, trust=0.001) -> None:
+    """LARS's step written plainly, a tensor at a time."""
+    for parameter, running in zip(parameters, momenta, strict=True):
+        update = parameter.grad
+        if parameter.ndim > 1:
+            update = update + weight_decay * parameter
+            if parameter.norm() > 0 and update.norm() > 0:
+                update = update * (trust * parameter.norm() / update.norm())
+        running.mul_(momentum).add_(update)
+        parameter.sub_(lr * running)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that torch is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_lars_of_all_tensors_together_is_that_of_each(dtype, tolerance):
+    """And it asks for no more operations for more tensors: on CUDA each would be a kernel."""
+    torch.manual_seed(0)
+    counts = []
+    for repeats in (1, 9):
+        shapes = [(6, 3, 3, 3), (6,), (12, 6), (12,), (1, 5), ()] * repeats
+        parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+        parameters[4].data.zero_()
+        plain = [parameter.detach().clone() for parameter in parameters]
+        momenta = [torch.zeros_like(parameter) for parameter in plain]
+        optimizer = LARS([*parameters, torch.nn.Parameter(torch.ones(2, 2))], 0.1, 1e-3)  # one has no gradient
+        for _ in range(5):
+            for one, same in zip(parameters, plain, strict=True):
+                one.grad = same.grad = torch.randn_like(same)
+            with Calls() as calls:
+                optimizer.step()
+            one_by_one(plain, momenta, 0.1)
+        counts.append(calls.count)
+        for one, same in zip(parameters, plain, strict=True):
+            torch.testing.assert_close(one.detach(), same, rtol=tolerance, atol=tolerance)
+    assert counts[0] == counts[1] < 30
+
+
 @pytest.mark.parametrize("step", [int(step) for step in GOLDEN["schedule"]["lr"]])
 def test_schedule_is_the_published_one(step):
     arguments = GOLDEN["schedule"]["args"]
@@ -70,3 +117,26 @@ def test_adamw_decays_matrices_only():
     optimizer = make_optimizer(model, OptimizerConfig(name="adamw", weight_decay=0.05))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert [decay[id(p)] for p in model.parameters()] == [0.05, 0.0, 0.0, 0.0]
+
+
+def test_adamw_keeps_its_device_s_kernels_when_it_resumes_another_s():
+    """A run may go on on a GPU that began on a CPU, and the other way; torch would take the checkpoint's kernels."""
+    models = [torch.nn.Linear(3, 4) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    unfused, fused = (make_optimizer(model, OptimizerConfig(name="adamw")) for model in models)
+    for group in fused.param_groups:
+        group["fused"] = True  # as on CUDA; the CPU has such kernels too
+    for model, optimizer in zip(models, (unfused, fused), strict=True):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        set_learning_rate(optimizer, 0.1)
+        optimizer.step()
+    assert [group["fused"] for group in unfused.param_groups] == [None, None]
+    states = [optimizer.state_dict() for optimizer in (unfused, fused)]
+    unfused.load_state_dict(states[1])
+    fused.load_state_dict(states[0])
+    for optimizer, kernels in ((unfused, None), (fused, True)):
+        assert [group["fused"] for group in optimizer.param_groups] == [kernels, kernels]
+        optimizer.step()
+    for one, same in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, same)
