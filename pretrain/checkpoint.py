@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor
 
-from pretrain.probe import OnlineProbe
+from pretrain.diagnostics import OnlineProbe
 from runtime import files
 from runtime.errors import CHECKPOINT_ERRORS, UserError, unreadable_checkpoint
 from runtime.world import World

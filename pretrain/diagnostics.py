@@ -1,28 +1,23 @@
-"""Diagnostics of collapse: spread, correlation and rank of features; and the scores of result.json."""
+"""How good are the features: diagnostics of collapse (spread, correlation, rank), and an online linear probe."""
 
 from __future__ import annotations
 
-import resource
 import sys
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from pretrain.step import gather_rows
-from runtime.distributed import largest
+from pretrain.config import ProbeConfig
+from runtime.distributed import gather_rows
 from runtime.errors import NotFiniteError
 from runtime.world import World
-from vicregl.model import ModelOutput
 
-if TYPE_CHECKING:
-    from pretrain.training import Training
-
-GB = 1e9  # bytes
-LAST_ROW_SCORES = ("probe_top1", "images_skipped")  # taken from the last row of metrics.jsonl
+# The reported accuracy is an exponential moving average over about this many steps.
+AVERAGE_STEPS = 50
 
 
 @dataclass
@@ -131,41 +126,43 @@ def _eigenvalues(matrix: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(matrix.cpu())
 
 
-@torch.no_grad()
-def final_scores(training: Training) -> dict[str, Any]:
-    """Return result.json: diagnostics of the frozen backbone on views of the first images, cost, and last losses."""
-    state, config = training.state, training.config
-    state.model.eval()
-    steps = -(-config.diagnostics_images // config.train.batch_size)
-    scores: dict[str, Any] = {"steps": state.step, "seconds": state.seconds, **backbone_diagnostics(training, steps)}
-    scores["peak_memory_gb"] = largest(peak_memory(training.device)) / GB
-    if state.step:
-        scores["seconds_per_step"] = state.seconds / state.step
-    last = next((row for row in reversed(training.run.metrics()) if "loss" in row), None)
-    if last is not None:
-        scores |= {"loss": last["loss"]} | {k: last[k] for k in LAST_ROW_SCORES if k in last}
+def view_diagnostics(pooled: Tensor, local: Tensor, world: World) -> dict[str, float]:
+    """Diagnose one view's features, pooled (B, F) and local (B * P, F), of all processes; {} but for process 0."""
+    scores: dict[str, float] = {}
+    for name, features in (("pooled", pooled), ("local", local)):
+        scores |= diagnose(features, name, world)
     return scores
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return this attempt's peak memory of this process in bytes: of the GPU, or of main memory on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+class OnlineProbe(nn.Module):
+    """Measures top-1 on detached pooled features, with its own loss and optimiser.
 
+    The published code adds the probe's loss to the self-supervised one, which therefore needs labels.
+    """
 
-def batch_diagnostics(output: ModelOutput, world: World) -> dict[str, float]:
-    """Diagnose the first view's features in the batch of all processes: pooled (B, F), local (B * P, F)."""
-    pooled, local = output.pooled[0].detach(), output.features[0].flatten(0, 1)
-    return diagnose(pooled, "pooled", world) | diagnose(local, "local", world)
+    top1: Tensor
+    weight: Tensor
 
+    def __init__(self, features: int, classes: int, config: ProbeConfig) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.head = nn.Linear(features, classes)
+        self.register_buffer("top1", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
+        self.optimizer = torch.optim.SGD(self.parameters(), config.learning_rate, config.momentum)
 
-def backbone_diagnostics(training: Training, steps: int) -> dict[str, float]:
-    """Diagnose the backbone's features of the first view over the batches of the first `steps` steps."""
-    pooled, local = [], []
-    for batch in training.loader.batches(0, steps):
-        feature_map, vector = training.state.model.backbone(batch.images[0].to(training.device))
-        pooled.append(vector.float())
-        local.append(feature_map.float().flatten(2).transpose(1, 2).flatten(0, 1))
-    world = training.world
-    return diagnose(torch.cat(pooled), "pooled", world) | diagnose(torch.cat(local), "local", world)
+    def update(self, pooled: Tensor, labels: Tensor) -> None:
+        """Take one step on (B, F) features and (B,) labels."""
+        with torch.enable_grad():
+            logits = self.head(self.norm(pooled.detach().to(self.head.weight.dtype)))
+            loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        accuracy = (logits.detach().argmax(dim=1) == labels).to(self.top1.dtype).mean()
+        self.top1.lerp_(accuracy, 1 / AVERAGE_STEPS)
+        self.weight.lerp_(torch.ones_like(self.weight), 1 / AVERAGE_STEPS)
+
+    def accuracy(self) -> float:
+        """Return top-1 in percent over the last steps; 0 before the first."""
+        return float(100 * self.top1 / self.weight) if self.weight > 0 else 0.0

@@ -1,21 +1,26 @@
-"""Log a training: rows of metrics.jsonl and TensorBoard, the heartbeat's progress, printed lines."""
+"""What a training writes down: rows of metrics.jsonl and TensorBoard, the heartbeat's progress, lines, result.json."""
 
 from __future__ import annotations
 
+import resource
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data.loader import ViewBatch
-from pretrain.diagnostics import GB, batch_diagnostics, peak_memory
+from pretrain.diagnostics import view_diagnostics
+from runtime.distributed import largest
 from runtime.progress import describe_seconds
 from vicregl.model import ModelOutput
 
 if TYPE_CHECKING:
     from pretrain.training import Training
+
+GB = 1e9  # bytes
+LAST_ROW_SCORES = ("probe_top1", "images_skipped")  # of result.json, from the last row of metrics.jsonl
 
 
 class ThroughputMeter:
@@ -61,7 +66,8 @@ class Logger:
 
     def write_row(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
         training, state = self.training, self.training.state
-        diagnostics = batch_diagnostics(output, training.world)  # before the return: every process takes part
+        # Before the return, because every process takes part in them.
+        diagnostics = view_diagnostics(output.pooled[0].detach(), output.features[0].flatten(0, 1), training.world)
         if self.board is None:
             return
         images_per_second, waited = self.row_meter.read()
@@ -98,3 +104,36 @@ class Logger:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+@torch.no_grad()
+def final_scores(training: Training) -> dict[str, Any]:
+    """Return result.json: diagnostics of the frozen backbone on views of the first images, cost, and last losses."""
+    state, config = training.state, training.config
+    state.model.eval()
+    steps = -(-config.diagnostics_images // config.train.batch_size)
+    scores: dict[str, Any] = {"steps": state.step, "seconds": state.seconds, **backbone_diagnostics(training, steps)}
+    scores["peak_memory_gb"] = largest(peak_memory(training.device)) / GB
+    if state.step:
+        scores["seconds_per_step"] = state.seconds / state.step
+    last = next((row for row in reversed(training.run.metrics()) if "loss" in row), None)
+    if last is not None:
+        scores |= {"loss": last["loss"]} | {k: last[k] for k in LAST_ROW_SCORES if k in last}
+    return scores
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return this attempt's peak memory of this process in bytes: of the GPU, or of main memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def backbone_diagnostics(training: Training, steps: int) -> dict[str, float]:
+    """Diagnose the backbone's features of the first view, over the batches of the first `steps` steps."""
+    pooled, local = [], []
+    for batch in training.loader.batches(0, steps):
+        feature_map, vector = training.state.model.backbone(batch.images[0].to(training.device))
+        pooled.append(vector.float())
+        local.append(feature_map.float().flatten(2).transpose(1, 2).flatten(0, 1))
+    return view_diagnostics(torch.cat(pooled), torch.cat(local), training.world)

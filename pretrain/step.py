@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loader import ViewBatch
 from pretrain.checkpoint import random_state, set_random_state
 from pretrain.optimizers import set_learning_rate
+from runtime.distributed import gather_rows
 from runtime.errors import NotFiniteError, UserError
-from runtime.world import World
 from vicregl.model import ModelOutput, VICRegLModel
 
 if TYPE_CHECKING:
@@ -93,23 +93,14 @@ def gradients_in_parts(
 
 
 def concatenate(parts: list[ModelOutput]) -> ModelOutput:
-    """Concatenate the outputs of the parts of a batch."""
-    first = parts[0]
+    """Concatenate the outputs of the parts of a batch: every list of a ModelOutput ends in tensors of its rows."""
+    return ModelOutput(*(_concatenate([getattr(part, field.name) for part in parts]) for field in fields(ModelOutput)))
 
-    def rows(lists: list[list[Tensor]]) -> list[Tensor]:
-        return [torch.cat(same) for same in zip(*lists, strict=True)]
 
-    if first.maps and isinstance(first.maps[0], list):
-        stages = range(len(first.maps))
-        maps: list[Tensor] | list[list[Tensor]] = [rows([part.maps[k] for part in parts]) for k in stages]  # type: ignore[misc]
-    else:
-        maps = rows([part.maps for part in parts])  # type: ignore[misc]
-    return ModelOutput(
-        rows([part.embeddings for part in parts]),
-        maps,
-        rows([part.pooled for part in parts]),
-        rows([part.features for part in parts]),
-    )
+def _concatenate(parts: list[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return [_concatenate(list(same)) for same in zip(*parts, strict=True)]
 
 
 def refuse_batch_statistics(model: VICRegLModel) -> None:
@@ -148,12 +139,3 @@ def outputs(output: ModelOutput) -> list[Tensor]:
     """Return the tensors of a model's output that the criterion uses: embeddings, then maps."""
     maps = [m for stage in output.maps for m in (stage if isinstance(stage, list) else [stage])]
     return [*output.embeddings, *maps]
-
-
-def gather_rows(rows: Tensor, world: World) -> Tensor:
-    """Gather (n, ...) of every process into (world size * n, ...), in order of rank; without gradient."""
-    if world.size == 1:
-        return rows
-    gathered = [torch.empty_like(rows) for _ in range(world.size)]
-    dist.all_gather(gathered, rows.detach().contiguous())
-    return torch.cat(gathered)

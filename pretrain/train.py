@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 from pretrain.checkpoint import save_backbone
-from pretrain.diagnostics import final_scores
-from pretrain.logger import Logger
+from pretrain.logger import Logger, final_scores
 from pretrain.optimizers import learning_rate
 from pretrain.step import training_step
 from pretrain.training import Training

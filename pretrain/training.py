@@ -14,8 +14,8 @@ from data.catalog import Dataset, open_dataset
 from data.loader import PretrainLoader
 from pretrain.checkpoint import TrainingState, drop_old_checkpoints, keep_checkpoint, seed_process
 from pretrain.config import PretrainConfig, durations
+from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
-from pretrain.probe import OnlineProbe
 from pretrain.step import outputs, refuse_batch_statistics
 from runtime.device import memory_bytes, prepare
 from runtime.errors import UserError

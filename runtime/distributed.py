@@ -210,6 +210,15 @@ def broadcast(value: T) -> T:
     return values[0]
 
 
+def gather_rows(rows: torch.Tensor, world: World) -> torch.Tensor:
+    """Gather (n, ...) of every process into (world size * n, ...), in order of rank; without gradient."""
+    if world.size == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(gathered, rows.detach().contiguous())
+    return torch.cat(gathered)
+
+
 def barrier() -> None:
     """Wait for every process."""
     largest(0)  # as good as torch's own, which warns unless it is given the GPU

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.diagnostics import batch_diagnostics, feature_diagnostics
+from pretrain.diagnostics import feature_diagnostics, view_diagnostics
 from runtime.errors import NotFiniteError
 from runtime.world import World
-from vicregl.model import ModelOutput
 
 
 @pytest.fixture
@@ -68,15 +67,14 @@ def test_features_of_a_training_that_diverged_are_no_error_of_the_eigenvalues(va
         feature_diagnostics(features, "pooled")
 
 
-def output(local: float = 1.0) -> ModelOutput:
+def features(local: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of 6 samples, pooled in 12 dimensions and 4 positions each in 8."""
     generator = torch.Generator().manual_seed(0)
-    pooled, features = torch.randn(6, 12, generator=generator), local * torch.randn(6, 4, 8, generator=generator)
-    return ModelOutput([], [], [pooled], [features])
+    return torch.randn(6, 12, generator=generator), local * torch.randn(24, 8, generator=generator)
 
 
 def test_eigenvalues_that_do_not_converge_on_the_device_are_the_cpu_s(monkeypatch):
-    expected = batch_diagnostics(output(), World())
+    expected = view_diagnostics(*features(), World())
     eigvalsh, failed = torch.linalg.eigvalsh, []
 
     def fail_once(matrix):
@@ -86,7 +84,7 @@ def test_eigenvalues_that_do_not_converge_on_the_device_are_the_cpu_s(monkeypatc
         return eigvalsh(matrix)
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", fail_once)
-    assert batch_diagnostics(output(), World()) == expected
+    assert view_diagnostics(*features(), World()) == expected
     assert failed
 
 
@@ -100,7 +98,7 @@ def test_a_diagnostic_that_fails_is_a_gap_and_one_warning(monkeypatch, capsys):
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
     for _ in range(3):
-        assert list(batch_diagnostics(output(), World())) == ["std_local", "correlation_local", "rank_local"]
+        assert list(view_diagnostics(*features(), World())) == ["std_local", "correlation_local", "rank_local"]
     assert capsys.readouterr().err == "warning: no diagnostics of the pooled features: CUDA out of memory\n"
     with pytest.raises(NotFiniteError, match="local features are not finite"):
-        batch_diagnostics(output(local=float("inf")), World())
+        view_diagnostics(*features(local=float("inf")), World())
