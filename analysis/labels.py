@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def symbol(key: str) -> str:
 def value_text(value: Any) -> str:
     """1.0 -> "1", so that a table does not pretend to digits."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def named_values(keys: Sequence[str], values: Sequence[Any]) -> str:
+    """Return text such as "α = 0.9, local = both"; empty without keys."""
+    return ", ".join(f"{symbol(key)} = {value_text(value)}" for key, value in zip(keys, values, strict=True))
 
 
 def number(value: float, percent: bool, signed: bool = False) -> str:

@@ -13,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from analysis import cost, html, published, render, tables
+from analysis import html, published, render, tables
 from analysis.changes import plain
-from analysis.figures import FIGURES, Plot, write
+from analysis.figures import FIGURES, Plot, cost, write
 from analysis.findings import findings
 from analysis.labels import project_path, value_text
 from analysis.page import Block, Code, Heading, Items, Paragraph, Photo, Picture, to_markdown
 from analysis.report_data import ReportData, load_report_data
-from analysis.results import load_results
+from analysis.results import commit_text, commits, load_results, provenance
 from runtime import files
 from runtime.errors import UserError
 from sweeps.study import PRETRAIN
@@ -131,7 +131,7 @@ def _staleness(data: ReportData) -> list[Block]:
 
 def _commits(data: ReportData) -> str:
     """The code that made the runs: commit 0463b78b4457."""
-    return ", ".join(dict.fromkeys(cost.commit_text(c) for line in cost.commits(data.frame) for c in line.split()))
+    return ", ".join(dict.fromkeys(commit_text(c) for line in commits(data.frame) for c in line.split()))
 
 
 def _allowance(data: ReportData) -> list[Block]:
@@ -154,7 +154,7 @@ def _shown(pictures: dict[str, Picture], *names: str) -> list[Block]:
 
 
 def _cost(data: ReportData, pictures: dict[str, Picture]) -> list[Block]:
-    page: list[Block] = [Heading("Cost"), cost.table_of(data.frame), *_shown(pictures, "cost")]
+    page: list[Block] = [Heading("Cost"), cost.stage_table(data.frame), *_shown(pictures, "cost")]
     steps = cost.step_table(data)
     return page if steps is None else [*page, Paragraph("A training step, median (range over runs):"), steps]
 
@@ -198,7 +198,7 @@ def _origin(data: ReportData, pictures: bool) -> list[Block]:
     pictured = [f"python -m analysis.pictures --study {file}"] if pictures else []
     return [
         Heading("Where it comes from"),
-        Items(cost.provenance(data.frame, data.study, file)),
+        Items([f"{name}: {text}" for name, text in provenance(data.frame, data.study).items()]),
         Paragraph(_made_by(data)),
         Code("\n".join([f"python -m sweeps run {file}", *pictured, f"python -m analysis {file}"])),
         Paragraph(

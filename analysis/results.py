@@ -13,7 +13,9 @@ What is not there (a run that is missing, running or failed, a score it did not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +154,65 @@ def _logged_rows(point: Point) -> Iterator[dict[str, Any]]:
     for row in point.pretrain.run.metrics():
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             yield start | {key: value for key, value in row.items() if isinstance(value, int | float)}
+
+
+def runs_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return each run once, with the columns part, run, state, seconds, config_file and provenance.*."""
+    parts = []
+    for side, scores in (("pretrain", "pretrain.result."), ("eval", "score.")):
+        if f"{side}.run" not in frame:
+            continue
+        kept = re.compile(rf"{side}\.(run|state|config_file|provenance\..+)")
+        renames = {c: c.removeprefix(f"{side}.") for c in map(str, frame.columns) if kept.fullmatch(c)}
+        renames |= {f"{scores}seconds": "seconds"}
+        runs = frame.rename(columns=renames)[[new for old, new in renames.items() if old in frame]]
+        parts.append(runs.assign(part="pretrain" if side == "pretrain" else frame["eval.name"]))
+    runs = pd.concat(parts).dropna(subset=["run"]).drop_duplicates("run")
+    return runs.reindex(columns=list(dict.fromkeys([*runs.columns, "seconds", "provenance.commits"])))
+
+
+def commits(frame: pd.DataFrame) -> list[str]:
+    """Return the commits of each run that was begun, as `_provenance` writes them."""
+    return [str(text) for text in runs_of(frame)["provenance.commits"].dropna()]
+
+
+def commit_text(commit: str) -> str:
+    """Return what `_commit` wrote, for a reader."""
+    version, colon, sources = commit.partition(":")
+    if colon:
+        return f"version {version} without a git commit, sources {sources[:12]} (SHA-256)"
+    name, plus, _ = commit.partition("+")
+    return f"commit {name[:12]}" + (" with uncommitted changes (the runs keep the diff)" if plus else "")
+
+
+def provenance(frame: pd.DataFrame, study: Study) -> dict[str, str]:
+    """Return which study, configs, code, machines and versions made the runs: a text for each."""
+    runs = runs_of(frame)
+    configs = [study.pretrain.config, *(part.config for part in study.evals.values())]
+    begun = runs.dropna(subset=["provenance.commits"]).rename(columns=lambda name: name.removeprefix("provenance."))
+    versions = [str(column) for column in begun.columns if str(column).startswith("versions.")]
+    return {
+        "study": f"`{project_path(study.file)}`",
+        "configs": ", ".join(f"`{project_path(config)}`" for config in dict.fromkeys(configs)),
+        "code": _count_texts([" then ".join(map(commit_text, text.split())) for text in begun["commits"]]),
+        "machine": _count_texts([_machine_text(run) for run in begun.to_dict("records")]),
+        "versions": _count_texts([_versions_text(run, versions) for run in begun.to_dict("records")]),
+    }
+
+
+def _count_texts(texts: Sequence[str]) -> str:
+    """Join the different texts, with the number of runs of each where there are several."""
+    counted = Counter(texts)
+    named = [f"{text} ({n} run{'s' * (n != 1)})" if len(counted) > 1 else text for text, n in counted.items()]
+    return "; ".join(named) or "no run yet"
+
+
+def _machine_text(run: Mapping[Hashable, Any]) -> str:
+    known = {key: value for key, value in run.items() if pd.notna(value)}
+    cores = [f"{float(known['cores']):.0f} cores"] if "cores" in known else []
+    return ", ".join([str(known.get("processor", "unknown processor")), *cores, str(known.get("gpu", "no GPU"))])
+
+
+def _versions_text(run: Mapping[Hashable, Any], names: Sequence[str]) -> str:
+    known = [name for name in ("python", *names) if name in run and pd.notna(run[name])]
+    return ", ".join(f"{name.removeprefix('versions.')} {run[name]}" for name in known)

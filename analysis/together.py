@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import cost, html, published, render
+from analysis import html, published, render
 from analysis.labels import project_path, score_label
 from analysis.page import Block, Code, Heading, Items, Paragraph, to_markdown
 from analysis.questions import name_of
 from analysis.render import Table
 from analysis.report import ELSEWHERE, RESULTS, require_no_loss
 from analysis.report_data import ReportData, load_report_data
+from analysis.results import commits, provenance
 from analysis.tables import cells_of, count_cell, table_values
 from analysis.tables import notes as table_notes
 from runtime import files
@@ -89,8 +90,7 @@ def remarks(studies_data: Sequence[ReportData]) -> list[str]:
     found.append(f"{AGAINST}: within its study, by the study's own baseline row.")
     for what, column in (("protocol", "score.protocol"), ("data", "eval.data.name")):
         found += _differing(studies_data, what, column)
-    commits = {m.study.name: frozenset(cost.commits(m.frame)) for m in studies_data}
-    if len(set(commits.values())) > 1:
+    if len({frozenset(commits(data.frame)) for data in studies_data}) > 1:
         found.append("**The studies were made by different code** (see below): compare within a study first.")
     return found
 
@@ -128,5 +128,5 @@ def blocks(studies_data: Sequence[ReportData], name: str) -> list[Block]:
 
 
 def _origin(data: ReportData) -> list[str]:
-    lines = cost.provenance(data.frame, data.study, project_path(data.study.file))
-    return [line for line in lines if line.split(":")[0] in ("study", "code", "machine")]
+    texts = provenance(data.frame, data.study)
+    return [f"{name}: {texts[name]}" for name in ("study", "code", "machine")]

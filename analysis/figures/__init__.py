@@ -1,15 +1,15 @@
-"""The figures of a report, one file each. A new one is a file that ends in a `PLOT`, and its line here.
+"""The figures of a report. A new figure is a file that ends in a `PLOT`, and one line in FIGURES.
 
-Read first: base.py (the contract), tradeoff.py (the figure that the suite is for).
+Read first: base.py (what a figure is, and what all share), tradeoff.py (the figure that the suite exists for).
 """
 
-from analysis.figures import cost, diagnostics, published, scores, tradeoff, training
+from analysis.figures import cost, diagnostics, scores, tradeoff, training
 from analysis.figures.base import Plot, write
 
 FIGURES: tuple[Plot, ...] = (
     tradeoff.PLOT,
     scores.PLOT,
-    published.PLOT,
+    tradeoff.PUBLISHED,
     training.PLOT,
     diagnostics.PLOT,
     cost.PLOT,

@@ -1,52 +1,58 @@
-"""What every figure shares: its contract, its style, how it is written."""
+"""What every figure shares: its contract, its style, how it is written, and how the varied key is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator
 
-from analysis.labels import is_percent, score_label
+from analysis.labels import is_percent, score_label, symbol, value_text
 from analysis.report_data import ReportData
 from runtime import files
 
 STYLE = Path(__file__).with_name("style.mplstyle")
-MARKERS = "os^Dv<>"
 GREY = "0.45"
 COLUMN = 3.4  # inches, of a two-column paper
 PAGE = 6.9  # inches, both columns
-MANY_POINTS = 500  # more are drawn as pixels in the PDF and the SVG too, which would be megabytes otherwise
-MANY_CURVES = 8  # more have their legend above the axes, where a place need not be looked for
-MANY_LABELS = 40  # more cannot be read: the table has them
-# Neither a clock nor a version: the same results make the same bytes.
+MANY_POINTS = 500  # above this, points are pixels in the PDF and the SVG too: as shapes they would take megabytes
+MANY_CURVES = 8  # above this, the legend stands above the axes: inside there would be no room for it
+_MARKERS = "os^Dv<>"
+# Without dates and versions, so that the same results give the same bytes.
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
 }
+Rgba = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the report: a function of the data, its caption and its text for those who cannot see it."""
+    """A figure of the report, its caption, and its text for readers who cannot see it."""
 
     name: str  # of its files
-    draw: Callable[[ReportData], Figure | None]  # in whatever style is in force; None where there is nothing to show
+    draw: Callable[[ReportData], Figure | None]  # in the current style; None where there is nothing to show
     caption: Callable[[ReportData], str]
     alt: Callable[[ReportData], str]
 
 
 def write(plot: Plot, data: ReportData, folder: Path) -> bool:
-    """<name>.png, .pdf and .svg; without anything to show, none of them, not even those of an earlier report."""
+    """Write <name>.png, .pdf and .svg; return False where there is nothing to show.
+
+    Then the files of an earlier report are deleted: they would show results that this report does not have.
+    """
     with plt.style.context(STYLE):
         figure = plot.draw(data)
         for kind in _METADATA:
@@ -60,31 +66,67 @@ def write(plot: Plot, data: ReportData, folder: Path) -> bool:
 
 
 def _save(figure: Figure, path: Path, kind: str) -> None:
-    def save(to: Path) -> None:
-        figure.savefig(to, format=kind, metadata=_METADATA[kind])
-
-    files.write_atomic(path, save)
+    files.write_atomic(path, lambda to: figure.savefig(to, format=kind, metadata=_METADATA[kind]))
 
 
 class _PercentLocator(AutoLocator):
-    """No tick where no share can be, though an interval reach there."""
+    """Ticks from 0 to 100 only, even where an error bar reaches beyond."""
 
     def tick_values(self, vmin: float, vmax: float) -> list[float]:
         return [float(tick) for tick in super().tick_values(vmin, vmax) if 0 <= tick <= 100]
 
 
 def describe_axis(axis: Axis, score: str) -> None:
-    """What the axis shows, and ticks that suit it."""
+    """Label an axis that shows a score, with suitable ticks."""
     label = score_label(score)
     axis.set_label_text(label[0].upper() + label[1:])
     if is_percent(score):
         axis.set_major_locator(_PercentLocator())
 
 
-def empty(x: str, y: str, words: str) -> Figure:
-    """Axes without points, and why."""
-    figure, axes = plt.subplots()
-    describe_axis(axes.xaxis, x)
-    describe_axis(axes.yaxis, y)
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=GREY)
-    return figure
+def curve_style(index: int) -> tuple[str, str]:
+    """Return the colour and the marker of a curve."""
+    return f"C{index % len(_MARKERS)}", _MARKERS[index % len(_MARKERS)]
+
+
+def varied_values(data: ReportData) -> list[object]:
+    """Return the values of the varied key: numbers by size, names as the study lists them."""
+    return list(dict.fromkeys(row.varied for _, rows in data.summary.groups() for row in rows))
+
+
+def varied_positions(data: ReportData) -> dict[object, float]:
+    """Return where each value of the varied key lies on an axis: numbers in scale, names one after another."""
+    values = varied_values(data)
+    if data.summary.varies_a_number:
+        return {value: float(value) for value in values}  # type: ignore[arg-type]
+    return {value: float(index) for index, value in enumerate(values)}
+
+
+def describe_varied_axis(axes: Axes, data: ReportData, positions: Mapping[object, float]) -> None:
+    """Label the x axis with the varied key and its values."""
+    axes.set_xlabel(symbol(data.study.report.vary))
+    axes.set_xticks(list(positions.values()), [value_text(value) for value in positions])
+
+
+def varied_colors(data: ReportData) -> dict[object, Rgba]:
+    """Return a colour for each value of the varied key, light to dark in its order, so that grey print shows it too."""
+    values = varied_values(data)
+    shades = np.linspace(0.88, 0.0, len(values)) if len(values) > 1 else [0.3]
+    return {value: mpl.colormaps["viridis"](shade) for value, shade in zip(values, shades, strict=True)}
+
+
+def add_varied_legend(figure: Figure, data: ReportData, columns: int, marker: str | None = None) -> None:
+    """Add a legend of the colours of `varied_colors` above the axes: of lines, or of points with a `marker`."""
+    name = symbol(data.study.report.vary)
+    handles = [
+        Line2D(
+            [],
+            [],
+            marker=marker,
+            linestyle="-" if marker is None else "",
+            color=color,
+            label=f"{name} = {value_text(value)}",
+        )
+        for value, color in varied_colors(data).items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns))

@@ -1,35 +1,105 @@
-"""What a training step costs at each setting, in time and in memory: each run a dot; medians, joined for numbers."""
+"""What training costs: the time of each stage; time and memory of a step at each setting, as a table and a figure."""
 
 from __future__ import annotations
+
+import math
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.cost import MEMORY, TIME, cost_of_a_step
-from analysis.figures.base import COLUMN, MANY_CURVES, MANY_POINTS, MARKERS, PAGE, Plot
-from analysis.figures.scores import positions_of
-from analysis.labels import symbol, value_text
+from analysis.figures.base import (
+    COLUMN,
+    MANY_CURVES,
+    MANY_POINTS,
+    PAGE,
+    Plot,
+    curve_style,
+    describe_varied_axis,
+    varied_positions,
+)
+from analysis.labels import NONE, named_values, number, value_text
+from analysis.render import Table
 from analysis.report_data import ReportData
+from analysis.results import runs_of
+from runtime.progress import describe_seconds
 
+TIME, MEMORY = "milliseconds", "gigabytes"  # columns of step_costs
 _LABELS = {TIME: "ms a step", MEMORY: "peak memory (GB)"}
 
 
+def stage_table(frame: pd.DataFrame) -> Table:
+    """Return the time of each stage: its runs, their sum, and a run (mean, shortest to longest)."""
+    lines = []
+    for part, runs in runs_of(frame).groupby("part", sort=False):
+        seconds = pd.to_numeric(runs["seconds"], errors="coerce").dropna()
+        if seconds.empty:
+            lines.append([str(part), f"0 of {len(runs)}", NONE, NONE, NONE])
+            continue
+        spread = f"{describe_seconds(seconds.min())} to {describe_seconds(seconds.max())}"
+        times = (describe_seconds(seconds.sum()), describe_seconds(seconds.mean()), spread)
+        lines.append([str(part), f"{len(seconds)} of {len(runs)}", *times])
+    return Table(["stage", "runs with a time", "together", "a run", "shortest to longest"], [lines])
+
+
+def step_costs(data: ReportData) -> pd.DataFrame:
+    """Return the columns varied, group, milliseconds, gigabytes, one row for each finished pretraining with steps.
+
+    Milliseconds: the run's own seconds over its steps, so loading data, diagnostics and saving are included. Gigabytes:
+    the peak memory of a process; NaN for a run that did not measure it.
+    """
+    vary, *others = data.study.row_keys
+    frame, wanted = data.frame, ["pretrain.result.seconds", "pretrain.result.steps"]
+    if not set(wanted) <= set(frame.columns):
+        return pd.DataFrame({name: [] for name in ("varied", "group", TIME, MEMORY)})
+    runs = frame[frame["control"].isna()].drop_duplicates("pretrain.run").dropna(subset=wanted)
+    runs = runs[runs["pretrain.result.steps"] > 0]
+    groups = [named_values(others, [run[f"grid.{key}"] for key in others]) for run in runs.to_dict("records")]
+    milliseconds = 1000 * runs["pretrain.result.seconds"] / runs["pretrain.result.steps"]
+    memory = runs.get("pretrain.result.peak_memory_gb", pd.Series(math.nan, runs.index))
+    columns = {"varied": runs[f"grid.{vary}"], "group": groups, TIME: milliseconds}
+    return pd.DataFrame(columns | {MEMORY: pd.to_numeric(memory, errors="coerce")})
+
+
+def step_table(data: ReportData) -> Table | None:
+    """Return the cost of a step at each setting: medians over the runs, and their range; None without any time."""
+    costs = step_costs(data)
+    if costs.empty:
+        return None
+    several = costs["group"].nunique() > 1
+    header = [data.study.report.vary, *(["curve"] if several else []), "runs", *_LABELS.values()]
+    lines = []
+    for (varied, group), rows in costs.groupby(["varied", "group"], sort=False):
+        name = [value_text(varied), *([str(group)] if several else [])]
+        lines.append([*name, str(len(rows)), _spread(rows[TIME]), _spread(rows[MEMORY])])
+    return Table(header, [lines])
+
+
+def _spread(values: pd.Series) -> str:
+    """Return text such as "310 (305 to 322), 1 not measured"."""
+    known = values.dropna()
+    if known.empty:
+        return NONE
+    text = number(known.median(), False)
+    if len(known) > 1:
+        text += f" ({number(known.min(), False)} to {number(known.max(), False)})"
+    return text if len(known) == len(values) else f"{text}, {len(values) - len(known)} not measured"
+
+
 def draw(data: ReportData) -> Figure | None:
-    """A panel for each of time and memory that runs of two settings or more have measured."""
-    costs = cost_of_a_step(data)
+    """Draw a panel for each of time and memory that runs of two or more settings have measured."""
+    costs = step_costs(data)
     known = [name for name in _LABELS if costs.dropna(subset=[name])["varied"].nunique() > 1]
     if not known:
         return None
-    values = list(dict.fromkeys(r.varied for _, rows in data.summary.groups() for r in rows))
-    positions = positions_of(values, numbers := data.summary.varies_a_number)
+    positions, line = varied_positions(data), "-" if data.summary.varies_a_number else ""
     size = (COLUMN if len(known) == 1 else PAGE, 2.2)
     figure, panels = plt.subplots(1, len(known), figsize=size, squeeze=False)
     for axes, name in zip(panels[0], known, strict=True):
-        _draw_panel(axes, costs.dropna(subset=[name]), name, positions, "-" if numbers else "")
-        axes.set(xlabel=symbol(data.study.report.vary), ylabel=_LABELS[name])
-        axes.set_xticks(list(positions.values()), [value_text(value) for value in positions])
+        _draw_panel(axes, costs.dropna(subset=[name]), name, positions, line)
+        axes.set_ylabel(_LABELS[name])
+        describe_varied_axis(axes, data, positions)
         axes.set_ylim(bottom=0)
     if 1 < costs["group"].nunique() <= MANY_CURVES:
         panels[0][0].legend(loc="best", fontsize=6)
@@ -38,7 +108,7 @@ def draw(data: ReportData) -> Figure | None:
 
 def _draw_panel(axes: Axes, costs: pd.DataFrame, name: str, positions: dict[object, float], line: str) -> None:
     for index, (group, rows) in enumerate(costs.groupby("group", sort=False)):
-        color, marker = f"C{index % 7}", MARKERS[index % 7]
+        color, marker = curve_style(index)
         x = rows["varied"].map(positions)
         axes.plot(x, rows[name], ".", color=color, markersize=3, alpha=0.6, rasterized=len(costs) > MANY_POINTS)
         medians = rows.assign(x=x).groupby("x")[name].median()
@@ -46,15 +116,15 @@ def _draw_panel(axes: Axes, costs: pd.DataFrame, name: str, positions: dict[obje
 
 
 def caption(data: ReportData) -> str:
-    vary, costs = data.study.report.vary, cost_of_a_step(data)
+    vary, costs = data.study.report.vary, step_costs(data)
     text = (
-        f"Milliseconds a training step against {vary}: each run's time over its steps (dots) and their medians. Runs "
-        "that shared a machine with other work are slower than they need be."
+        f"Milliseconds of a training step against {vary}: each run's time over its steps (dots), and medians. Runs "
+        "that shared a machine with other work are slower than they would be alone."
     )
     missing = int(costs[MEMORY].isna().sum())
     if missing == len(costs):
         return f"{text} Memory: no run has measured it."
-    text += " Right: the most memory that a process took, of the GPU where it used one."
+    text += " Right: the peak memory of a process, of the GPU where it used one."
     return f"{text} {missing} of {len(costs)} runs have not measured it." if missing else text
 
 

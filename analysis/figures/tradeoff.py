@@ -1,65 +1,112 @@
-"""The trade-off curve: one score against another, a point for each value of the varied field; numbers are joined."""
+"""The trade-off: one score against the other, one point for each value of the varied key; and the published one.
+
+Published points lie on the study's own axes where the study measures the same as they do (`is_comparable`). Elsewhere
+they have axes and a figure of their own, for the direction alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, NamedTuple
 
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.base import GREY, MANY_CURVES, MANY_LABELS, MARKERS, Plot, describe_axis, empty
-from analysis.labels import is_percent, number, symbol, value_text
-from analysis.placement import place_labels
+from analysis.figures.base import GREY, MANY_CURVES, Plot, curve_style, describe_axis
+from analysis.figures.placement import Segment, place_labels
+from analysis.labels import is_percent, named_values, number, symbol, value_text
 from analysis.published import SOURCES, is_comparable, rows_beside
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate
 from analysis.summary import Row, Summary
 
-# A control further from the curve than this share of its extent would squeeze it; it is told in words instead.
-NEAR = 0.6
+MANY_LABELS = 40  # above this, labels could not be read; the table has the values
+NEAR = 0.6  # of the curves' extent; a control further off would squeeze them, so it is named above the axes instead
+MARGIN = 0.14  # of the extent, on each side, for labels
+# In the published figure: the other methods span far more than the trade-off within VICRegL, and would squeeze it.
+LEAST_TOP1 = 64.0
+
+
+class Point(NamedTuple):
+    x: Estimate
+    y: Estimate
+
+    def bars(self) -> list[Segment]:
+        """Return the two error bars as lines."""
+        x, y, width, height = self.x.mean, self.y.mean, self.x.half or 0.0, self.y.half or 0.0
+        return [((x - width, y), (x + width, y)), ((x, y - height), (x, y + height))]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of the plot: rows with both scores, in order of the varied field."""
+    """The rows of one curve that have both scores, in order of the varied key."""
 
     name: str
     rows: list[Row]
-    x: list[Estimate]
-    y: list[Estimate]
+    points: list[Point]
+
+    @property
+    def means(self) -> list[tuple[float, float]]:
+        return [(point.x.mean, point.y.mean) for point in self.points]
 
 
 def draw(data: ReportData) -> Figure:
-    """The figure, in whatever style is in force."""
-    summary = data.summary
-    report = summary.study.report
-    curves = _curves(summary)
-    if not curves:
-        return empty(report.x, report.y, "no run has both scores yet")
+    summary, report = data.summary, data.study.report
+    curves = list(_curves(summary))
     figure, axes = plt.subplots()
     describe_axis(axes.xaxis, report.x)
     describe_axis(axes.yaxis, report.y)
+    if not curves:
+        axes.text(0.5, 0.5, "no run has both scores yet", transform=axes.transAxes, ha="center", color=GREY)
+        return figure
     for index, curve in enumerate(curves):
-        _draw_curve(axes, curve, f"C{index % 7}", MARKERS[index % 7], summary)
-    overlay = _draw_published(axes, data)
-    front = pareto_front([(x.mean, y.mean) for curve in curves for x, y in zip(curve.x, curve.y, strict=True)])
-    axes.margins(0.14)
-    _draw_front(axes, front)
-    controls = _draw_controls(axes, summary)
+        _draw_curve(axes, curve, *curve_style(index), summary)
+    marked = _draw_published(axes, data)
+    axes.margins(MARGIN)
+    _draw_front(axes, pareto_front([mean for curve in curves for mean in curve.means]))
+    marked = [*_draw_controls(axes, summary), *marked]
     if len(curves) > MANY_CURVES:
         figure.legend(loc="outside upper center", ncols=2, fontsize=5)
     elif len(curves) > 1:
         axes.legend(loc="best")
     if sum(len(curve.rows) for curve in curves) <= MANY_LABELS:
-        _label_points(figure, axes, summary, curves, [*controls, *overlay])
+        _label_points(figure, axes, summary, curves, marked)
     return figure
 
 
+def _point(row: Row, summary: Summary) -> Point | None:
+    x, y = (row.scores[score].estimate for score in (summary.study.report.x, summary.study.report.y))
+    return None if x is None or y is None else Point(x, y)
+
+
+def _curves(summary: Summary) -> Iterator[Curve]:
+    for group, rows in summary.groups():
+        points = {id(row): point for row in rows if (point := _point(row, summary)) is not None}
+        if points:
+            name = named_values(summary.row_keys[1:], group)
+            yield Curve(name, [row for row in rows if id(row) in points], list(points.values()))
+
+
+def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str, summary: Summary) -> None:
+    """Draw the points, joined where the varied key is a number; the marker of the baseline is hollow."""
+    x, y = zip(*curve.means, strict=True)
+    if summary.varies_a_number:
+        axes.plot(x, y, color=color, zorder=2)
+    width, height = [p.x.half or 0.0 for p in curve.points], [p.y.half or 0.0 for p in curve.points]
+    if any(width + height):
+        axes.errorbar(x, y, xerr=width, yerr=height, fmt="none", ecolor=color, elinewidth=0.6, alpha=0.6, zorder=1)
+    for row, mean in zip(curve.rows, curve.means, strict=True):
+        fill = "white" if summary.baseline(row) is row else color
+        axes.plot(*mean, marker, color=color, markerfacecolor=fill, zorder=3)
+    axes.plot([], [], marker=marker, color=color, label=curve.name)
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats in one score without losing in the other; by falling x."""
+    """Return the points that no other point beats in one score without losing in the other; by falling x."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(set(points), reverse=True):
         if not front or y > front[-1][1]:
@@ -68,128 +115,57 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
-    """The edge of what is reached: steps, because nothing was measured between two points; shaded beyond nothing."""
+    """Draw the front as steps: a straight line would claim settings between two points that nobody measured."""
     (left, _), (low, _) = axes.get_xlim(), axes.get_ylim()
     corners = [(front[0][0], low)]
     for (x, y), (following, _) in zip(front, [*front[1:], (left, 0.0)], strict=True):
         corners += [(x, y), (following, y)]
     x_values, y_values = zip(*corners, strict=True)
-    axes.plot(
-        x_values, y_values, color="0.75", linewidth=0.7, linestyle=(0, (4, 2)), zorder=0, scalex=False, scaley=False
-    )
+    dashes = (0, (4, 2))
+    axes.plot(x_values, y_values, color="0.75", linewidth=0.7, linestyle=dashes, zorder=0, scalex=False, scaley=False)
 
 
-def _draw_published(axes: Axes, data: ReportData) -> list[tuple[str, Estimate, Estimate]]:
-    """Published points, hollow and grey, where the study measures the same; elsewhere they have their own figure."""
-    report = data.study.report
-    if not is_comparable(data.frame) or not {report.x, report.y} <= set(SOURCES):
-        return []
-    rows = rows_beside(data.frame).dropna(subset=[SOURCES[report.x], SOURCES[report.y]])
-    found = []
-    for record in rows.to_dict("records"):
-        x, y = record[SOURCES[report.x]], record[SOURCES[report.y]]
-        axes.plot(x, y, "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
-        alpha = "" if record["alpha"] != record["alpha"] else f", α = {value_text(record['alpha'])}"
-        found.append((f"{record['method']}{alpha} (published)", Estimate(x, None, 1), Estimate(y, None, 1)))
-    return found
-
-
-def _point(row: Row, summary: Summary) -> tuple[Estimate, Estimate] | None:
-    x, y = (row.scores[score].estimate for score in (summary.study.report.x, summary.study.report.y))
-    return None if x is None or y is None else (x, y)
-
-
-def _curves(summary: Summary) -> list[Curve]:
-    curves = []
-    for group, rows in summary.groups():
-        points = [(row, point) for row in rows if (point := _point(row, summary)) is not None]
-        named = zip(map(symbol, summary.row_keys[1:]), group, strict=True)
-        name = ", ".join(f"{key} = {value_text(value)}" for key, value in named)
-        if points:
-            curves.append(Curve(name, [r for r, _ in points], [p[0] for _, p in points], [p[1] for _, p in points]))
-    return curves
-
-
-def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str, summary: Summary) -> None:
-    """The baseline's marker is hollow."""
-    x, y = [p.mean for p in curve.x], [p.mean for p in curve.y]
-    if summary.varies_a_number:
-        axes.plot(x, y, color=color, zorder=2)
-    wide, high = [p.half or 0.0 for p in curve.x], [p.half or 0.0 for p in curve.y]
-    if any(wide + high):
-        axes.errorbar(x, y, xerr=wide, yerr=high, fmt="none", ecolor=color, elinewidth=0.6, alpha=0.6, zorder=1)
-    for row, a, b in zip(curve.rows, x, y, strict=True):
-        fill = "white" if summary.baseline(row) is row else color
-        axes.plot(a, b, marker, color=color, markerfacecolor=fill, zorder=3)
-    axes.plot([], [], marker=marker, color=color, label=curve.name)
-
-
-def _draw_controls(axes: Axes, summary: Summary) -> list[tuple[str, Estimate, Estimate]]:
-    """Mark controls near the curve and return their names and points; tell the others in a line above the axes."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+def _draw_controls(axes: Axes, summary: Summary) -> list[tuple[str, Point]]:
+    """Mark the controls near the curves and return them with their names; name the others above the axes."""
+    report, limits = summary.study.report, (axes.get_xlim(), axes.get_ylim())
     near, far = [], []
     for row in summary.controls:
         point = _point(row, summary)
         if point is None:
             continue
-        x, y = point[0].mean, point[1].mean
-        inside = left - NEAR * (right - left) <= x <= right + NEAR * (right - left)
-        inside &= low - NEAR * (high - low) <= y <= high + NEAR * (high - low)
-        if inside:
-            _mark_control(axes, *point)
-            near.append((str(row.control), *point))
+        if all(_is_near(estimate.mean, *limit) for estimate, limit in zip(point, limits, strict=True)):
+            style: dict[str, Any] = {"color": GREY, "ecolor": GREY, "elinewidth": 0.6, "capsize": 1.5, "zorder": 3}
+            x, y = point
+            axes.errorbar(x.mean, y.mean, xerr=x.half, yerr=y.half, fmt="x", **style)
+            near.append((str(row.control), point))
         else:
-            report = summary.study.report
-            where = f"{number(x, is_percent(report.x))}, {number(y, is_percent(report.y))}"
-            far.append(f"{row.control}: ({where}), off these axes")
+            x_text, y_text = (number(e.mean, is_percent(s)) for e, s in zip(point, (report.x, report.y), strict=True))
+            far.append(f"{row.control}: ({x_text}, {y_text}), off these axes")
     if far:
         axes.set_title("\n".join(dict.fromkeys(far)), loc="left", color=GREY, fontsize=6.5)
     return near
 
 
-def _mark_control(axes: Axes, x: Estimate, y: Estimate) -> None:
-    axes.errorbar(
-        x.mean,
-        y.mean,
-        xerr=x.half,
-        yerr=y.half,
-        fmt="x",
-        color=GREY,
-        ecolor=GREY,
-        elinewidth=0.6,
-        capsize=1.5,
-        zorder=3,
-    )
+def _is_near(value: float, low: float, high: float) -> bool:
+    return low - NEAR * (high - low) <= value <= high + NEAR * (high - low)
 
 
 def _label_points(
-    figure: Figure,
-    axes: Axes,
-    summary: Summary,
-    curves: Sequence[Curve],
-    controls: Sequence[tuple[str, Estimate, Estimate]],
+    figure: Figure, axes: Axes, summary: Summary, curves: Sequence[Curve], marked: Sequence[tuple[str, Point]]
 ) -> None:
     name = symbol(summary.study.report.vary)
-    labels = [(x.mean, y.mean, text, GREY) for text, x, y in controls]
-    segments = [bar for _, x, y in controls for bar in _bars(x, y)]
+    labels = [(point.x.mean, point.y.mean, text, GREY) for text, point in marked]
+    segments = [bar for _, point in marked for bar in point.bars()]
     for index, curve in enumerate(curves):
-        points = [(x.mean, y.mean) for x, y in zip(curve.x, curve.y, strict=True)]
-        segments += list(pairwise(points)) if summary.varies_a_number else []
-        color = f"C{index % 7}" if len(curves) > 1 else "0.1"
-        for x, y, row in zip(curve.x, curve.y, curve.rows, strict=True):
-            segments += _bars(x, y)
-            labels.append((x.mean, y.mean, f"{name} = {value_text(row.varied)}", color))
+        segments += list(pairwise(curve.means)) if summary.varies_a_number else []
+        color = curve_style(index)[0] if len(curves) > 1 else "0.1"
+        for point, row in zip(curve.points, curve.rows, strict=True):
+            segments += point.bars()
+            labels.append((point.x.mean, point.y.mean, f"{name} = {value_text(row.varied)}", color))
     place_labels(figure, axes, labels, segments)
 
 
-def _bars(x: Estimate, y: Estimate) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The two error bars of a point, as lines."""
-    a, b, wide, high = x.mean, y.mean, x.half or 0.0, y.half or 0.0
-    return [((a - wide, b), (a + wide, b)), ((a, b - high), (a, b + high))]
-
-
 def caption(data: ReportData) -> str:
-    """What the figure shows, as under a figure of a paper."""
     report, rows = data.study.report, data.summary.rows
     text = f"Each point is one {report.vary}{', joined in its order' if data.summary.varies_a_number else ''}"
     if report.baseline is not None:
@@ -204,3 +180,72 @@ def alt(data: ReportData) -> str:
 
 
 PLOT = Plot("tradeoff", draw, caption, alt)
+
+_PUBLISHED_LABELS = {
+    "linear_top1": "Linear top-1, ImageNet-1k (%)",
+    "voc_frozen_miou": "Frozen linear mIoU, Pascal VOC (%)",
+}
+
+
+def _published_points(data: ReportData, comparable: bool) -> pd.DataFrame | None:
+    """Return the published rows with columns x and y.
+
+    None unless the study is comparable to them, or not, as asked: a row is drawn on the study's axes or on axes of its
+    own, never on both.
+    """
+    report = data.study.report
+    if is_comparable(data.frame) != comparable or not {report.x, report.y} <= set(SOURCES):
+        return None
+    rows = rows_beside(data.frame)
+    return rows.assign(x=rows[SOURCES[report.x]], y=rows[SOURCES[report.y]]).dropna(subset=["x", "y"])
+
+
+def _published_names(rows: pd.DataFrame) -> list[str]:
+    alphas = ["" if pd.isna(alpha) else f", α = {value_text(alpha)}" for alpha in rows["alpha"]]
+    return [f"{method}{alpha}" for method, alpha in zip(rows["method"], alphas, strict=True)]
+
+
+def _draw_published(axes: Axes, data: ReportData) -> list[tuple[str, Point]]:
+    """Mark comparable published points, hollow and grey, and return them with their names."""
+    rows = _published_points(data, comparable=True)
+    if rows is None:
+        return []
+    axes.plot(rows["x"], rows["y"], "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
+    points = [Point(Estimate(x, None, 1), Estimate(y, None, 1)) for x, y in zip(rows["x"], rows["y"], strict=True)]
+    return [(f"{name} (published)", point) for name, point in zip(_published_names(rows), points, strict=True)]
+
+
+def draw_published(data: ReportData) -> Figure | None:
+    rows = _published_points(data, comparable=False)
+    if rows is None:
+        return None
+    rows = rows[rows["linear_top1"] >= LEAST_TOP1]
+    family = rows[rows["method"].isin(["VICReg", "VICRegL"])].sort_values("alpha")
+    others = rows.drop(family.index)
+    report = data.study.report
+    figure, axes = plt.subplots()
+    axes.plot(others["x"], others["y"], "D", color=GREY, markerfacecolor="white", markersize=3.5)
+    axes.plot(family["x"], family["y"], "o-", color="C0")
+    axes.set(xlabel=_PUBLISHED_LABELS[SOURCES[report.x]], ylabel=_PUBLISHED_LABELS[SOURCES[report.y]])
+    axes.margins(MARGIN)
+    labels = [
+        (x, y, name, color)
+        for some, color in ((family, "0.1"), (others, GREY))
+        for x, y, name in zip(some["x"], some["y"], _published_names(some), strict=True)
+    ]
+    place_labels(figure, axes, labels, list(pairwise(zip(family["x"], family["y"], strict=True))))
+    return figure
+
+
+def caption_published(data: ReportData) -> str:
+    return (
+        "Published, for the direction alone: ResNet-50, ImageNet-1k and Pascal VOC, not this study's data. "
+        f"Methods below {LEAST_TOP1:g} % top-1 are in the table and not in the figure."
+    )
+
+
+def alt_published(data: ReportData) -> str:
+    return "Published VOC mIoU against published ImageNet top-1"
+
+
+PUBLISHED = Plot("published", draw_published, caption_published, alt_published)

@@ -11,8 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.cost import cost_of_a_step, step_table
-from analysis.figures import cost, diagnostics, published, scores, tradeoff, training, write
+from analysis.figures import cost, diagnostics, scores, tradeoff, training, write
 from analysis.figures.base import STYLE
 from analysis.report_data import ReportData
 
@@ -118,7 +117,7 @@ def test_diagnostics_pair_each_run_with_its_own_score(report_data_of: ReportData
 
 
 def test_cost_is_time_over_steps_without_controls(report_data_of: ReportDataOf) -> None:
-    costs = cost_of_a_step(some_report_data(report_data_of))
+    costs = cost.step_costs(some_report_data(report_data_of))
     assert len(costs) == 9
     assert costs.groupby("varied")["milliseconds"].mean().to_dict() == {0.0: 250.0, 0.5: 375.0, 1.0: 500.0}
     assert costs["gigabytes"].isna().all()
@@ -137,7 +136,7 @@ def test_memory_that_was_not_measured_is_a_gap_and_no_zero(report_data_of: Repor
     assert list(medians.get_xdata()) == [0.5, 1.0]  # nothing at 0
     assert list(medians.get_ydata()) == pytest.approx([1.55, 1.1])
     assert "4 of 9 runs have not measured it" in cost.caption(some)
-    table = step_table(some)
+    table = cost.step_table(some)
     assert table is not None
     assert table.blocks[0] == [
         ["0", "3", "250 (250 to 250)", "–"],
@@ -148,10 +147,10 @@ def test_memory_that_was_not_measured_is_a_gap_and_no_zero(report_data_of: Repor
 
 def test_published_points_lie_on_the_figure_only_where_they_compare(report_data_of: ReportDataOf) -> None:
     data = some_report_data(report_data_of)
-    assert drawn(published.draw, data).axes[0].lines
+    assert drawn(tradeoff.draw_published, data).axes[0].lines
     same = {"pretrain.model.backbone.name": "resnet50", "pretrain.data.name": "imagenet"}
     voc = ReportData(data.study, data.frame.assign(**same, **{"eval.data.name": "voc"}))
-    assert published.PLOT.draw(voc) is None
+    assert tradeoff.draw_published(voc) is None
     labels = [text.get_text() for text in drawn(tradeoff.draw, voc).axes[0].texts]
     assert "VICRegL, α = 0.75 (published)" in labels
     assert not any("published" in text.get_text() for text in drawn(tradeoff.draw, data).axes[0].texts)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from analysis.figures import tradeoff, write
 from analysis.figures.base import STYLE
-from analysis.placement import MARKER_RADIUS, place_labels
+from analysis.figures.placement import MARKER_RADIUS, place_labels
 from analysis.report_data import ReportData
 
 ReportDataOf = Callable[..., ReportData]

@@ -1,4 +1,4 @@
-"""Where to write a point's label so that it covers no point, line, error bar or other label."""
+"""Places the labels of points so that they cover no point, line, error bar or other label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-Point = tuple[float, float]
+Segment = tuple[tuple[float, float], tuple[float, float]]  # start and end of a line, in data units
 DISTANCES = (5.0, 8.0, 12.0, 17.0, 23.0)  # points (1/72 inch) from the point to the label's nearest edge
 DIRECTIONS = 16
 MARKER_RADIUS = 4.0  # points
@@ -21,14 +21,15 @@ def place_labels(
     figure: Figure,
     axes: Axes,
     labels: Sequence[tuple[float, float, str, str]],
-    segments: Sequence[tuple[Point, Point]],
+    segments: Sequence[Segment],
 ) -> list[Bbox]:
-    """Write (x, y, text, colour) labels beside their points; segments are lines to keep clear of, in data units.
+    """Write (x, y, text, colour) labels beside their points, clear of the segments; return their boxes in pixels.
 
-    Greedy, one label after the other: of 16 directions and a few distances the one that covers least, the
-    nearest among equals. A label that had to go far gets a thin line to its point. Returns the boxes (pixels).
+    Greedy, one label after the other: among a few directions and distances it takes the place that covers least, and
+    the nearest of equal ones. The best places for all labels together would be a search over all combinations. A
+    label far from its point gets a thin line to it.
     """
-    figure.canvas.draw()  # the layout is settled by drawing; only then does a data point have its pixel
+    figure.canvas.draw()  # constrained layout moves the axes while drawing; before that, a point has no pixel
     pixels = figure.dpi / 72
     to_pixels = axes.transData.transform
     points = to_pixels([(x, y) for x, y, _, _ in labels])
@@ -64,14 +65,14 @@ def _font_size() -> float:
 
 
 def _beside(point: np.ndarray, width: float, height: float, angle: float, distance: float) -> Bbox:
-    """The label's box whose nearest edge is `distance` from the point in that direction."""
+    """Return the label's box whose edge is about `distance` pixels from the point, in the direction `angle`."""
     centre = point + np.array([math.cos(angle), math.sin(angle)]) * distance
     centre = centre + np.array([math.cos(angle) * width / 2, math.sin(angle) * height / 2])
     return Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)
 
 
 def _cost(box: Bbox, others: Sequence[Bbox], lines: Sequence[tuple[np.ndarray, np.ndarray]], frame: Bbox) -> float:
-    """0 for a free place; what is covered counts by how bad it looks: a label or marker, a line, the frame's edge."""
+    """Return 0 for a free place; the weights say how bad it looks to cover a label or marker, the frame, or a line."""
     cost = 10.0 * sum(box.overlaps(other) for other in others)
     cost += 3.0 * sum(_crosses(box, *line) for line in lines)
     inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
@@ -79,7 +80,7 @@ def _cost(box: Bbox, others: Sequence[Bbox], lines: Sequence[tuple[np.ndarray, n
 
 
 def _crosses(box: Bbox, start: np.ndarray, end: np.ndarray) -> bool:
-    """Whether a segment touches the box: clipped to the box (Liang and Barsky), something is left of it."""
+    """Return whether a segment touches the box: clipped to it (Liang and Barsky), some of the segment is left."""
     first, last = 0.0, 1.0
     for axis, (low, high) in enumerate(((box.x0, box.x1), (box.y0, box.y1))):
         step = end[axis] - start[axis]
