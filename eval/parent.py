@@ -50,8 +50,9 @@ def load_parent_backbone(parent: Parent, **overrides: Any) -> Backbone:
 
     UserError where the file is cut off, is no checkpoint, or is of another architecture: never random weights.
     """
-    from vicregl.backbones import create_backbone, load_weights
+    from vicregl.backbones import create_backbone
     from vicregl.config import BackboneConfig
+    from vicregl.weights import load_weights
 
     described = parent.config["model"]["backbone"]
     config = BackboneConfig(name=described["name"], args={**described.get("args", {}), **overrides})

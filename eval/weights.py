@@ -47,8 +47,9 @@ def _import(runs: str | Path, name: Identity, path: Path) -> None:
     """Loaded before anything is made; whoever comes second waits for the first."""
     from safetensors.torch import save_file
 
-    from vicregl.backbones import create_backbone, load_weights
+    from vicregl.backbones import create_backbone
     from vicregl.config import BackboneConfig
+    from vicregl.weights import load_weights
 
     described = name.config["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(described["name"], described["args"]))

@@ -38,9 +38,9 @@ def export(run: Run, names: str, out: Path) -> str:
     from safetensors.torch import load_file
     from torch import save
 
-    from vicregl.backbones import create_backbone, load_weights
+    from vicregl.backbones import create_backbone
     from vicregl.config import BackboneConfig
-    from vicregl.weights import published_state
+    from vicregl.weights import load_weights, published_state
 
     document = finished_run(run.path, ("pretrain",))
     if not out.parent.is_dir():

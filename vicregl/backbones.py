@@ -14,9 +14,6 @@ from torch import Tensor, nn
 
 from vicregl.config import BackboneConfig
 from vicregl.errors import InvalidInputError
-from vicregl.weights import LoadReport, load_weights
-
-__all__ = ["Backbone", "BackboneConfig", "LoadReport", "create_backbone", "load_weights"]
 
 # What timm calls the feature maps before the first stage.
 STEM_MODULES = ("stem", "act1", "conv1", "bn1", "relu", "patch_embed")

@@ -144,18 +144,15 @@ class VICRegLCriterion(nn.Module):
     def _warn_once_if_clamped(self, positions: Sequence[int]) -> None:
         if self._warned:
             return
-        for kind in self.options.kinds:
-            for i, j in local.view_pairs(len(positions)):
-                for direction, source in enumerate((i, j)):
-                    count = self.options.match_count(kind, direction, source >= local.LARGE_VIEWS)
-                    if count > positions[source]:
-                        self._warned = True
-                        warnings.warn(
-                            f"{count} {kind} matches were asked for, and the map of view {source} has "
-                            f"{positions[source]} positions: all of them are kept",
-                            stacklevel=2,
-                        )
-                        return
+        for matching in local.requested_matchings(self.options, len(positions)):
+            if matching.count > positions[matching.source]:
+                self._warned = True
+                warnings.warn(
+                    f"{matching.count} {matching.kind} matches were asked for, and the map of view {matching.source} "
+                    f"has {positions[matching.source]} positions: all of them are kept",
+                    stacklevel=2,
+                )
+                return
 
 
 # The inputs, checked and brought into one form: float32 or float64, maps as (B, P, C).

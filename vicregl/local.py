@@ -22,17 +22,26 @@ def view_pairs(views: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(LARGE_VIEWS) for j in range(views) if j != i]
 
 
-def weighted_matchings(options: CriterionConfig, positions: Sequence[int]) -> dict[Matching, float]:
-    """Every distinct matching with its weight in the local criterion; positions: P of each view."""
-    pairs = view_pairs(len(positions))
-    weights: dict[Matching, float] = defaultdict(float)
-    for i, j in pairs:
+def requested_matchings(options: CriterionConfig, views: int) -> list[Matching]:
+    """Both directions of every pair and kind, with the count that the options ask for (0: all positions)."""
+    matchings = []
+    for i, j in view_pairs(views):
         for kind in options.kinds:
             for direction, (source, target) in enumerate([(i, j), (j, i)]):
                 count = options.match_count(kind, direction, from_small_view=source >= LARGE_VIEWS)
-                kept = min(count or positions[source], positions[source])
-                # The pairs (0, 1) and (1, 0) mean the same matching unless counts go by direction: weights add up.
-                weights[Matching(kind, source, target, kept)] += 0.5 / len(pairs)
+                matchings.append(Matching(kind, source, target, count))
+    return matchings
+
+
+def weighted_matchings(options: CriterionConfig, positions: Sequence[int]) -> dict[Matching, float]:
+    """Every distinct matching with its weight in the local criterion; positions: P of each view."""
+    pairs = len(view_pairs(len(positions)))
+    weights: dict[Matching, float] = defaultdict(float)
+    for matching in requested_matchings(options, len(positions)):
+        most = positions[matching.source]
+        kept = Matching(matching.kind, matching.source, matching.target, min(matching.count or most, most))
+        # The pairs (0, 1) and (1, 0) hold the same matching unless counts go by direction: then weights add up.
+        weights[kept] += 0.5 / pairs
     return dict(weights)
 
 
@@ -125,9 +134,14 @@ def same_positions(matchings: Iterable[Matching], batch: int, device: torch.devi
     """Match every position with the same one of the other map, without a search. For the global criterion."""
     matches = []
     for matching in matchings:
-        positions = torch.arange(matching.count, device=device)[:, None].expand(-1, batch)
+        positions = _all_positions(matching.count, batch, device)
         matches.append(Match(matching, positions, positions))
     return matches
+
+
+def _all_positions(count: int, batch: int, device: torch.device) -> Tensor:
+    """(count, batch): slot k takes position k of every sample."""
+    return torch.arange(count, device=device)[:, None].expand(-1, batch)
 
 
 @dataclass
@@ -208,7 +222,7 @@ def whole_map_slots(maps: Sequence[Tensor], weight: float) -> list[Slots]:
 
 
 def _whole_map(maps: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    positions = torch.arange(maps.shape[1], device=maps.device)[:, None].expand(-1, maps.shape[0])
+    positions = _all_positions(maps.shape[1], maps.shape[0], maps.device)
     return positions, _even(weight, positions, maps)
 
 

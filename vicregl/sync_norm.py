@@ -50,11 +50,13 @@ class SharedBatchNorm(_BatchNorm):
     def _normalised(self, x: Tensor) -> Tensor:
         dims = [0, *range(2, x.dim())]
         column = (-1, *[1] * (x.dim() - 2))
-        sums = _sum_over_processes(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
+        # The number of values travels with their sums, in one all-reduce: processes may have different ones.
+        sums = _SumOverProcesses.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
+        # Of centred values, at the cost of a second all-reduce: in float32, E[x^2] - E[x]^2 cancels for a large mean.
         centred = x - mean.view(column)
-        variance = _sum_over_processes(centred.square().sum(dims)) / count
+        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
         self._track(mean.detach(), variance.detach() * (count / (count - 1)))
         normed = centred * (variance + self.eps).rsqrt().view(column)
         if self.affine:
@@ -70,12 +72,10 @@ class SharedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-def _sum_over_processes(values: Tensor) -> Tensor:
-    return _Sum.apply(values)
-
-
-class _Sum(torch.autograd.Function):
-    """An all-reduce with a gradient: a process's addend reaches every process's loss, so the gradients are summed."""
+class _SumOverProcesses(torch.autograd.Function):
+    """An all-reduce with a gradient: what a process adds enters the outputs of every process, so the gradient of its
+    addend is the sum of theirs.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from pretrain.export import main
 from runtime.errors import UserError, run_command
 from runtime.rundir import Identity, Run, open_run
-from vicregl.backbones import create_backbone, load_weights
+from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
-from vicregl.weights import published_state
+from vicregl.weights import load_weights, published_state
 
 SMALL_CONVNEXT = {"depths": [1, 2, 1, 1], "dims": [8, 12, 16, 24], "ls_init_value": None}
 

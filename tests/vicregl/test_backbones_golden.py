@@ -5,8 +5,9 @@ import torch
 from published_weights import ARGS, BACKBONES, as_full_checkpoint, golden_images, published_state
 
 from vicregl import weights
-from vicregl.backbones import create_backbone, load_weights
+from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
+from vicregl.weights import load_weights
 
 
 @pytest.fixture(scope="module", params=list(BACKBONES))

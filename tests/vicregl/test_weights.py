@@ -8,8 +8,9 @@ from published_weights import as_full_checkpoint
 from safetensors.torch import save_file
 
 from runtime.errors import UserError
-from vicregl.backbones import create_backbone, load_weights
+from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
+from vicregl.weights import load_weights
 
 SMALL = BackboneConfig("scenes_resnet", {"width_factor": 0.25})
 
