@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -23,10 +24,10 @@ from torchvision import transforms
 from benchmarks.published_recipe import PublishedViews
 from data import cache
 from data.catalog import open_dataset
-from data.config import MEAN, STD, DataConfig, ViewsConfig
+from data.config import MEAN, STD, DataConfig, ViewsConfig, WorkerKind
 from data.images import ImageList, normalise, read_image
-from data.loader import PretrainLoader, RawBatch
-from data.transforms import eval_transform, labelled_dataset
+from data.loader import PretrainLoader, WorkerBatch
+from data.transforms import LabelledDataset, eval_transform
 
 IMAGES = 64
 DECODING = "decoding alone"
@@ -95,7 +96,7 @@ def loader(
     views: ViewsConfig,
     batch: int,
     workers: int = 0,
-    kind: str = "processes",
+    kind: WorkerKind = "processes",
     device: torch.device | str = "cpu",
 ) -> PretrainLoader:
     """This project's; nothing is held in memory, as with a large dataset."""
@@ -147,7 +148,7 @@ def _batches(source: PretrainLoader, whole: bool) -> Contender:
 
     def make() -> object:
         raw = source.make(next(steps))
-        if not isinstance(raw, RawBatch):
+        if not isinstance(raw, WorkerBatch):
             raise raw
         return source.finish(raw) if whole else raw
 
@@ -161,10 +162,10 @@ def end_to_end(data: DataConfig, views: ViewsConfig, batch: int, batches: int) -
         "published, 2 workers": lambda: iter(DataLoader(published, batch, num_workers=2))
     }
     for execution in ("cpu", "device"):
-        for kind in ("processes", "threads"):
+        for kind in get_args(WorkerKind):
             of = loader(data, views.replace(execution=execution), batch, 2, kind)
             # of `device`, only what a worker does and the copy to the process that trains: the rest is the GPU's
-            run: Callable[..., Iterator] = of.batches if execution == "cpu" else of.raws
+            run: Callable[..., Iterator] = of.batches if execution == "cpu" else of.worker_batches
             contenders[f"{execution}, 2 {kind}"] = partial(run, 0, batches)
     return contenders
 
@@ -172,7 +173,7 @@ def end_to_end(data: DataConfig, views: ViewsConfig, batch: int, batches: int) -
 def evaluations(data: DataConfig, batch: int) -> tuple[dict[str, Contender], float]:
     """torchvision's evaluation transform on PIL's images against this one, and their mean difference in levels."""
     listed: ImageList = open_dataset(data).images("val")
-    ours = labelled_dataset(listed, eval_transform(256, 224), memory_bytes=0)
+    ours = LabelledDataset(listed, eval_transform(256, 224), memory_bytes=0)
     resize = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
     to_tensor = transforms.Compose([resize, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ import torch
 from benchmarks import data_cases
 from data import cache
 from data.catalog import open_dataset
-from data.loader import PretrainLoader, RawBatch, ViewBatch
+from data.colour import mirror_and_colour
+from data.config import WorkerKind
+from data.loader import PretrainLoader, ViewBatch, WorkerBatch
 from runtime import provenance
 from runtime.device import available_cores
 from runtime.errors import UserError
@@ -81,7 +84,7 @@ def measure(batches: int, batch: int = 256, device: str = "cuda", network: str =
         cache.build(open_dataset(data), data_cases.CACHE_SIDE, workers=workers, skip_bad=False)
         loader = data_cases.loader(data, views, batch, device=device)
         raw = loader.make(0)
-        if not isinstance(raw, RawBatch):
+        if not isinstance(raw, WorkerBatch):
             raise raw
         step = training_step(of, network)
         ready = loader.finish(raw)
@@ -92,17 +95,15 @@ def measure(batches: int, batch: int = 256, device: str = "cuda", network: str =
             f"- mirror, colour, normalise: {on_device:.1f} ms, {100 * on_device / training:.1f} % (goal: <= 5 %)"
         )
         rows.append(f"- the same with pinning and copying the uint8 views: {colour:.1f} ms")
-        for kind in ("processes", "threads"):
+        for kind in get_args(WorkerKind):
             fed = data_cases.loader(data, views, batch, workers, kind, device)
             waited = data_wait(fed, step, batches)
             rows.append(f"- data wait with {workers} {kind} and a warm raw cache: {waited:.1f} % (goal: < 2 %)")
     return _document(rows, batch, network)
 
 
-def _colour_alone(loader: PretrainLoader, raw: RawBatch, device: torch.device) -> Callable[[], object]:
+def _colour_alone(loader: PretrainLoader, raw: WorkerBatch, device: torch.device) -> Callable[[], object]:
     """The device's work on views and plans that lie there already."""
-    from data.batch_colour import mirror_and_colour
-
     plans = [plan.map(lambda tensor: tensor.to(device)) for plan in raw.plans or []]
     levels = [view.to(device) for view in raw.views]
     return lambda: [mirror_and_colour(level, plan, 128) for level, plan in zip(levels, plans, strict=True)]

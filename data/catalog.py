@@ -1,4 +1,4 @@
-"""Every dataset by name: where it lies, how it is checked, what it offers.
+"""Every dataset by name: where it is, how it is checked, what it offers.
 
 A new dataset is a name in data/config.py and a function in `_OPENERS` that returns a `Dataset`.
 """
@@ -11,30 +11,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import scenes, segmentation_sets
+from data import scenes
 from data.compose import CLASSES as DIGITS
-from data.config import DataConfig
+from data.config import DataConfig, data_root
 from data.images import IMAGE_SUFFIXES, ImageList
 from data.layout import SegmentationLayout, walk
-from data.place import data_root
+from data.segmentation_sets import LAYOUTS, VOC_PALETTE, voc_splits
 from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that was found and is whole as far as its folders tell."""
+    """A dataset that exists and is complete as far as its folders show."""
 
     name: str
     root: Path
-    classes: list[str]  # of images(); empty where they have no labels
+    classes: list[str]  # of images(); empty if they have no labels
     _images: Callable[[str], ImageList]
-    _segmentation: Callable[[], SegmentationLayout] | None = None
+    _layout: SegmentationLayout | None = None
     _sources: Callable[[], dict[str, tuple[int, ...]]] | None = None
-    # By split: ImageNet's folders are listed once, which takes seconds to minutes on a network file system.
+    # By split. ImageNet's folders are listed only once: it takes seconds to minutes on a network file system.
     _listed: dict[str, ImageList] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def images(self, split: str) -> ImageList:
-        """The images of "train" or "val". Raises UserError where there are none."""
+        """Return the images of "train" or "val". Raises UserError if there are none."""
         if split not in ("train", "val"):
             raise UserError(f"dataset {self.name} has no split {split!r}; allowed: train, val")
         if split not in self._listed:
@@ -42,7 +42,7 @@ class Dataset:
         return self._listed[split]
 
     def steps_per_epoch(self, images: int, batch_size: int) -> int:
-        """Whole batches in that many training images. Raises UserError where there is none."""
+        """Return the whole batches in that many training images. Raises UserError if there are none."""
         if images < batch_size:
             raise UserError(
                 f"dataset {self.name} at {self.root} has {images} training images, "
@@ -51,7 +51,10 @@ class Dataset:
         return images // batch_size
 
     def sources(self, images: ImageList) -> list[tuple[int, ...]] | None:
-        """What each image is composed of, first the source that gives its label; None for plain photographs."""
+        """Return the sources that each image is composed of, first the one that determines its label; None for photos.
+
+        Images that share a source are not independent (eval/splits.py).
+        """
         if self._sources is None:
             return None
         by_name = self._sources()
@@ -59,61 +62,52 @@ class Dataset:
 
     @property
     def has_masks(self) -> bool:
-        return self._segmentation is not None
+        return self._layout is not None
 
     def segmentation(self) -> SegmentationLayout:
         """Raises UserError for a dataset without masks."""
-        if self._segmentation is None:
-            allowed = ", ".join(("scenes", *segmentation_sets.LAYOUTS))
+        if self._layout is None:
+            allowed = ", ".join(("scenes", *LAYOUTS))
             raise UserError(f"dataset {self.name} has no segmentation masks; choose data.name among {allowed}")
-        return self._segmentation()
+        return self._layout
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """The dataset of that name; "scenes" is made on first use.
+    """Return the dataset of that name; "scenes" is made on first use.
 
-    Raises UserError for an unknown name and for a dataset that is missing, empty or half-made.
+    Raises UserError for one that is missing, empty or incomplete.
     """
     return _OPENERS[config.name](config)
 
 
-def _find_root(config: DataConfig) -> Path:
+def _root_of(config: DataConfig) -> Path:
     variable = f"VICREGL_{config.name.upper()}"
     named = config.root or os.environ.get(variable)
     root = Path(named).expanduser() if named else data_root() / config.name
     if not root.is_dir():
         how = "data.root" if config.root else f"data.root or the environment's {variable}"
-        raise UserError(f"dataset {config.name}: {root} is not a folder; set {how} to where it lies")
+        raise UserError(f"dataset {config.name}: {root} is not a folder; set {how} to where it is")
     return root
 
 
 def _open_scenes(config: DataConfig) -> Dataset:
-    if config.root is None:
-        root = scenes.prepare(config.scenes)
-    else:
-        root = _find_root(config)
-        if damage := scenes.damage(root):
-            raise UserError(f"scenes at {root}: {damage}; leave data.root out to have the dataset made")
-    layout = SegmentationLayout(
-        "scenes",
-        root,
-        *segmentation_sets.voc_splits(root, "train"),
-        classes=["background", *DIGITS],
-        palette=segmentation_sets.voc_palette(11),
-        img_suffix=".png",
-    )
+    root = scenes.prepare(config.scenes) if config.root is None else _root_of(config)
+    if config.root and (damage := scenes.damage(root)):
+        raise UserError(f"scenes at {root}: {damage}; leave data.root out to have the dataset made")
+    classes, palette = ["background", *DIGITS], VOC_PALETTE[:11]
+    layout = SegmentationLayout("scenes", root, *voc_splits(root, "train"), classes, palette, img_suffix=".png")
     return Dataset(
         "scenes",
         root,
         DIGITS,
         lambda split: read_folders(root, split, DIGITS),
-        lambda: layout,
+        layout,
         lambda: scenes.read_sources(root),
     )
 
 
 def _open_folders(config: DataConfig) -> Dataset:
-    root = _find_root(config)
+    root = _root_of(config)
     classes = class_folders(root / "train")
     return Dataset(config.name, root, classes, lambda split: read_folders(root, split, classes))
 
@@ -128,10 +122,30 @@ def _open_imagenet(config: DataConfig) -> Dataset:
     return dataset
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the class folders of a split. Raises UserError where there are none.
+def _open_masks(config: DataConfig) -> Dataset:
+    """Open a dataset of images with masks and without class labels."""
+    layout = LAYOUTS[config.name](_root_of(config), config.segmentation_train)
+    layout.check()
 
-    As torchvision's ImageFolder, but for a hidden folder without images (.ipynb_checkpoints), which it stops at.
+    def images(split: str) -> ImageList:
+        return ImageList([layout.image(split, name) for name in layout.names(split)], None)
+
+    return Dataset(config.name, layout.root, [], images, layout)
+
+
+_OPENERS: dict[str, Callable[[DataConfig], Dataset]] = {
+    "scenes": _open_scenes,
+    "imagefolder": _open_folders,
+    "imagenet": _open_imagenet,
+    **dict.fromkeys(LAYOUTS, _open_masks),
+}
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of a split's class folders. Raises UserError if there are none.
+
+    As torchvision's ImageFolder, except for a hidden folder without images (.ipynb_checkpoints), which is an error
+    there.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; expected one folder a class in it, with the images of that class")
@@ -143,14 +157,14 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def read_folders(root: Path, split: str, classes: list[str]) -> ImageList:
-    """Images at any depth of root/split/<class>/, labelled by the place of their class in `classes`.
+    """Return the images at any depth of root/split/<class>/, labelled by the index of their class in `classes`.
 
     The same files in the same order as torchvision's ImageFolder.
     """
     folder = root / split
-    found = class_folders(folder)
-    if found != classes:
-        missing, unknown = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+    present = class_folders(folder)
+    if present != classes:
+        missing, unknown = sorted(set(classes) - set(present)), sorted(set(present) - set(classes))
         raise UserError(
             f"{folder} has other classes than {root / 'train'}: {len(missing)} missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}. Both splits need the same class folders"
@@ -165,7 +179,8 @@ def read_folders(root: Path, split: str, classes: list[str]) -> ImageList:
             raise UserError(f"{folder / name} holds no image; allowed: {', '.join(sorted(IMAGE_SUFFIXES))}")
         paths += map(Path, images)
         labels += [label] * len(images)
-        left_out.update(f"ending in {suffix}" if (suffix := _suffix(file)) else "without a suffix" for file in others)
+        suffixes = (os.path.splitext(file)[1].lower() for file in others)
+        left_out.update(f"ending in {suffix}" if suffix else "without a suffix" for suffix in suffixes)
     return ImageList(paths, labels, dict(left_out))
 
 
@@ -173,34 +188,10 @@ def _is_image(file: str) -> bool:
     return file.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _suffix(file: str) -> str:
-    return os.path.splitext(file)[1].lower()
-
-
 def _split_files(folder: Path) -> tuple[list[str], list[str]]:
-    """(images, other files) at any depth of a folder, as text, because Paths sort slowly; no file is asked for itself.
+    """Return (images, other files) at any depth of a folder, sorted by folder, then by name. Raises as `walk` does.
 
-    Sorted by folder, then by name. Raises as `walk` does.
+    By suffix alone, without a system call for each file; as text, because Paths sort slowly.
     """
     paths = [f"{place}/{file}" for place, files in sorted(walk(folder)) for file in sorted(files)]
-    images = [path for path in paths if _is_image(path)]
-    return images, [] if len(images) == len(paths) else [path for path in paths if not _is_image(path)]
-
-
-def _open_masks(config: DataConfig) -> Dataset:
-    """Images with masks; their labels are of pixels alone."""
-    root = _find_root(config)
-    layout = segmentation_sets.LAYOUTS[config.name](root, config.segmentation_train)
-
-    def images(split: str) -> ImageList:
-        return ImageList([layout.image(split, name) for name in layout.names(split)], None)
-
-    return Dataset(config.name, layout.root, [], images, lambda: layout)
-
-
-_OPENERS: dict[str, Callable[[DataConfig], Dataset]] = {
-    "scenes": _open_scenes,
-    "imagefolder": _open_folders,
-    "imagenet": _open_imagenet,
-    **dict.fromkeys(segmentation_sets.LAYOUTS, _open_masks),
-}
+    return [path for path in paths if _is_image(path)], [path for path in paths if not _is_image(path)]

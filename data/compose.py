@@ -5,40 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from data.config import ScenesConfig
 from data.images import Pixels
-
-if TYPE_CHECKING:
-    from data.config import ScenesConfig
+from data.layout import IGNORE
 
 Floats = npt.NDArray[np.float32]
 
 CLASSES = [str(digit) for digit in range(10)]
-IGNORE = 255
 VAL_SHARE = 0.25  # of each photograph's width, and of each class's digits
-# A pixel belongs to a digit from this share of ink on, to the background up to the other; what lies between is
-# neither, as the borders of Pascal VOC's masks are.
+# A pixel belongs to a digit from INK on, and to the background up to NO_INK (shares of full ink). In between it is
+# ignored, like the borders in Pascal VOC's masks.
 INK, NO_INK = 0.6, 0.3
-# Digits are lighter than what lies behind them: with ink of either polarity this network learns far more slowly.
+# Digits are lighter than their background: with ink of either polarity this network learns far more slowly.
 MIN_LUMA_DISTANCE = 60.0  # levels
 INK_TINT = 40.0  # levels, of each channel
-
-
-def _palette() -> list[int]:
-    """Pascal VOC's colours: the bits of the class number, dealt to red, green and blue from the highest bit down."""
-    colours = []
-    for value in range(256):
-        for channel in range(3):
-            colours.append(sum((value >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)))
-    return colours
-
-
-PALETTE = _palette()  # 256 x (red, green, blue), flat
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,7 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Photo:
-    """The part of a photograph that a split may use: columns `left` and on."""
+    """The part of a photograph that a split may use: the columns from `left` on."""
 
     number: int
     left: int
@@ -61,7 +47,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Sources:
-    """What one split is made of: digits by class, and photographs."""
+    """What one split is made from: digits by class, and photographs."""
 
     glyphs: list[list[Glyph]]
     photos: list[Photo]
@@ -69,15 +55,15 @@ class Sources:
 
 @cache
 def split_sources(split: str) -> Sources:
-    """The digits and photograph regions of "train" or "val"; the two share neither."""
-    from sklearn.datasets import load_digits, load_sample_images  # a second to import, and only the maker needs it
+    """Return the digits and photograph regions of "train" or "val", which share neither."""
+    from sklearn.datasets import load_digits, load_sample_images  # takes a second to import; only needed here
 
     digits = load_digits()
     glyphs: list[list[Glyph]] = []
     for label in range(10):
-        of_class = np.random.default_rng([2022, label]).permutation(np.flatnonzero(digits.target == label))
-        cut = round(len(of_class) * VAL_SHARE)
-        chosen = of_class[:cut] if split == "val" else of_class[cut:]
+        members = np.random.default_rng([2022, label]).permutation(np.flatnonzero(digits.target == label))
+        cut = round(len(members) * VAL_SHARE)
+        chosen = members[:cut] if split == "val" else members[cut:]
         glyphs.append([Glyph(int(n), label, (digits.images[n] / 16).astype(np.float32)) for n in sorted(chosen)])
     photos = []
     for number, photo in enumerate(load_sample_images().images):
@@ -89,12 +75,7 @@ def split_sources(split: str) -> Sources:
 
 @dataclass(frozen=True)
 class Scene:
-    """One image with its mask and what it was made of."""
-
-    MANIFEST_COLUMNS: ClassVar[list[str]] = [
-        *("image", "split", "label", "photo", "top", "left", "side", "digit", "digit_size"),
-        *("distractors", "distractor_labels"),
-    ]
+    """One image with its mask and what it was made from."""
 
     image: Pixels  # (S, S, 3)
     mask: Pixels  # (S, S): 0 background, 1..10 the digit 0..9, 255 neither
@@ -119,62 +100,53 @@ class Scene:
         }
 
 
-class Composer:
-    """Makes scenes of one split."""
+def compose(config: ScenesConfig, sources: Sources, label: int, generator: np.random.Generator) -> Scene:
+    """Compose a scene whose dominant digit is `label`. The order of the random draws is part of the dataset."""
 
-    def __init__(self, config: ScenesConfig, sources: Sources) -> None:
-        self.config = config
-        self.sources = sources
+    def pick(label: int) -> Glyph:
+        return sources.glyphs[label][generator.integers(len(sources.glyphs[label]))]
 
-    def compose(self, label: int, generator: np.random.Generator) -> Scene:
-        """A scene whose dominant digit is `label`."""
-        config = self.config
-        photo = self.sources.photos[generator.integers(len(self.sources.photos))]
-        background, box = _background(photo, config, generator)
-        taken = np.zeros((config.size, config.size), np.float32)  # ink of the digits so far
-        mask = np.zeros((config.size, config.size), np.uint8)
-        image = background.copy()
-        digit = self._pick(label, generator)
-        digit_size = int(generator.integers(config.digit[0], config.digit[1] + 1))
-        self._draw(digit, digit_size, image, mask, taken, background, generator)
-        distractors = []
-        for _ in range(generator.integers(config.distractors + 1)):
-            other = self._pick((label + int(generator.integers(1, 10))) % 10, generator)
-            size = int(generator.integers(config.distractor[0], config.distractor[1] + 1))
-            if self._draw(other, size, image, mask, taken, background, generator):
-                distractors.append(other)
-        pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-        return Scene(pixels, mask, label, photo.number, box, digit, digit_size, distractors)
+    photo = sources.photos[generator.integers(len(sources.photos))]
+    background, box = _background(photo, config, generator)
+    canvas = _Canvas(background)
+    digit = pick(label)
+    digit_size = int(generator.integers(config.digit[0], config.digit[1] + 1))
+    canvas.draw(digit, digit_size, config.ink, generator)
+    distractors = []
+    for _ in range(generator.integers(config.distractors + 1)):
+        other = pick((label + int(generator.integers(1, 10))) % 10)
+        size = int(generator.integers(config.distractor[0], config.distractor[1] + 1))
+        if canvas.draw(other, size, config.ink, generator):
+            distractors.append(other)
+    pixels = np.clip(np.rint(canvas.image), 0, 255).astype(np.uint8)
+    return Scene(pixels, canvas.mask, label, photo.number, box, digit, digit_size, distractors)
 
-    def _pick(self, label: int, generator: np.random.Generator) -> Glyph:
-        of_class = self.sources.glyphs[label]
-        return of_class[generator.integers(len(of_class))]
 
-    def _draw(
-        self,
-        glyph: Glyph,
-        size: int,
-        image: Floats,
-        mask: Pixels,
-        taken: Floats,
-        background: Floats,
-        generator: np.random.Generator,
-    ) -> bool:
-        """Draw the digit where no other has ink; False, and nothing drawn, where twenty places had some."""
+class _Canvas:
+    """An image and its mask, on which digits are drawn that do not overlap."""
+
+    def __init__(self, background: Floats) -> None:
+        self.background = background  # (S, S, 3) levels
+        self.image = background.copy()
+        self.mask = np.zeros(background.shape[:2], np.uint8)
+        self.ink = np.zeros(background.shape[:2], np.float32)  # of all digits so far, 0..1
+
+    def draw(self, glyph: Glyph, size: int, levels: Sequence[int], generator: np.random.Generator) -> bool:
+        """Draw the digit at a random free place; after twenty places with ink, draw nothing and return False."""
         ink = upscale(glyph.ink, size)
         for _ in range(20):
-            top, left = (int(n) for n in generator.integers(0, self.config.size - size + 1, 2))
+            top, left = (int(n) for n in generator.integers(0, len(self.mask) - size + 1, 2))
             place = (slice(top, top + size), slice(left, left + size))
-            if not np.any((ink > NO_INK) & (taken[place] > NO_INK)):
+            if not np.any((ink > NO_INK) & (self.ink[place] > NO_INK)):
                 break
         else:
             return False
-        colour = _ink_colour(background[place], self.config.ink, generator)
-        image[place] += ink[..., None] * (colour - image[place])
-        region = mask[place]
+        colour = _ink_colour(self.background[place], levels, generator)
+        self.image[place] += ink[..., None] * (colour - self.image[place])
+        region = self.mask[place]
         region[(ink > NO_INK) & (region == 0)] = IGNORE
         region[ink >= INK] = glyph.label + 1
-        np.maximum(taken[place], ink, out=taken[place])
+        np.maximum(self.ink[place], ink, out=self.ink[place])
         return True
 
 
@@ -188,7 +160,7 @@ def upscale(ink: Floats, size: int) -> Floats:
 def _background(
     photo: Photo, config: ScenesConfig, generator: np.random.Generator
 ) -> tuple[Floats, tuple[int, int, int]]:
-    """A square of the photograph as (size, size, 3) levels at reduced contrast, and its (top, left, side)."""
+    """Return a square of the photograph as (size, size, 3) levels of low contrast, and its (top, left, side)."""
     size = config.size
     height, width = photo.pixels.shape[:2]
     side = int(generator.integers(size, min(height, width, 5 * size) + 1))
@@ -196,16 +168,16 @@ def _background(
     crop = photo.pixels[top : top + side, left : left + side].astype(np.float32)
     small = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
     mean = small.mean(axis=(0, 1))
-    level = generator.uniform(*config.background)  # drawn afresh: a photograph's own brightness would tell its region
+    level = generator.uniform(*config.background)  # random, because the photograph's brightness would reveal the region
     factor = generator.uniform(config.contrast[0], config.contrast[1])
     tinted = level + 0.5 * (mean - mean.mean())
     return (tinted + factor * (small - mean)).astype(np.float32), (top, photo.left + left, side)
 
 
-def _ink_colour(behind: Floats, levels: Sequence[int], generator: np.random.Generator) -> Floats:
-    """A tinted colour, lighter by its luma than what lies behind the digit."""
+def _ink_colour(background: Floats, levels: Sequence[int], generator: np.random.Generator) -> Floats:
+    """Return a tinted colour of a higher luma than the background of the digit."""
     weights = np.array([0.299, 0.587, 0.114])
-    luma = behind.mean(axis=(0, 1)) @ weights
+    luma = background.mean(axis=(0, 1)) @ weights
     while True:
         colour = np.clip(generator.uniform(*levels) + generator.uniform(-INK_TINT, INK_TINT, 3), 0, 255)
         if colour @ weights >= luma + MIN_LUMA_DISTANCE:

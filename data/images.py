@@ -1,14 +1,14 @@
-"""Image files to uint8 arrays, and the one resize that crops, views and evaluations share."""
+"""Image files to uint8 arrays; the resize and the normalising that pretraining and evaluations share."""
 
 from __future__ import annotations
 
 import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,31 +17,30 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from data.config import MEAN, STD
-from data.recycle import Recycler
 from runtime.errors import UserError
 
 try:
     import simplejpeg
-except ImportError:  # only faster: the pixels are PIL's
+except ImportError:  # optional: faster than PIL, and the pixels are the same
     simplejpeg = None
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
-# torchvision's IMG_EXTENSIONS, so that a folder holds the same images here and there
+# torchvision's IMG_EXTENSIONS, so that a folder holds the same images here and in torchvision's ImageFolder.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 178_956_970  # of one image, 0.5 GB decoded: where PIL suspects a decompression bomb and stops
+MAX_PIXELS = 178_956_970  # per image, 0.5 GB decoded: above it, PIL refuses the file as a decompression bomb
 
 
 def read_image(path: Path) -> Pixels:
-    """The file as (H, W, 3) RGB, without turning it by its EXIF tag (as torchvision's ImageFolder reads it).
+    """Read the file as (H, W, 3) RGB; its EXIF orientation is ignored, as by torchvision's ImageFolder.
 
-    Raises UserError, naming the file, where it is missing, truncated or no image.
+    Raises UserError, naming the file, if it is missing, truncated or not an image.
     """
     return decode(read_file(path), path)
 
 
 def read_file(path: Path) -> bytes:
-    """Raises UserError where the file cannot be read."""
+    """Raises UserError if the file cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
@@ -50,18 +49,14 @@ def read_file(path: Path) -> bytes:
 
 
 def decode(content: bytes, path: Path) -> Pixels:
-    """The bytes of an image file as (H, W, 3) RGB. Raises UserError, naming `path`, for what is no whole image."""
+    """Decode the bytes of an image file to (H, W, 3) RGB. Raises UserError, naming `path`, if that fails."""
     if simplejpeg is not None and content[:2] == b"\xff\xd8":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content)
             if space in ("YCbCr", "Gray", "RGB") and height * width <= MAX_PIXELS:
                 return simplejpeg.decode_jpeg(content, colorspace="RGB")
         except ValueError:
-            pass  # odd or damaged: PIL decides, so that what is readable does not depend on simplejpeg
-    return _decode_with_pil(content, path)
-
-
-def _decode_with_pil(content: bytes, path: Path) -> Pixels:
+            pass  # unusual or damaged: PIL decides, so that what is readable does not depend on simplejpeg
     with open_image(io.BytesIO(content), path) as image:
         if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
             raise ValueError(f"its mode is {image.mode!r}, and 8 bits a channel are expected; convert it")
@@ -70,9 +65,9 @@ def _decode_with_pil(content: bytes, path: Path) -> Pixels:
 
 @contextmanager
 def open_image(file: IO[bytes], path: Path) -> Iterator[Image.Image]:
-    """The open file as PIL's image, of which the header alone is read; what is decoded within may fail as well.
+    """Open the file with PIL, which reads only the header; the block may decode it.
 
-    Raises UserError, naming `path`, for what is no whole image, or has more than MAX_PIXELS.
+    Raises UserError, naming `path`, if the header or the block's decoding fails, or for more than MAX_PIXELS.
     """
     try:
         with Image.open(file) as image:
@@ -80,9 +75,9 @@ def open_image(file: IO[bytes], path: Path) -> Iterator[Image.Image]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error)
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is no image of a known format" if file.seek(0, io.SEEK_END) else "the file is empty"
+            reason = "it is not an image of a known format" if file.seek(0, io.SEEK_END) else "the file is empty"
         elif isinstance(error, Image.DecompressionBombError):
-            reason = f"its header promises more pixels than the {MAX_PIXELS:,} that are allowed; shrink or cut it"
+            reason = f"its header announces more pixels than the {MAX_PIXELS:,} that are allowed; shrink or crop it"
         raise UserError(
             f"cannot decode the image {path}: {reason}. Replace or remove the file; "
             "pretraining leaves unreadable images out with data.on_bad_image=skip"
@@ -90,30 +85,34 @@ def open_image(file: IO[bytes], path: Path) -> Iterator[Image.Image]:
 
 
 def as_stored(image: Image.Image) -> Image.Image:
-    """The image, to be decoded as its file stores it: PIL would turn a TIFF by its tag, and nothing else."""
+    """Undo PIL's handling of orientation tags: for TIFF alone it rotates the pixels when it decodes them.
+
+    Every stage takes pixels as the file stores them, as the published code does, and a mask need not carry the tag of
+    its image. So an image rotated here and not there would be cut, matched or scored at the wrong place.
+    """
     if not isinstance(image, TiffImageFile):
         return image
     image.getexif().pop(ExifTags.Base.Orientation, None)
     image.load()
-    return image.copy()  # whose size is that of its pixels
+    return image.copy()  # has the size of the stored pixels; `image.size` stays that of the rotated ones
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image before the pixels."""
+    """What a file says about its image before the pixels."""
 
-    height: int
+    height: int  # as stored
     width: int
-    mode: str  # as PIL has it
-    orientation: int  # EXIF's: 1 is upright, 2 to 8 ask a viewer to turn or mirror the image; ignored at every stage
+    mode: str  # PIL's name
+    orientation: int  # EXIF: 1 is upright, 2 to 8 ask a viewer to rotate or mirror the image; ignored by every stage
 
 
 def read_header(path: Path) -> Header:
-    """Raises UserError, naming the file, where it is missing, no image, or has more than MAX_PIXELS."""
+    """Raises UserError, naming the file, if it is missing, not an image, or has more than MAX_PIXELS."""
     try:
         with open(path, "rb") as file, open_image(file, path) as image:
             width, height = image.size
-            if isinstance(image, TiffImageFile):  # where PIL's size is that of the image when it is turned
+            if isinstance(image, TiffImageFile):  # PIL's size is that after rotation
                 width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
             return Header(height, width, image.mode, _orientation(image))
     except OSError as error:
@@ -122,23 +121,23 @@ def read_header(path: Path) -> Header:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        tag = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # PngImageFile's own decodes the image
+        tag = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # PngImageFile.getexif decodes the whole image
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
-        return 1  # damaged tags turn nothing
+        return 1  # damaged tags ask for nothing
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
 def resize(image: Pixels, height: int, width: int, mode: str = "bicubic", out: Pixels | None = None) -> Pixels:
-    """Antialiased resize to (height, width, 3); equals PIL's to a fraction of a level, several times faster.
+    """Resize with antialiasing to (height, width, 3): PIL's pixels to a fraction of a level, several times faster.
 
-    With `out`, contiguous, the result is written there, and it is what is returned.
+    The result is written to `out` (contiguous) if that is given.
     """
     if image.shape[:2] == (height, width):
         if out is None:
             return image
         out[:] = image
         return out
-    # channels_last in and out: half of the time
+    # channels_last input and output take half of the time
     if out is not None:
         _RESIZE[mode].out(_channels_last(np.ascontiguousarray(image)), (height, width), False, out=_channels_last(out))
         return out
@@ -147,7 +146,7 @@ def resize(image: Pixels, height: int, width: int, mode: str = "bicubic", out: P
 
 
 def _channels_last(image: Pixels) -> torch.Tensor:
-    """(1, 3, H, W), the same memory; torch must see a batch axis with a stride, which numpy's new axes have not."""
+    """View the memory as (1, 3, H, W). torch needs a stride for the batch axis, which numpy's new axes do not have."""
     height, width, channels = image.shape
     return torch.from_numpy(image).as_strided(
         (1, channels, height, width), (height * width * channels, 1, width * channels, channels)
@@ -159,7 +158,7 @@ _RESIZE = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa, "bilinear": torch.o
 
 
 def shrink(image: Pixels, short_side: int) -> Pixels:
-    """Reduced so that the shorter side has `short_side` pixels; an image that is not larger, or 0, stays as it is."""
+    """Reduce the shorter side to `short_side` pixels; 0 keeps the image, and no image is enlarged."""
     height, width = image.shape[:2]
     if not 0 < short_side < min(height, width):
         return image
@@ -169,25 +168,24 @@ def shrink(image: Pixels, short_side: int) -> Pixels:
 
 def normalise(
     images: Pixels | torch.Tensor,
-    recycler: Recycler | None = None,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
+    allocate: Callable[..., npt.NDArray[Any]] = np.empty,
 ) -> torch.Tensor:
-    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W), channels_last in memory, with that mean and deviation.
+    """Normalise uint8 (..., H, W, 3) to float32 (..., 3, H, W), channels_last in memory.
 
-    On a CPU its memory comes from the recycler, if there is one.
+    `allocate(shape, dtype)` gives the memory of the result on a CPU.
     """
     levels = torch.as_tensor(images)
     if levels.device.type != "cpu":
         middle, spread = (255 * torch.tensor(values, device=levels.device) for values in (mean, std))
         return levels.float().sub_(middle).div_(spread).movedim(-1, -3)
-    # One row of constants for a row of pixels, not one value a channel: the innermost loop is then long.
+    # Constants for a whole row of pixels rather than for one pixel: a long innermost loop is fast.
     width = levels.shape[-2]
     scale = (1 / (255 * torch.tensor(std))).repeat(width)
     shift = (torch.tensor(mean) / torch.tensor(std)).repeat(width)
-    # numpy takes large arrays in huge pages, torch does not: a third of the time for a batch
-    empty = np.empty if recycler is None else recycler.take
-    normalised = torch.from_numpy(empty(tuple(levels.shape), np.float32))
+    # numpy allocates large arrays in huge pages and torch does not: a third of the time for a batch
+    normalised = torch.from_numpy(allocate(tuple(levels.shape), np.float32))
     normalised.flatten(-2).copy_(levels.flatten(-2)).mul_(scale).sub_(shift)
     return normalised.movedim(-1, -3)
 
@@ -198,13 +196,18 @@ class ImageList:
 
     paths: list[Path]
     labels: list[int] | None
-    left_out: dict[str, int] = field(default_factory=dict)  # files of the split that are not taken, by reason
+    left_out: dict[str, int] = field(default_factory=dict)  # files of the split that are not used, by reason
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def select(self, numbers: Sequence[int]) -> ImageList:
+        """Return these images alone, in this order."""
+        labels = None if self.labels is None else [self.labels[number] for number in numbers]
+        return ImageList([self.paths[number] for number in numbers], labels)
+
     def describe_left_out(self) -> str | None:
-        """As "files left out: 3 (2 ending in .txt, 1 beside the class folders)"; None where there are none."""
+        """As "files left out: 3 (2 ending in .txt, 1 beside the class folders)"; None if there are none."""
         if not self.left_out:
             return None
         most = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
@@ -215,19 +218,19 @@ class ImageList:
 
 @dataclass(frozen=True)
 class FileSource:
-    """The image of a number, from its file. Raises UserError where that cannot be read."""
+    """Reads image files by number. Raises UserError for one that cannot be read."""
 
     paths: Sequence[Path]
-    short_side: int = 0  # pixels, as of `shrink`
+    short_side: int = 0  # pixels, as for `shrink`
 
     def __call__(self, number: int) -> Pixels:
         return shrink(read_image(self.paths[number]), self.short_side)
 
 
 class ImageStore:
-    """Decoded images by number. A small set is read whole at once and kept; a large one is read as it is needed.
+    """Decoded images by number: a small set is decoded at once and kept, a large one is read as needed.
 
-    `source` gives the image of a number of `images`; without one it is the file as it is.
+    `source` gives the image of a number of `images`; by default it reads the file.
     """
 
     def __init__(
@@ -253,46 +256,41 @@ class ImageStore:
         return self._kept is not None
 
     def _keep_all(self) -> None:
-        """Read every image now, so that a bad one stops (or is dropped) before anything is trained."""
-        kept, numbers = [], []
-        for number, path in enumerate(self.images.paths):
-            try:
-                kept.append(self._source(number))
-                numbers.append(number)
-            except UserError:
-                if not self._skip:
-                    raise
-                self.bad_files.add(path)
-        self._kept = kept
+        """Read every image now, so that a bad one stops (or is dropped) before training starts."""
+        read = {number: self._try(number) for number in range(len(self))}
+        kept = {number: image for number, image in read.items() if image is not None}
+        self._kept = list(kept.values())
         if self.bad_files:
-            labels = self.images.labels
-            kept_labels = None if labels is None else [labels[n] for n in numbers]
-            self.images = ImageList([self.images.paths[n] for n in numbers], kept_labels)
+            self.images = self.images.select(list(kept))
+
+    def _try(self, number: int) -> Pixels | None:
+        """Read an image; None, and a note of the file, if it is unreadable and such images are skipped."""
+        try:
+            return self._source(number)
+        except UserError:
+            if not self._skip:
+                raise
+            self.bad_files.add(self.images.paths[number])
+            return None
 
     def read(self, index: int) -> tuple[int, Pixels]:
-        """(number, image): the image asked for, or, where bad ones are skipped, the next readable one."""
+        """Return (number, image): the requested one, or the next readable one if bad images are skipped."""
         if self._kept is not None:
             return index, self._kept[index]
         for step in range(len(self)):
             number = (index + step) % len(self)
-            try:
-                return number, self._source(number)
-            except UserError:
-                if not self._skip:
-                    raise
-                self.bad_files.add(self.images.paths[number])
+            if (image := self._try(number)) is not None:
+                return number, image
         raise UserError(f"none of the {len(self)} images can be read; the first is {self.images.paths[0]}")
 
 
 def decoded_bytes(paths: Sequence[Path], short_side: int = 0, samples: int = 64) -> float:
-    """Bytes that the decoded (and reduced) images take, from the headers of a few of them; 0 where none tells."""
+    """Estimate the bytes of the decoded (and reduced) images from a few headers; 0 if none can be read."""
     sizes = []
     for path in paths[:: max(1, len(paths) // samples)]:
-        try:
-            with Image.open(path) as image:
-                scale = min(1.0, short_side / min(image.size)) if short_side else 1.0
-                sizes.append(3 * image.width * image.height * scale**2)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue
-    # A set of which no header can be read is read (and refused) at once.
+        with suppress(UserError):
+            header = read_header(path)
+            scale = min(1.0, short_side / min(header.height, header.width)) if short_side else 1.0
+            sizes.append(3 * header.height * header.width * scale**2)
+    # With an estimate of 0, a set without a readable header is read, and refused, at once.
     return len(paths) * float(np.mean(sizes)) if sizes else 0.0

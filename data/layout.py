@@ -1,4 +1,4 @@
-"""A segmentation dataset as files: which image belongs to which mask, and which class a mask's value means."""
+"""A segmentation dataset as files: which mask belongs to which image, and which class a mask's value means."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from data.compose import IGNORE
 from data.images import as_stored, open_image, read_file
 from runtime.errors import UserError
+
+IGNORE = 255  # the label of pixels that count for nothing
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,23 @@ class SegmentationPart:
     list_file: str = ""  # one name a line, without suffix; empty: every image in image_dir, at any depth
 
     def names(self, root: Path, img_suffix: str) -> list[str]:
-        """What the list says, or the images' paths, sorted; without suffix."""
+        """Return the names in the list, or the sorted paths of the images; without suffix."""
         if self.list_file:
             return read_list(root / self.list_file)
-        return sorted(strip(files_in(root / self.image_dir), img_suffix))
+        return sorted(names_with_suffix(files_in(root / self.image_dir), img_suffix))
 
 
 def parts_by_name(root: Path, parts: Sequence[SegmentationPart], img_suffix: str) -> dict[str, SegmentationPart]:
-    """The names of a split; each belongs to the first part that has it."""
-    found: dict[str, SegmentationPart] = {}
+    """Return the names of a split, each with the first part that has it."""
+    by_name: dict[str, SegmentationPart] = {}
     for part in parts:
         for name in part.names(root, img_suffix):
-            found.setdefault(name, part)
-    return found
+            by_name.setdefault(name, part)
+    return by_name
 
 
 def read_list(file: Path) -> list[str]:
-    """The names in a list; UserError where it cannot be read."""
+    """Return the names in a list; UserError if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -50,10 +52,10 @@ def read_list(file: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class MaskLabels:
-    """How the values of a mask are read: single-channel, 8 bits.
+    """How to read the values of a mask: single-channel, 8 bits.
 
-    `values` maps them to classes where the file holds others (Cityscapes' label ids, ADE20K's unlabelled 0): 256
-    numbers, `ignore` for what counts for nothing. Without it a value is the class.
+    `values` maps them to classes where the file has other numbers (Cityscapes' label ids, ADE20K's unlabelled 0): 256
+    numbers, `ignore` for values that count for nothing. Without it, a value is the class.
     """
 
     classes: int
@@ -61,18 +63,18 @@ class MaskLabels:
     ignore: int = IGNORE
 
     def read(self, path: Path) -> np.ndarray:
-        """The mask of a file as classes, (H, W) uint8, as it is stored (an EXIF tag turns nothing).
+        """Read the mask as classes, (H, W) uint8, as it is stored (its EXIF orientation is ignored).
 
-        UserError where it is no whole single-channel image of 8 bits.
+        UserError unless it is a complete single-channel image of 8 bits.
         """
         with open_image(io.BytesIO(read_file(path)), path) as image:
             if fault := mode_fault(image.mode):
                 raise UserError(f"{path} {fault}")
-            raw = np.array(as_stored(image))
-        return raw if self.values is None else np.array(self.values, np.uint8)[raw]
+            stored = np.array(as_stored(image))
+        return stored if self.values is None else np.array(self.values, np.uint8)[stored]
 
     def fault(self, labels: np.ndarray) -> str:
-        """Which labels are neither classes nor ignored; empty where there are none."""
+        """Name the labels that are neither classes nor ignored; empty if there are none."""
         unknown = (labels >= self.classes) & (labels != self.ignore)
         if not unknown.any():
             return ""
@@ -80,14 +82,14 @@ class MaskLabels:
 
     @property
     def allowed(self) -> str:
-        """The values that a file may hold, as "0 to 20, and 255 for ignored"."""
+        """The values that a file may have, as "0 to 20, and 255 for ignored"."""
         values = self.values or range(256)
         top = max(v for v in range(256) if v != self.ignore and (values[v] < self.classes or values[v] == self.ignore))
         return f"0 to {top}, and {self.ignore} for ignored"
 
 
 def mode_fault(mode: str) -> str:
-    """What is wrong with a mask of that mode of PIL; empty for one channel of 8 bits."""
+    """Say why an image of that mode (PIL's name) is not a mask; empty for one channel of 8 bits."""
     if mode in ("P", "L"):
         return ""
     return (
@@ -97,7 +99,7 @@ def mode_fault(mode: str) -> str:
 
 
 def size_fault(mask: tuple[int, ...], image: tuple[int, ...]) -> str:
-    """What is wrong with a mask of that (height, width) for an image of that one; empty where they are equal."""
+    """Say how the (height, width) of a mask differs from its image's; empty if they are equal."""
     if mask == image:
         return ""
     return (
@@ -119,10 +121,10 @@ class SegmentationLayout:
     img_suffix: str = ".jpg"
     mask_suffix: str = ".png"
     values: tuple[int, ...] | None = None
-    ignore_index: int = IGNORE
+    ignore_index: ClassVar[int] = IGNORE
 
     def names(self, split: str) -> list[str]:
-        """Image names of "train" or "val", without suffix."""
+        """Return the image names of "train" or "val", without suffix."""
         return list(self._parts[split])
 
     @cached_property
@@ -138,45 +140,46 @@ class SegmentationLayout:
 
     @property
     def labels(self) -> MaskLabels:
-        return MaskLabels(len(self.classes), self.values, self.ignore_index)
+        return MaskLabels(len(self.classes), self.values)
 
     def read_mask(self, path: Path) -> np.ndarray:
         return self.labels.read(path)
 
     def check(self) -> None:
-        """UserError unless every image and mask is there and no image is in both splits."""
+        """UserError unless every image and mask exists and no image is in both splits."""
         for part in (*self.train, *self.val):
             for needed in filter(None, (part.image_dir, part.mask_dir, part.list_file)):
                 if not (self.root / needed).exists():
                     raise UserError(f"{self.name} at {self.root}: {needed} is missing; see README for the layout")
         for split, parts in (("train", self.train), ("val", self.val)):
             self._check_split(split, parts)
-        images = [{self.image(split, name): name for name in self.names(split)} for split in ("train", "val")]
-        if shared := [images[0][path] for path in images[0].keys() & images[1].keys()]:
+        train, val = ({self.image(split, name): name for name in self.names(split)} for split in ("train", "val"))
+        if shared := [train[path] for path in train.keys() & val.keys()]:
             raise UserError(
                 f"{self.name} at {self.root}: {len(shared)} images are listed in both train and val, "
                 f"as {min(shared)}; every validation image must be new to the head"
             )
 
     def _check_split(self, split: str, parts: Sequence[SegmentationPart]) -> None:
-        if not (of_names := self._parts[split]):
+        by_name = self._parts[split]
+        if not by_name:
             where = parts[0].list_file or f"{parts[0].image_dir} (files ending in {self.img_suffix})"
             raise UserError(f"{self.name} at {self.root}: no {split} images in {where}")
         for part in parts:
-            names = {name for name, its in of_names.items() if its == part}
+            names = {name for name, its_part in by_name.items() if its_part == part}
             for folder, suffix in ((part.image_dir, self.img_suffix), (part.mask_dir, self.mask_suffix)):
-                if missing := sorted(names - set(strip(files_in(self.root / folder), suffix))):
+                # One listing of the folder: asking for each file is slow on network file systems.
+                if missing := sorted(names - set(names_with_suffix(files_in(self.root / folder), suffix))):
                     raise UserError(
-                        f"{self.name} at {self.root}: {len(missing)} of {len(of_names)} {split} files are missing in "
+                        f"{self.name} at {self.root}: {len(missing)} of {len(by_name)} {split} files are missing in "
                         f"{folder}, the first is {missing[0]}{suffix}; unpack the archive again"
                     )
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of its files) of a folder and all below, links followed. One listing a folder: asking for files
-    one by one is slow on network file systems.
+    """Yield (folder, names of its files) of a folder and of all below it; links are followed.
 
-    UserError for a folder that cannot be read, and for a link that leads in a circle.
+    UserError for a folder that cannot be read, and for a link to a folder that contains it.
     """
 
     def refuse(error: OSError) -> None:
@@ -185,21 +188,21 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         for link in (path for name in folders if os.path.islink(path := os.path.join(place, name))):
             if os.path.realpath(link) in [os.path.realpath(above) for above in (Path(place), *Path(place).parents)]:
-                raise UserError(f"{link} is a link to a folder that it lies in, so its images never end; remove it")
+                raise UserError(f"{link} is a link to a folder that contains it, so its images never end; remove it")
         yield place, files
 
 
 def files_in(folder: Path) -> list[str]:
-    """Every file below `folder`, relative to it. Raises as `walk` does."""
-    found = []
+    """Return every file below `folder`, relative to it. Raises as `walk` does."""
+    paths = []
     for place, files in walk(folder):
-        inner = os.path.relpath(place, folder)
-        found += files if inner == "." else [f"{inner}/{file}" for file in files]
-    return found
+        inner = f"{os.path.relpath(place, folder)}/".removeprefix("./")
+        paths += [inner + file for file in files]
+    return paths
 
 
-def strip(files: list[str], suffix: str) -> list[str]:
-    """Those of the files that end in `suffix`, without it; hidden ones are left out."""
+def names_with_suffix(files: list[str], suffix: str) -> list[str]:
+    """Return the files that end in `suffix`, without it; hidden ones are left out."""
     return [
         file[: -len(suffix)] for file in files if file.endswith(suffix) and not file.rpartition("/")[2].startswith(".")
     ]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import queue
+import sys
+import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from data.batch_colour import BatchPlan, mirror_and_colour, plan_batch
+from data.cache import open_store
 from data.catalog import Dataset, open_dataset
-from data.config import DataConfig, ViewsConfig
+from data.colour import BatchPlan, mirror_and_colour, plan_batch
+from data.config import DataConfig, ViewsConfig, WorkerKind
 from data.images import ImageStore, normalise
-from data.prefetch import prefetched
-from data.raw import open_source
-from data.recycle import Recycler
 from data.views import GridSize, Purpose, SampleStreams, ViewMaker, sample_generator
 from data.workers import in_order
 from runtime.config import require
@@ -39,72 +42,101 @@ class ViewBatch:
 
 
 @dataclass
-class RawBatch:
-    """What a worker hands over: uint8 views (a quarter of the bytes), finished by the process that asked."""
+class WorkerBatch:
+    """What a worker sends: uint8 views, a quarter of the bytes, which the training process finishes."""
 
     views: list[torch.Tensor]  # V x (B, S, S, 3) uint8
-    plans: list[BatchPlan] | None  # V, what is still to be done with them; None: nothing
+    plans: list[BatchPlan] | None  # V: colour that is left to the device; None: nothing is
     locations: list[torch.Tensor]
     labels: torch.Tensor | None
     step: int
     bad_files: set[Path]
 
 
-class _Steps:
-    """The batch of each step, as a function of the step alone."""
+class BufferPool:
+    """Reuses large arrays once nothing refers to them any more.
 
-    def __init__(
-        self, store: ImageStore, maker: ViewMaker, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)
-    ) -> None:
+    A batch of float views at 224 pixels has some hundred megabytes. The kernel provides fresh memory of that size page
+    by page, zeroed, which takes longer than to fill it.
+    """
+
+    _KEPT = 12  # arrays at most: a few batches, of a few sizes of views
+    # References to an array that only the pool holds: its list, the loop's variable, getrefcount's argument.
+    _FREE = 3
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._arrays: list[npt.NDArray[Any]] = []
+
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
+        return BufferPool, ()  # another process starts with an empty pool
+
+    def take(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return an array of arbitrary content.
+
+        It counts as used as long as a tensor shares its memory: torch.from_numpy keeps a reference to its array.
+        """
+        with self._lock:
+            for array in self._arrays:
+                if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == self._FREE:
+                    return array
+            array = np.empty(shape, dtype)
+            self._arrays = [*self._arrays[-self._KEPT + 1 :], array]
+            return array
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    return sample_generator(seed, epoch, 0, Purpose.EPOCH_ORDER).permutation(count).tolist()
+
+
+class BatchMaker:
+    """Makes the batch of a step; runs in the workers.
+
+    The random numbers of a sample depend on (seed, epoch, sample number) alone, never on the worker or on what was
+    drawn before. So the batch is a function of the step: neither workers nor a restart have any state to restore.
+    """
+
+    def __init__(self, store: ImageStore, maker: ViewMaker, batch_size: int, seed: int, share: tuple[int, int]) -> None:
         self.store = store
         self.maker = maker
         self.batch_size = batch_size
         rank, processes = share
         size = batch_size // processes
-        self.own = slice(rank * size, (rank + 1) * size)  # of each batch
+        self.own = slice(rank * size, (rank + 1) * size)  # the part of each batch that this process makes
         self.seed = seed
         self.steps_per_epoch = len(store) // batch_size
-        self._order = lru_cache(maxsize=2)(self._shuffle)
-        self._recycler = Recycler()
+        self._pool = BufferPool()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "_order"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._order = lru_cache(maxsize=2)(self._shuffle)
-
-    def _shuffle(self, epoch: int) -> list[int]:
-        return sample_generator(self.seed, epoch, 0, Purpose.EPOCH_ORDER).permutation(len(self.store)).tolist()
-
-    def __getitem__(self, step: int) -> RawBatch | UserError:
+    def __getitem__(self, step: int) -> WorkerBatch | UserError:
         """A UserError is returned, not raised: DataLoader would wrap it in the worker's traceback."""
         try:
             return self._make(step)
         except UserError as error:
             return error
 
-    def _make(self, step: int) -> RawBatch:
+    def _make(self, step: int) -> WorkerBatch:
         epoch, position = divmod(step, self.steps_per_epoch)
-        chosen = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size][self.own]
+        order = _epoch_order(len(self.store), self.seed, epoch)
+        samples = order[position * self.batch_size : (position + 1) * self.batch_size][self.own]
         maker = self.maker
         on_device = maker.config.execution == "device"
         render = maker.crop if on_device else maker.render
-        views = [self._recycler.take((len(chosen), side, side, 3), np.uint8) for side in maker.sides]
+        views = [self._pool.take((len(samples), side, side, 3), np.uint8) for side in maker.sides]
         streams = SampleStreams(self.seed, epoch, Purpose.VIEWS)
         plans, numbers = [], []
-        for row, index in enumerate(chosen):
-            number, image = self.store.read(index)
+        for row, sample in enumerate(samples):
+            number, image = self.store.read(sample)
             numbers.append(number)
-            plans.append(maker.draw(image.shape[0], image.shape[1], streams.at(index)))
+            plans.append(maker.draw(image.shape[0], image.shape[1], streams.at(sample)))
             for view, plan in enumerate(plans[-1]):
                 render(image, plan, maker.sides[view], out=views[view][row])
         labels = self.store.images.labels
         by_view = list(zip(*plans, strict=True))
-        return RawBatch(
+        return WorkerBatch(
             [torch.from_numpy(view) for view in views],
-            [plan_batch(of_view) for of_view in by_view] if on_device else None,
-            [maker.locations(of_view, view) for view, of_view in enumerate(by_view)],
+            [plan_batch(plans_of_view) for plans_of_view in by_view] if on_device else None,
+            [maker.locations(plans_of_view, view) for view, plans_of_view in enumerate(by_view)],
             None if labels is None else torch.tensor([labels[number] for number in numbers]),
             step,
             self.store.bad_files,
@@ -114,20 +146,19 @@ class _Steps:
 class PretrainLoader:
     """Batches of views of a dataset's train split, by step number.
 
-    Order and augmentation of a sample are functions of (seed, epoch, sample number) alone, so any number of workers
-    gives the same batches, and so does a run that begins at a later step. The last, incomplete batch of an epoch is
-    left out.
+    Any number of workers gives the same batches, and so does a run that starts at a later step. The last, incomplete
+    batch of an epoch is left out.
 
     `share` is (rank, processes): this process makes that part of each batch of `batch_size`, in order of rank, so
-    that all of them together make what one process would.
+    that together they make what one process would make.
 
-    Batches come on `device`; on CUDA they are brought there ahead of time, on a stream of their own. `wait_seconds`
-    counts how long the caller waited for them. `dataset` is what `data` names, where the caller has opened it already.
+    Batches are on `device`; for CUDA they are copied ahead of time, on a separate stream. `wait_seconds` is how long
+    the caller has waited for them. `dataset` is the one that `data` describes, if the caller has opened it already.
 
-    Raises UserError where the dataset is smaller than one batch, and for an image that cannot be read: at once for a
-    dataset that fits `memory_bytes` decoded (it is read whole), else when it is its turn. With
-    `data.on_bad_image=skip` such images are left out (from a small dataset) or stand back for the next readable one
-    (large); `skipped` counts them.
+    Raises UserError if the dataset is smaller than one batch, and for an image that cannot be read: immediately for a
+    dataset that fits in `memory_bytes` when decoded (it is read at once), else when its turn comes. With
+    `data.on_bad_image=skip` such images are left out (small dataset) or replaced by the next readable one (large);
+    `skipped` counts them.
     """
 
     def __init__(
@@ -140,7 +171,7 @@ class PretrainLoader:
         workers: int = 0,
         memory_bytes: int = 1 << 30,
         device: torch.device | str = "cpu",
-        worker_kind: str = "processes",
+        worker_kind: WorkerKind = "processes",
         share: tuple[int, int] = (0, 1),
         dataset: Dataset | None = None,
     ) -> None:
@@ -148,70 +179,123 @@ class PretrainLoader:
         equal = batch_size % share[1] == 0
         require(equal, "batch size", batch_size, f"a multiple of the number of processes, {share[1]}")
         dataset = dataset or open_dataset(data)
-        images = dataset.images("train")
-        if share[0] == 0 and (note := images.describe_left_out()):
+        if share[0] == 0 and (note := dataset.images("train").describe_left_out()):
             print(f"{dataset.root / 'train'}: {note}", flush=True)
-        source = open_source(dataset, images, views.short_side)
-        self._store = ImageStore(images, data.on_bad_image, memory_bytes, source)
-        self.steps_per_epoch = dataset.steps_per_epoch(len(self._store), batch_size)
-        self._steps = _Steps(self._store, ViewMaker(views, grid_size), batch_size, seed, share)
+        self._store = open_store(dataset, views.short_side, data.on_bad_image, memory_bytes)
+        self.samples = len(self._store)  # images of an epoch, those of the last, incomplete batch included
+        self.steps_per_epoch = dataset.steps_per_epoch(self.samples, batch_size)
+        self._maker = BatchMaker(self._store, ViewMaker(views, grid_size), batch_size, seed, share)
         self._views = views
-        self._workers = workers
-        self._worker_kind = worker_kind
+        self._workers, self._worker_kind = workers, worker_kind
         self._device = torch.device(device)
-        self._recycler = Recycler()
+        self._pool = BufferPool()
         self.wait_seconds = 0.0
         self.bad_files = self._store.bad_files
 
     @property
-    def samples(self) -> int:
-        """Images of an epoch before the last, incomplete batch is left out."""
-        return len(self._store)
-
-    @property
     def skipped(self) -> int:
-        """Unreadable images met so far."""
+        """Return the number of unreadable images so far."""
         return len(self.bad_files)
 
     def batches(self, first_step: int, last_step: int) -> Generator[ViewBatch]:
-        """The batches of steps first_step, ..., last_step - 1; steps count on across epochs."""
-        raws = self.raws(first_step, last_step)
+        """Yield the batches of steps first_step, ..., last_step - 1; step numbers continue across epochs."""
+        from_workers = self.worker_batches(first_step, last_step)
         if self._device.type == "cuda":
-            batches = prefetched(raws, self.finish, self._device)
+            batches = prefetched(from_workers, self.finish, self._device)
         else:
-            batches = (self.finish(raw) for raw in raws)
-        asked = time.perf_counter()
+            batches = (self.finish(batch) for batch in from_workers)
+        started = time.perf_counter()
         for batch in batches:
-            self.wait_seconds += time.perf_counter() - asked
+            self.wait_seconds += time.perf_counter() - started
             yield batch
-            asked = time.perf_counter()
+            started = time.perf_counter()
 
-    def raws(self, first_step: int, last_step: int) -> Iterator[RawBatch | UserError]:
-        """What the workers hand over for those steps."""
-        return in_order(self._steps, range(first_step, last_step), self._workers, self._worker_kind)
+    def worker_batches(self, first_step: int, last_step: int) -> Iterator[WorkerBatch | UserError]:
+        return in_order(self._maker, range(first_step, last_step), self._workers, self._worker_kind)
 
-    def make(self, step: int) -> RawBatch | UserError:
-        """What a worker does for a step."""
-        return self._steps[step]
+    def make(self, step: int) -> WorkerBatch | UserError:
+        """Do a worker's part of a step, in this process."""
+        return self._maker[step]
 
-    def finish(self, raw: RawBatch | UserError) -> ViewBatch:
-        """What the workers leave to the device, and the normalising, which makes four bytes of one."""
-        if isinstance(raw, UserError):
-            raise raw
-        self.bad_files |= raw.bad_files
+    def finish(self, batch: WorkerBatch | UserError) -> ViewBatch:
+        """Copy to the device, colour if the workers have not, and normalise, which turns one byte into four."""
+        if isinstance(batch, UserError):
+            raise batch
+        self.bad_files |= batch.bad_files
         images, views = [], self._views
-        for number, view in enumerate(raw.views):
-            levels = self._moved(view)
-            if raw.plans is None:
-                images.append(normalise(levels, self._recycler, views.mean, views.std))
+        for number, view in enumerate(batch.views):
+            levels = self._to_device(view)
+            if batch.plans is None:
+                images.append(normalise(levels, views.mean, views.std, self._pool.take))
             else:
-                plan = raw.plans[number].map(self._moved)
+                plan = batch.plans[number].map(self._to_device)
                 images.append(mirror_and_colour(levels, plan, views.solarize_threshold, views.mean, views.std))
-        locations = [self._moved(grid) for grid in raw.locations]
-        labels = None if raw.labels is None else self._moved(raw.labels)
-        return ViewBatch(images, locations, labels, raw.step, raw.step // self.steps_per_epoch)
+        locations = [self._to_device(grid) for grid in batch.locations]
+        labels = None if batch.labels is None else self._to_device(batch.labels)
+        return ViewBatch(images, locations, labels, batch.step, batch.step // self.steps_per_epoch)
 
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":
             return tensor.to(self._device)
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def prefetched(
+    batches: Iterator[Any], finish: Callable[[Any], ViewBatch], device: torch.device
+) -> Generator[ViewBatch]:
+    """Yield finish(batch) in order from a thread that works one batch ahead, on its own CUDA stream.
+
+    `finish` copies to the device (pinned and non-blocking) and computes there. The caller's stream waits for the
+    batch; the caller's thread does not.
+    """
+    ready: queue.Queue[Any] = queue.Queue(maxsize=1)  # one batch waits here, another is being made, a third is in use
+    stopped = threading.Event()
+    thread = threading.Thread(
+        target=_finish_all, args=(batches, finish, device, ready, stopped), name="prefetch", daemon=True
+    )
+    thread.start()
+    try:
+        while isinstance(item := ready.get(), tuple):
+            batch, event = item
+            current = torch.cuda.current_stream(device)
+            current.wait_event(event)
+            for tensor in batch.tensors():
+                # The side stream allocated it; without this, its memory could be reused while `current` reads it.
+                tensor.record_stream(current)
+            yield batch
+        if item is not None:
+            raise item
+    finally:  # also if the caller stops early
+        stopped.set()
+        thread.join()
+
+
+def _finish_all(
+    batches: Iterator[Any],
+    finish: Callable[[Any], ViewBatch],
+    device: torch.device,
+    ready: queue.Queue[Any],
+    stopped: threading.Event,
+) -> None:
+    """Put (batch, event) into the queue for each batch, then None, or the exception that ended the work."""
+
+    def put(item: object) -> None:
+        while not stopped.is_set():  # a caller that has stopped will never make room
+            try:
+                ready.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+
+    try:
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            for batch in batches:
+                finished, event = finish(batch), torch.cuda.Event()
+                event.record(stream)
+                put((finished, event))
+                if stopped.is_set():
+                    return
+        put(None)
+    except BaseException as error:
+        put(error)

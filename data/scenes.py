@@ -1,13 +1,13 @@
 """The embedded dataset: real handwritten digits over real photographs, small and segmented.
 
-    python -m data.scenes                    # makes it under $VICREGL_DATA or data/cache, and prints where
-    python -m data.scenes train=500 val=100  # another composition, in a folder of its own
+    python -m data.scenes                    # makes it in $VICREGL_DATA or data/cache, and prints where
+    python -m data.scenes train=500 val=100  # another composition, in its own folder
 
 One image has one dominant digit (its class) and up to two small distractors of other classes. The digits are
 scikit-learn's `load_digits` (8 x 8, UCI), the backgrounds crops of its two sample photographs at reduced contrast: at
 full contrast the background is a shortcut, because both views share it. Train and val share no source digit and no
-pixel of a photograph. It is written as an ImageFolder tree and as a VOC tree, so that the code that reads ImageNet
-and Pascal VOC reads it; manifest.csv tells what each image was made of.
+pixel of a photograph. The dataset is written as an ImageFolder tree and as a VOC tree, so the code that reads ImageNet
+and Pascal VOC also reads it; manifest.csv lists the sources of each image.
 
 What it cannot show: natural object classes, scale variation beyond a factor of three, photographs as the thing to
 recognise. The digits' writers are not known, so train and val may share writers.
@@ -27,19 +27,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.compose import CLASSES, PALETTE, Composer, Scene, split_sources
-from data.config import ScenesConfig
-from data.place import data_root
+from data.compose import CLASSES, Scene, compose, split_sources
+from data.config import ScenesConfig, data_root
+from data.segmentation_sets import VOC_PALETTE
 from runtime import config as configs
 from runtime import files
 from runtime.errors import run_command
 
 
 def prepare(config: ScenesConfig, parent: Path | None = None) -> Path:
-    """The dataset's folder, made (or made again, if it is damaged) where needed.
+    """Return the dataset's folder; make it first if it is missing or damaged.
 
-    It is made beside its place and renamed at the end, so a folder of that name is whole whatever kills the maker.
-    Processes that ask at the same time wait for the one that makes it.
+    It is made under a temporary name and renamed at the end, so a folder of that name is complete, whatever kills its
+    maker. Processes that need it at the same time wait for the one that makes it.
     """
     parent = data_root() if parent is None else parent
     folder = parent / f"scenes-{configs.identity_hash(configs.to_dict(config))}"
@@ -53,11 +53,10 @@ def prepare(config: ScenesConfig, parent: Path | None = None) -> Path:
 
 
 def _remake(config: ScenesConfig, folder: Path) -> None:
+    if folder.is_dir():
+        print(f"{folder} is damaged ({damage(folder)}): making it again", file=sys.stderr)
     for leftover in (folder, *folder.parent.glob(f".{folder.name}.*.tmp")):
-        if leftover.is_dir():
-            if leftover == folder:
-                print(f"{folder} is damaged ({damage(folder)}): making it again", file=sys.stderr)
-            shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         write_dataset(config, temporary)
@@ -67,21 +66,21 @@ def _remake(config: ScenesConfig, folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a scenes folder, or None: the files and bytes must be those that complete.json counted."""
+    """Compare the files and bytes of a scenes folder with complete.json; return the first difference, or None."""
     if not folder.is_dir():
         return "there is no such folder"
     complete = files.read_json(folder / "complete.json")
     if not isinstance(complete, dict) or "contents" not in complete:
         return "complete.json is missing or damaged"
-    found = _contents(folder)
-    for name in sorted(complete["contents"].keys() | found.keys()):
-        expected, got = complete["contents"].get(name), found.get(name)
+    actual = _contents(folder)
+    for name in sorted(complete["contents"].keys() | actual.keys()):
+        expected, got = complete["contents"].get(name), actual.get(name)
         if expected != got:
-            return f"{name} holds {_tell(got)}, expected {_tell(expected)}"
+            return f"{name} holds {_describe(got)}, expected {_describe(expected)}"
     return None
 
 
-def _tell(content: dict[str, int] | None) -> str:
+def _describe(content: dict[str, int] | None) -> str:
     return "nothing" if content is None else f"{content['files']} files of {content['bytes']} bytes"
 
 
@@ -97,7 +96,7 @@ def _contents(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def read_sources(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The source digits of each image by its name: the dominant one first, then the distractors."""
+    """Return the source digits of each image by its name: the dominant one first, then the distractors."""
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
         return {
             row["image"]: (int(row["digit"]), *map(int, row["distractors"].split())) for row in csv.DictReader(file)
@@ -105,22 +104,21 @@ def read_sources(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def write_dataset(config: ScenesConfig, folder: Path) -> None:
-    """Write both trees, the manifest and, last, complete.json into a folder that is not there yet."""
+    """Write both trees, the manifest and finally complete.json into a new folder."""
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / name).mkdir(parents=True)
-    digest = hashlib.sha256()
+    digest, rows = hashlib.sha256(), []
+    for split, count in (("train", config.train), ("val", config.val)):
+        names = []
+        for name, scene in _scenes(config, split, count):
+            names.append(f"{name}\n")
+            rows.append({"image": name, "split": split, **scene.manifest_row()})
+            digest.update(_write_scene(folder, split, name, scene))
+        (folder / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(names), encoding="utf-8")
     with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as file:
-        manifest = csv.DictWriter(file, Scene.MANIFEST_COLUMNS, lineterminator="\n")
+        manifest = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         manifest.writeheader()
-        for split, count in (("train", config.train), ("val", config.val)):
-            names = []
-            for name, scene in _scenes(config, split, count):
-                names.append(name)
-                manifest.writerow({"image": name, "split": split, **scene.manifest_row()})
-                digest.update(_write_scene(folder, split, name, scene))
-            (folder / "ImageSets/Segmentation" / f"{split}.txt").write_text(
-                "".join(f"{n}\n" for n in names), encoding="utf-8"
-            )
+        manifest.writerows(rows)
     files.write_json(
         folder / "complete.json",
         {"config": configs.to_dict(config), "contents": _contents(folder), "sha256": digest.hexdigest()},
@@ -128,15 +126,14 @@ def write_dataset(config: ScenesConfig, folder: Path) -> None:
 
 
 def _scenes(config: ScenesConfig, split: str, count: int) -> Iterator[tuple[str, Scene]]:
-    """Named scenes, classes in turn so that they are equally frequent."""
-    composer = Composer(config, split_sources(split))
+    """Yield named scenes; classes alternate, so that they are equally frequent."""
     for number in range(count):
         generator = np.random.default_rng([config.seed, split == "val", number])
-        yield f"{split}_{number:05d}", composer.compose(number % 10, generator)
+        yield f"{split}_{number:05d}", compose(config, split_sources(split), number % 10, generator)
 
 
 def _write_scene(folder: Path, split: str, name: str, scene: Scene) -> bytes:
-    """Write image and mask; returns their pixels, for the dataset's digest."""
+    """Write image and mask; return their pixels, for the dataset's digest."""
     path = folder / split / CLASSES[scene.label] / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(scene.image).save(path)
@@ -146,18 +143,16 @@ def _write_scene(folder: Path, split: str, name: str, scene: Scene) -> bytes:
     except OSError:  # file systems without hard links
         shutil.copyfile(path, linked)
     mask = Image.fromarray(scene.mask)
-    mask.putpalette(PALETTE)  # turns mode L into mode P
+    mask.putpalette(np.ravel(VOC_PALETTE).tolist())  # turns mode L into mode P
     mask.save(folder / "SegmentationClass" / path.name)
     return scene.image.tobytes() + scene.mask.tobytes()
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.scenes", description="Make the embedded dataset.")
     parser.add_argument("overrides", nargs="*", help="key=value, as train=500")
     config = configs.load(ScenesConfig, None, parser.parse_args(argv).overrides)
-    folder = prepare(config)
-    print(f"scenes: {config.train} train and {config.val} val images in {folder}")
-    return 0
+    print(f"scenes: {config.train} train and {config.val} val images in {prepare(config)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Labelled images for evaluations, through the same decoding, resizing and normalising as the views."""
+"""Labelled images for evaluations, with the same decoding, resizing and normalising as the views."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Transform = Callable[[Pixels, np.random.Generator], Pixels]  # (H, W, 3) -> (S, 
 
 
 def eval_transform(resize_to: int, size: int) -> Transform:
-    """Shorter side to `resize_to` pixels, then the central `size` x `size` (256 and 224 for ImageNet)."""
+    """Resize the shorter side to `resize_to` pixels, then take the central `size` x `size` (ImageNet: 256 and 224)."""
     require(0 < size <= resize_to, "evaluation image size", size, f"1 to {resize_to}, the side it is cut from")
 
     def transform(image: Pixels, _: np.random.Generator) -> Pixels:
@@ -45,7 +45,10 @@ def train_transform(size: int, scale: Sequence[float] = (0.08, 1.0), flip: bool 
 
 
 class LabelledDataset(Dataset):
-    """(image (3, S, S) float32 normalised, label, index) by index. Raises UserError for an unreadable image."""
+    """Images and labels by index. A set of at most `memory_bytes` when decoded is read at once and kept.
+
+    Raises UserError for an unreadable image.
+    """
 
     def __init__(
         self,
@@ -64,32 +67,21 @@ class LabelledDataset(Dataset):
         self._mean, self._std = normalisation
 
     def set_epoch(self, epoch: int) -> None:
-        """A sample's augmentation is a function of (seed, epoch, index). Call before the epoch's iterator is made."""
+        """Set the epoch, before its iterator is made: a sample's augmentation depends on (seed, epoch, index) alone."""
         self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self._store)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        return normalise(self._pixels(index), None, self._mean, self._std), self._labels[index], index
+        """Return (image (3, S, S) float32 normalised, label, index)."""
+        return normalise(self._pixels(index), self._mean, self._std), self._labels[index], index
 
     def _pixels(self, index: int) -> Pixels:
         image = self._store.read(index)[1]
         return self._transform(image, sample_generator(self._seed, self._epoch, index))
 
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(images (B, 3, S, S), labels (B,)): the same samples, normalised together, which is faster."""
+        """Return (images (B, 3, S, S), labels (B,)); normalising them together is faster."""
         pixels = np.stack([self._pixels(index) for index in indices])
-        levels = normalise(pixels, None, self._mean, self._std)
-        return levels, torch.tensor([self._labels[index] for index in indices])
-
-
-def labelled_dataset(
-    images: ImageList,
-    transform: Transform,
-    seed: int = 0,
-    memory_bytes: int = 1 << 30,
-    normalisation: Normalisation = IMAGENET,
-) -> LabelledDataset:
-    """A set that takes no more than `memory_bytes` decoded is read at once and kept."""
-    return LabelledDataset(images, transform, seed, memory_bytes, normalisation)
+        return normalise(pixels, self._mean, self._std), torch.tensor([self._labels[index] for index in indices])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data.catalog import open_dataset
 from data.images import ImageList
-from data.transforms import eval_transform, labelled_dataset
+from data.transforms import LabelledDataset, eval_transform
 from eval.command import evaluate
 from eval.features import Batch, FrozenFeatures, ImageBatches
 from eval.knn_config import PROTOCOL, STAGE, KnnConfig, identity
@@ -93,7 +93,7 @@ def tables(
 
         for images in parts:
             batches = ImageBatches(
-                labelled_dataset(images, transform, normalisation=parent.normalisation), config.batch_size
+                LabelledDataset(images, transform, normalisation=parent.normalisation), config.batch_size
             )
             vectors, labels = features.table(batches, config.machine.workers, on_batch)
             found.append((normalise_rows(vectors), labels))

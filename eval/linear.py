@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from data.catalog import open_dataset
 from data.config import IMAGENET, Normalisation
 from data.images import ImageList
-from data.transforms import Transform, eval_transform, labelled_dataset, train_transform
+from data.transforms import LabelledDataset, Transform, eval_transform, train_transform
 from data.views import Purpose, sample_generator
 from eval.command import evaluate
 from eval.features import Batch, FrozenFeatures, ImageBatches, PooledFeatures, shuffled
@@ -116,7 +116,7 @@ class Splits:
         kept, held_out, held_out_by = hold_out(dataset, train, config.held_out, config.seed)
 
         def batches(images: ImageList, transform: Transform, seed: int | None = None) -> ImageBatches:
-            dataset = labelled_dataset(images, transform, seed or 0, normalisation=normalisation)
+            dataset = LabelledDataset(images, transform, seed or 0, normalisation=normalisation)
             return ImageBatches(dataset, config.batch_size, seed)
 
         if config.mode == "cached":

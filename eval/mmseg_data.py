@@ -17,9 +17,8 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from torch.utils.data import Sampler
 
-from data.compose import IGNORE
 from data.images import read_image
-from data.layout import MaskLabels, SegmentationPart, parts_by_name, size_fault
+from data.layout import IGNORE, MaskLabels, SegmentationPart, parts_by_name, size_fault
 from data.views import Purpose, sample_generator
 from runtime.errors import UserError
 

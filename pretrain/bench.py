@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
+from data.cache import cache_folder, open_store
 from data.catalog import Dataset, open_dataset
 from data.images import ImageStore, Pixels, decode, read_file, shrink
 from data.loader import PretrainLoader
-from data.raw import CachedSource, open_source
 from data.views import GridSize, ViewMaker, sample_generator
 from pretrain.show import load_config, view_maker
 from runtime.config import require
@@ -61,9 +61,9 @@ class Clock:
 
 def worker_parts(config: PretrainConfig, dataset: Dataset, maker: ViewMaker, seconds: float) -> Parts:
     """Time the parts of a worker's work on an image. A dataset held in memory is decoded only once."""
-    images = dataset.images("train")
-    source = open_source(dataset, images, config.views.short_side)
-    store = ImageStore(images, config.data.on_bad_image, source=source)
+    short_side = config.views.short_side
+    store = open_store(dataset, short_side, config.data.on_bad_image)
+    decoded = store.in_memory or cache_folder(dataset, short_side).is_dir()
     if store.in_memory:
         print(f"its {len(store)} images are decoded once and held in memory", flush=True)
     clock, end = Clock(), time.perf_counter() + seconds
@@ -71,10 +71,7 @@ def worker_parts(config: PretrainConfig, dataset: Dataset, maker: ViewMaker, sec
         if time.perf_counter() > end and clock.images:
             return clock.parts()
         index = number * 7919 % len(store)  # spread over the classes
-        if store.in_memory or isinstance(source, CachedSource):
-            image = store.read(index)[1]
-        else:
-            image = _decoded(clock, store, index, config.views.short_side)
+        image = store.read(index)[1] if decoded else _decoded(clock, store, index, short_side)
         _views(clock, maker, image, number)
         clock.images += 1
     raise AssertionError("count() never ends")

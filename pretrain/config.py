@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from data.config import DataConfig, ViewsConfig
+from data.config import DataConfig, ViewsConfig, WorkerKind
 from runtime.config import (
     Config,
     Duration,
@@ -83,7 +83,7 @@ class PretrainMachineConfig(MachineConfig):
     keep_every_epochs: NonNegativeInt = 0  # epochs between kept checkpoints/epoch-0010.pt and so on; 0: none
     max_minutes: NonNegativeFloat = 0.0  # then save and exit with code 75: repeat the command; 0: no limit
     compile: bool = False  # torch.compile: takes minutes at the start, faster steps on a GPU
-    worker_kind: Literal["processes", "threads"] = "processes"  # of `workers`; see data/workers.py
+    worker_kind: WorkerKind = "processes"  # of `workers`; data/workers.py compares them
 
 
 class PretrainConfig(Config):

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batch_colour import mirror_and_colour, plan_batch
+from data.cache import open_store
 from data.catalog import open_dataset
-from data.images import ImageStore, Pixels
-from data.raw import open_source
+from data.colour import mirror_and_colour, plan_batch
+from data.images import Pixels
 from data.views import ViewMaker, ViewPlan, sample_generator
 from runtime import config as configs
 from runtime import files
@@ -151,9 +151,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_intermixed_args(argv)
     require(arguments.images >= 1, "--images", arguments.images, "1 or more")
     config = load_config(arguments.config, arguments.overrides)
-    dataset = open_dataset(config.data)
-    listed = dataset.images("train")
-    store = ImageStore(listed, config.data.on_bad_image, 0, open_source(dataset, listed, config.views.short_side))
+    store = open_store(open_dataset(config.data), config.views.short_side, config.data.on_bad_image, memory_bytes=0)
     numbers = np.linspace(0, len(store) - 1, min(arguments.images, len(store))).astype(int).tolist()
     images = dict(store.read(number) for number in numbers)
     draw_sheet(view_maker(config), images, config.seed, config.loss, arguments.out)

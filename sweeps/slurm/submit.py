@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from submitit.slurm.slurm import SlurmExecutor
 
-from data.place import data_root
+from data.config import data_root
 from runtime import config as configs
 from runtime.errors import UserError
 from sweeps.failures import clear_cancelled

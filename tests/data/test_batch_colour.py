@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import functional as tf
 
 from benchmarks.published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
-from data import batch_colour, colour
-from data.batch_colour import mirror_and_colour, plan_batch
+from data import colour
+from data.colour import mirror_and_colour, plan_batch
 from data.config import MEAN, STD, ViewsConfig
 from data.images import normalise
 from data.views import ViewMaker, ViewPlan, sample_generator
@@ -40,21 +40,21 @@ def test_jitter_equals_pil(photos: list[np.ndarray], name: str) -> None:
     factors = torch.tensor([int(a * 255) if name == "hue" else a for a in amounts]).float().view(-1, 1, 1, 1)
     adjust = getattr(tf, f"adjust_{name}")
     expected = [adjust(Image.fromarray(photo), float(a)) for photo, a in zip(photos, amounts, strict=True)]
-    ours = batch_colour.JITTER[number](as_batch(photos), factors)
+    ours = colour.JITTER[number](as_batch(photos), factors)
     assert mean_difference(ours, expected) < (0.01 if name == "hue" else 0.0001)
 
 
 def test_blur_equals_pil(photos: list[np.ndarray]) -> None:
     sigmas = [0.113, 0.307, 0.517, 0.997, 1.31, 1.42, 1.777, 1.983]  # of filters of three and of five taps
     plans = [ViewPlan((0, 0, 1, 1), False, None, False, sigma, False) for sigma in sigmas]
-    ours = batch_colour.blur(as_batch(photos), plan_batch(plans).kernels)
+    ours = colour.batch_blur(as_batch(photos), plan_batch(plans).kernels)
     pil = zip(photos, sigmas, strict=True)
     assert mean_difference(ours, [Image.fromarray(p).filter(ImageFilter.GaussianBlur(s)) for p, s in pil]) < 0.001
 
 
 def test_luma_equals_pil() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
-    assert mean_difference(batch_colour.luma(as_batch([colours])), [Image.fromarray(colours).convert("L")]) == 0
+    assert mean_difference(colour.batch_luma(as_batch([colours])), [Image.fromarray(colours).convert("L")]) == 0
 
 
 def plan_of(**choices: object) -> ViewPlan:
@@ -104,11 +104,11 @@ def one_gaussian(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
         return BLUR(x, kernels)
 
 
-BLUR = batch_colour.blur
+BLUR = colour.batch_blur
 
 
 def test_without_the_roundings_it_is_another_distribution(
     published, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_colour, "blur", one_gaussian)
+    monkeypatch.setattr(colour, "batch_blur", one_gaussian)
     assert smallest_p(device_statistics(photos, "even", "cpu"), published["even"]) < 0.001

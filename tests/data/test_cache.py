@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from data import cache, raw
+from data import cache
+from data.cache import CacheReader, cache_folder, open_source
 from data.catalog import Dataset, open_dataset
 from data.config import DataConfig, ViewsConfig
 from data.images import FileSource, ImageStore, read_image, shrink
 from data.loader import PretrainLoader
-from data.raw import CachedSource, cache_folder, open_source
 from runtime.errors import BusyError, UserError
 
 VIEWS = ViewsConfig(large_size=16, short_side=20)
@@ -35,8 +35,8 @@ def dataset(folder_of_60: DataConfig) -> Dataset:
     return open_dataset(folder_of_60)
 
 
-def opened(dataset: Dataset, short_side: int = 20) -> FileSource | CachedSource:
-    return open_source(dataset, dataset.images("train"), short_side)
+def opened(dataset: Dataset, short_side: int = 20) -> FileSource | CacheReader:
+    return open_source(dataset, short_side)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ def test_it_holds_the_pixels_of_the_files(dataset: Dataset, short_side: int) -> 
     assert isinstance(opened(dataset, short_side), FileSource)
     cache.build(dataset, short_side, workers=2, skip_bad=False)
     source = opened(dataset, short_side)
-    assert isinstance(source, CachedSource)
+    assert isinstance(source, CacheReader)
     for number, path in enumerate(paths):
         expected = shrink(read_image(path), short_side)
         assert expected.shape[0] == (short_side or 32)
@@ -98,7 +98,7 @@ def test_an_interrupted_build_goes_on(dataset: Dataset, monkeypatch: pytest.Monk
         interrupt_at(29, patch)
         with pytest.raises(BuildInterruptedError):
             cache.build(dataset, 20, workers=1, skip_bad=False)
-    assert len(raw.read_index(whole)) == 24
+    assert len(cache.read_index(whole)) == 24
     with pytest.raises(UserError, match=r"is not finished; python -m data\.cache"):
         opened(dataset)
     if torn == "pixels":
@@ -163,7 +163,7 @@ def test_the_command_makes_and_checks_it(folder_of_60: DataConfig, dataset: Data
         cache.main(["imagefolder", "--short-side", "5", f"root={folder_of_60.root}"])
     cache.main(arguments)
     cache.main([*arguments, "--check"])
-    assert "60 images as they were written" in capsys.readouterr().out
+    assert "60 images, all checksums match" in capsys.readouterr().out
     before = content(cache_folder(dataset, 20))
     cache.main(arguments)  # again: nothing to do
     assert content(cache_folder(dataset, 20)) == before

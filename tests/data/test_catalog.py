@@ -10,8 +10,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from data.catalog import _OPENERS, open_dataset
+from data.check import CheckConfig
 from data.config import DATASETS, DataConfig, ViewsConfig
 from data.loader import PretrainLoader
+from runtime import config as configs
 from runtime.errors import UserError
 
 
@@ -78,9 +80,9 @@ def test_a_dataset_has_a_variable_of_its_own(image_folder: Path, tmp_path: Path,
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.name = 'imagnet'.*scenes, imagefolder, imagenet, voc"):
-        open_dataset(DataConfig(name="imagnet"))
+        configs.load(CheckConfig, None, ["data.name=imagnet"])
     with pytest.raises(UserError, match=r"data\.on_bad_image"):
-        open_dataset(DataConfig(on_bad_image="ignore"))
+        configs.load(CheckConfig, None, ["data.on_bad_image=ignore"])
 
 
 def test_missing_and_empty_folders_are_told(tree: Path, tmp_path: Path, monkeypatch) -> None:
@@ -186,5 +188,5 @@ def test_an_empty_class_stops_unless_it_is_hidden(tree: Path) -> None:
 def test_a_link_that_leads_in_a_circle_is_named(tree: Path, target: str) -> None:
     (tree / "train" / "class1" / "sub").mkdir()
     (tree / "train" / "class1" / "sub" / "loop").symlink_to(tree / target)
-    with pytest.raises(UserError, match="loop is a link to a folder that it lies in"):
+    with pytest.raises(UserError, match="loop is a link to a folder that contains it"):
         open_dataset(folders(tree)).images("train")

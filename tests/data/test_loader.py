@@ -15,6 +15,8 @@ from data.config import DataConfig, ViewsConfig
 from data.images import read_image, resize
 from data.loader import PretrainLoader, ViewBatch
 from data.views import ViewMaker, sample_generator
+from pretrain.config import PretrainConfig
+from runtime import config as configs
 from runtime.errors import UserError
 
 VIEWS = ViewsConfig(large_size=32, small_count=1, small_size=16)
@@ -131,9 +133,9 @@ def test_a_caller_that_stops_early_leaves_no_threads(small_scenes: DataConfig) -
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("views")]
 
 
-def test_unknown_kinds_of_workers_are_refused(small_scenes: DataConfig) -> None:
-    with pytest.raises(UserError, match="processes, threads"):
-        next(make(small_scenes, workers=1, worker_kind="fibres").batches(0, 1))
+def test_unknown_kinds_of_workers_are_refused() -> None:
+    with pytest.raises(UserError, match="processes or threads"):
+        configs.load(PretrainConfig, None, ["machine.worker_kind=fibres"])
 
 
 def test_a_run_that_begins_later_gets_the_same_batches(small_scenes: DataConfig) -> None:

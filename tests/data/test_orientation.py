@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from data import cache, images
+from data.cache import CacheReader, open_source
 from data.catalog import Dataset, open_dataset
 from data.config import DataConfig, ViewsConfig
 from data.images import ImageStore, decoded_bytes, read_header, read_image
 from data.layout import MaskLabels
 from data.loader import PretrainLoader
-from data.raw import CachedSource, open_source
 from data.transforms import LabelledDataset, eval_transform
 from eval.features import ImageBatches
 from runtime.errors import UserError
@@ -62,8 +62,8 @@ def from_memory(dataset: Dataset) -> Iterator[np.ndarray]:
 
 def from_cache(dataset: Dataset) -> Iterator[np.ndarray]:
     cache.build(dataset, 64, workers=1, skip_bad=False)
-    source = open_source(dataset, dataset.images("train"), 64)
-    assert isinstance(source, CachedSource)
+    source = open_source(dataset, 64)
+    assert isinstance(source, CacheReader)
     yield from map(source, range(8))
 
 

@@ -12,10 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data import prefetch
+from data import loader as module
 from data.config import DataConfig, ViewsConfig
-from data.loader import PretrainLoader
-from data.prefetch import prefetched
+from data.loader import PretrainLoader, prefetched
 from runtime.errors import UserError
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -59,7 +58,7 @@ def current(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
     cuda = SimpleNamespace(
         Stream=FakeStream, Event=FakeEvent, stream=entered, device=entered, current_stream=lambda device: stream
     )
-    monkeypatch.setattr(prefetch, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(module, "torch", SimpleNamespace(cuda=cuda))
     return stream
 
 

@@ -166,7 +166,7 @@ def test_a_folder_that_links_back_to_itself_is_refused(tmp_path: Path) -> None:
     for target in (images, tmp_path / "leftImg8bit", Path("loop")):
         (images / "aachen/loop").symlink_to(target)
         if target.is_absolute():
-            with pytest.raises(UserError, match=r"aachen/loop.* is a link to a folder that it lies in"):
+            with pytest.raises(UserError, match=r"aachen/loop.* is a link to a folder that contains it"):
                 files_in(images)
         else:
             assert len(files_in(images)) == 9  # a link to itself is no folder

@@ -12,7 +12,7 @@ from torchvision import transforms
 from data.catalog import open_dataset
 from data.config import DataConfig
 from data.images import ImageList, read_image
-from data.transforms import eval_transform, labelled_dataset, train_transform
+from data.transforms import LabelledDataset, eval_transform, train_transform
 from data.views import sample_generator
 from runtime.errors import UserError
 
@@ -45,7 +45,7 @@ def test_train_transform_crops_and_mirrors() -> None:
 
 def test_labelled_dataset_is_a_function_of_seed_epoch_and_index(small_scenes: DataConfig) -> None:
     images = open_dataset(small_scenes).images("train")
-    one, other = (labelled_dataset(images, train_transform(32), seed=seed) for seed in (0, 1))
+    one, other = (LabelledDataset(images, train_transform(32), seed=seed) for seed in (0, 1))
     first, label, index = one[7]
     assert first.shape == (3, 32, 32)
     assert (label, index) == (images.labels[7], 7)
@@ -61,7 +61,7 @@ def test_labelled_dataset_is_a_function_of_seed_epoch_and_index(small_scenes: Da
 
 def test_it_feeds_a_data_loader(small_scenes: DataConfig) -> None:
     images = open_dataset(small_scenes).images("val")
-    loader = torch.utils.data.DataLoader(labelled_dataset(images, eval_transform(32, 32)), batch_size=8)
+    loader = torch.utils.data.DataLoader(LabelledDataset(images, eval_transform(32, 32)), batch_size=8)
     batches = list(loader)
     assert [tuple(batch[0].shape) for batch in batches] == [(8, 3, 32, 32)] * 2 + [(4, 3, 32, 32)]
     assert torch.cat([labels for _, labels, _ in batches]).tolist() == images.labels
@@ -69,6 +69,6 @@ def test_it_feeds_a_data_loader(small_scenes: DataConfig) -> None:
 
 def test_images_without_labels_and_sizes_that_cannot_be_are_refused() -> None:
     with pytest.raises(UserError, match="without labels"):
-        labelled_dataset(ImageList([], None), eval_transform(32, 32))
+        LabelledDataset(ImageList([], None), eval_transform(32, 32))
     with pytest.raises(UserError, match="1 to 128"):
         eval_transform(128, 224)

@@ -12,7 +12,9 @@ from PIL import Image
 
 from data.config import MEAN, STD, ViewsConfig
 from data.views import Purpose, SampleStreams, ViewMaker, draw_box, location_grid, sample_generator
+from pretrain.config import PretrainConfig
 from pretrain.show import rendered
+from runtime import config as configs
 from runtime.errors import UserError
 
 GRIDS = json.loads((Path(__file__).parents[1] / "golden" / "grids.json").read_text())
@@ -118,4 +120,4 @@ def test_normalisation_is_the_configs(execution: str) -> None:
 )
 def test_impossible_values_are_refused(wrong: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        ViewsConfig(**wrong)
+        configs.from_layers(PretrainConfig, [("test", {"views": wrong})])

@@ -98,9 +98,7 @@ def test_a_full_shared_memory_ends_the_loader_and_says_what_it_needs(tmp_path):
     code, _, err = small_shared_memory(sys.executable, script, 2, timeout=60)
     (line,) = err.splitlines()
     assert code == 2
-    assert line.startswith(
-        "error: shared memory is full: a worker process of the data loader finds no room for a batch"
-    )
+    assert line.startswith("error: shared memory is full: a worker process of the data loader has no room for a batch")
     for part in ("a batch of 1.2 MB", "2 workers hold up to 4.8 MB", "of 1.0 MB free", "machine.workers=0"):
         assert part in line
 
@@ -114,7 +112,7 @@ def test_no_room_for_the_queues_themselves_is_no_full_disk(tmp_path):
     )
     code, _, err = small_shared_memory(sys.executable, script, kilobytes=4)
     assert (code, err.count("\n")) == (2, 1)
-    assert "shared memory is full: the data loader finds no room for its queues" in err
+    assert "shared memory is full: there is no room for the data loader's queues" in err
 
 
 @pytest.mark.slow

@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import check
-from data import check_images as findings
+from data import check, check_files
 from data.catalog import open_dataset
-from data.check import BRIEF, preflight
-from data.check_images import check_images, check_overlap, same_content, sample
-from data.check_masks import check_masks, check_strays
-from data.check_picture import IGNORED, masked, overlay
+from data.check import BRIEF, IGNORED, masked, overlay, preflight
+from data.check_files import check_images, check_masks, check_overlap, check_strays, same_content, sample
 from data.config import DataConfig
 from eval import knn, linear, segmentation
 from runtime.errors import UserError, run_command
@@ -126,7 +123,7 @@ def test_links_between_the_splits_are_followed(tree):
 
 def test_overlap_of_a_large_set_by_name(tree, monkeypatch):
     """Where train is too large to compare sizes with, images of the same name are compared."""
-    monkeypatch.setattr(findings, "STATS", 0)
+    monkeypatch.setattr(check_files, "STATS", 0)
     shutil.copy(tree / "train" / "class2" / "7.png", tree / "val" / "class3" / "7.png")
     lists = [
         open_dataset(DataConfig(name="imagefolder", root=str(tree))).images(split).paths for split in ("train", "val")
@@ -239,7 +236,7 @@ def test_the_look_is_brief(tree, monkeypatch):
     for number in range(12, 60):
         shutil.copy(tree / "train" / "class0" / "0.png", tree / "train" / "class0" / f"{number}.png")
     read = []
-    monkeypatch.setattr(findings, "read_image", read.append)
+    monkeypatch.setattr(check_files, "read_image", read.append)
     preflight(DataConfig(name="imagefolder", root=str(tree)), masks=False)
     assert len(read) == 2 * BRIEF
     with pytest.raises(UserError, match="has no segmentation masks"):

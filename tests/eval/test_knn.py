@@ -119,7 +119,7 @@ def test_command(image_folder, parent, evaluate):
     tables = []
     for split in ("train", "val"):
         transform = knn.eval_transform(16, 16)
-        vectors, labels = extract.table(knn.ImageBatches(knn.labelled_dataset(dataset.images(split), transform), 5), 0)
+        vectors, labels = extract.table(knn.ImageBatches(knn.LabelledDataset(dataset.images(split), transform), 5), 0)
         tables += [normalise_rows(vectors), labels]
     for k, score in zip(result["neighbours"], result["val_top1_each"], strict=True):
         assert score == pytest.approx(brute_force(*tables, k, 0.07)[0], abs=100 / 16)  # a tie may fall otherwise

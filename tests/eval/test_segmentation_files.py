@@ -13,7 +13,7 @@ from segmentation_tools import CONFIG, runner_of
 from data import check
 from data.catalog import open_dataset
 from data.check import preflight
-from data.check_masks import check_masks
+from data.check_files import check_masks
 from data.config import DataConfig
 from data.layout import SegmentationLayout
 from eval import command, segmentation
@@ -99,7 +99,7 @@ DAMAGE_OF_MASKS = {
 DAMAGE_OF_ANY = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "truncated"),
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
-    "no image": (lambda path: path.write_bytes(b"<html>404</html>"), "it is no image of a known format"),
+    "no image": (lambda path: path.write_bytes(b"<html>404</html>"), "it is not an image of a known format"),
     "loop": (loop, "Too many levels of symbolic links"),
     "bomb": (trees.bomb, "more pixels than the 178,956,970 that are allowed"),
 }
@@ -135,7 +135,7 @@ def test_damage_is_named_before_training(kind, split, voc):
 def test_headers_of_all_files_are_looked_at_before_training(kind, voc, monkeypatch):
     """Whatever file it is; what only pixels tell is seen in those of a sample."""
     path, _ = damage(voc, "train", kind)
-    monkeypatch.setattr("data.check_masks.sample", lambda files, count: list(files)[:0])
+    monkeypatch.setattr("data.check_files.sample", lambda files, count: list(files)[:0])
     with pytest.raises(UserError) as refused:
         preflight(DataConfig(name="voc", root=str(voc)), masks=True)
     assert str(path) in str(refused.value)

@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from data.catalog import open_dataset
 from data.config import MEAN, STD, DataConfig
-from data.transforms import eval_transform, labelled_dataset
+from data.transforms import LabelledDataset, eval_transform
 from eval import knn, linear, segmentation
 from eval.knn_config import KnnConfig
 from eval.knn_config import identity as knn_identity
@@ -217,7 +217,7 @@ def test_images_are_normalised_as_the_network_wants(image_folder):
     """Equal to torchvision's ToTensor and Normalize."""
     images = open_dataset(DataConfig(name="imagefolder", root=str(image_folder))).images("val")
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
-    ours = labelled_dataset(images, eval_transform(32, 32), normalisation=(mean, std))
+    ours = LabelledDataset(images, eval_transform(32, 32), normalisation=(mean, std))
     reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     expected = reference(Image.open(images.paths[3]).convert("RGB"))
     torch.testing.assert_close(ours[3][0], expected, atol=1e-5, rtol=1e-5)

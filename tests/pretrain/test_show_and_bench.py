@@ -84,14 +84,14 @@ def test_bench_tells_parts_rates_and_the_limit(folder_of_60: DataConfig, capsys)
 
 
 def test_files_are_decoded_and_reduced_where_they_are_not_held(folder_of_60: DataConfig, monkeypatch) -> None:
-    monkeypatch.setattr(bench, "ImageStore", lambda *args, **more: STORE(*args, memory_bytes=0, **more))
+    monkeypatch.setattr(bench, "open_store", lambda *arguments: OPEN_STORE(*arguments, memory_bytes=0))
     settings = show.load_config(str(CONFIG), [*overrides(folder_of_60), "views.short_side=20"])
     parts = bench.worker_parts(settings, bench.open_dataset(settings.data), show.view_maker(settings), 0.05)
     assert list(parts) == ["read the file", "decode", "reduce", "choose", "cut and resize", "mirror and colour"]
     assert all(value > 0 for value in parts.values())
 
 
-STORE = bench.ImageStore
+OPEN_STORE = bench.open_store
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Recycled memory is never memory that somebody still holds."""
+"""Memory is reused only when nothing refers to it any more."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 
 from data.config import DataConfig, ViewsConfig
 from data.images import normalise
-from data.loader import PretrainLoader
-from data.recycle import Recycler
+from data.loader import BufferPool, PretrainLoader
 
 
 def test_what_is_held_is_not_given_again() -> None:
     """Held as an array, as a view of it, as a tensor, as a part of a tensor, or by what autograd saved."""
-    recycler = Recycler()
-    array = recycler.take((4, 3), np.float32)
+    pool = BufferPool()
+    array = pool.take((4, 3), np.float32)
     first = array.ctypes.data
     for hold in (
         lambda a: a,
@@ -29,27 +28,27 @@ def test_what_is_held_is_not_given_again() -> None:
     ):
         held = hold(array)
         del array
-        other = recycler.take((4, 3), np.float32)
+        other = pool.take((4, 3), np.float32)
         assert other.ctypes.data != first
         del held, other
-        array = recycler.take((4, 3), np.float32)
+        array = pool.take((4, 3), np.float32)
         assert array.ctypes.data == first
 
 
 def test_other_shapes_and_types_are_other_arrays() -> None:
-    recycler = Recycler()
-    recycler.take((4, 3), np.float32)
-    assert recycler.take((4, 3), np.uint8).dtype == np.uint8
-    assert recycler.take((3, 4), np.float32).shape == (3, 4)
-    assert pickle.loads(pickle.dumps(recycler)).take((2,), np.uint8).shape == (2,)
+    pool = BufferPool()
+    pool.take((4, 3), np.float32)
+    assert pool.take((4, 3), np.uint8).dtype == np.uint8
+    assert pool.take((3, 4), np.float32).shape == (3, 4)
+    assert pickle.loads(pickle.dumps(pool)).take((2,), np.uint8).shape == (2,)
 
 
 def test_threads_never_share_an_array() -> None:
-    recycler, clashes = Recycler(), []
+    pool, clashes = BufferPool(), []
 
     def work(mark: int) -> None:
         for _ in range(2000):
-            array = recycler.take((8,), np.int64)
+            array = pool.take((8,), np.int64)
             array[:] = mark
             clashes.extend(array[array != mark])
 
@@ -75,5 +74,5 @@ def test_batches_that_are_kept_keep_their_values(small_scenes: DataConfig) -> No
 
 def test_normalise_fills_it() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-    recycler = Recycler()
-    assert torch.equal(normalise(pixels, recycler), normalise(pixels))
+    pool = BufferPool()
+    assert torch.equal(normalise(pixels, allocate=pool.take), normalise(pixels))
