@@ -25,11 +25,10 @@ def plain_config(
 ) -> dict[str, Any]:
     """The config for mmengine's Runner; `channels` of the maps that the head sees."""
     own = ["eval.mmseg_parts", "eval.mmseg_data", "eval.mmseg_loop"]
-    sync = sync_batch_norm(device, processes)
     return {
         "custom_imports": {"imports": own, "allow_failed_imports": False},
         "default_scope": "mmseg",
-        "model": model(config, parent, channels, len(layout.classes), sync),
+        "model": model(config, parent, channels, len(layout.classes), processes > 1),
         "train_dataloader": train_loader(config, layout, processes),
         "val_dataloader": val_loader(config, layout),
         "train_cfg": {"type": "ResumableTrainLoop", "max_iters": config.iterations},
@@ -58,9 +57,8 @@ def plain_config(
     }
 
 
-def model(
-    config: SegmentationConfig, parent: Path, channels: list[int], classes: int, sync: str | None
-) -> dict[str, Any]:
+def model(config: SegmentationConfig, parent: Path, channels: list[int], classes: int, sync: bool) -> dict[str, Any]:
+    norm = {"type": "SharedBN" if sync else "BN"}  # SharedBN: of eval/mmseg_parts.py
     window = {"crop_size": list(config.crop), "stride": [config.slide_stride] * 2}
     return {
         "type": "EncoderDecoder",
@@ -81,9 +79,9 @@ def model(
             "final_norm": config.final_norm,
             "drop_path": config.drop_path,
             "output_stride": config.output_stride,
-            "sync": sync if config.finetune else None,
+            "sync": sync and config.finetune,
         },
-        "decode_head": {**head(config, channels), "num_classes": classes, "norm_cfg": {"type": sync or "BN"}},
+        "decode_head": {**head(config, channels), "num_classes": classes, "norm_cfg": norm},
         "train_cfg": {},
         "test_cfg": {"mode": "slide", **window} if config.inference == "slide" else {"mode": "whole"},
     }
@@ -105,13 +103,6 @@ def head(config: SegmentationConfig, channels: list[int]) -> dict[str, Any]:
         "align_corners": False,
         **loss,
     }
-
-
-def sync_batch_norm(device: torch.device, processes: int) -> str | None:
-    """The BatchNorm whose statistics are of all processes; torch's own is for GPUs alone. None for one process."""
-    if processes == 1:
-        return None
-    return "SyncBN" if device.type == "cuda" else "GlooSyncBN"
 
 
 def train_loader(config: SegmentationConfig, layout: SegmentationLayout, processes: int) -> dict[str, Any]:

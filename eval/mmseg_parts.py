@@ -20,7 +20,7 @@ from eval.parent import load_parent_backbone, open_parent
 from runtime.stopping import outlive_stops
 from vicregl.sync_norm import SharedBatchNorm, synchronise
 
-MODELS.register_module(name="GlooSyncBN", module=SharedBatchNorm)
+MODELS.register_module(name="SharedBN", module=SharedBatchNorm)
 
 FUNCTIONS.register_module(name="outlive_stops", module=outlive_stops)  # of a loader's workers
 
@@ -30,8 +30,8 @@ class PretrainedBackbone(BaseModule):
     """The network of a finished pretraining run, loaded strictly; frozen in eval mode, or finetuned.
 
     `taps`: last gives one map, all gives every stage's, shallow to deep; the deepest after the network's last norm, if
-    `final_norm`. `drop_path` null is the pretraining's own, `output_stride` 0 the network's own. `sync` is the kind of
-    BatchNorm that several processes share when they finetune: SyncBN or GlooSyncBN.
+    `final_norm`. `drop_path` null is the pretraining's own, `output_stride` 0 the network's own. With `sync` the
+    statistics of BatchNorm are those of all processes.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PretrainedBackbone(BaseModule):
         final_norm: bool = True,
         drop_path: float | None = None,
         output_stride: int = 0,
-        sync: str | None = None,
+        sync: bool = False,
     ) -> None:
         super().__init__(init_cfg=None)
         changed: dict[str, Any] = {"output_stride": output_stride} if output_stride else {}
@@ -51,8 +51,8 @@ class PretrainedBackbone(BaseModule):
         self.network = load_parent_backbone(open_parent(run), **changed)
         self.taps, self.finetune, self.final_norm = taps, finetune, final_norm
         self.network.requires_grad_(finetune)
-        if sync is not None:
-            self.network.trunk = synchronise(self.network.trunk, torch.device("cuda" if sync == "SyncBN" else "cpu"))
+        if sync:
+            self.network.trunk = synchronise(self.network.trunk)
 
     def init_weights(self) -> None:
         """Nothing: the weights are the file's. Without this, mmengine might call timm's random initialisation."""

@@ -162,7 +162,7 @@ def make_probe(
 def prepare_model(model: VICRegLModel, config: PretrainConfig, device: torch.device, world: World) -> VICRegLModel:
     """Apply the config's norms, memory layout and compilation to the model, and move it to the device."""
     if world.size > 1 and config.train.sync_batch_norm:
-        model = synchronise(model, device)
+        model = synchronise(model)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
     if config.machine.compile:

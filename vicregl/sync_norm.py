@@ -1,4 +1,8 @@
-"""BatchNorm over the batch of all processes: torch's own on CUDA, and one for the CPU, where torch has none."""
+"""BatchNorm over the batch of all processes, on any device.
+
+torch's SyncBatchNorm is for CUDA alone, and waits for the GPU twice a layer to leave out processes without samples.
+There are none here: every process has at least one.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,22 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vicregl.batch import ProcessBatch
+
 M = TypeVar("M", bound=nn.Module)
 
 
-def synchronise(model: M, device: torch.device) -> M:
+def synchronise(model: M) -> M:
     """Make every BatchNorm of the model take its statistics over all processes; names of tensors stay.
 
     Gradients are meant to be averaged over the processes afterwards, each process's loss gradient being times their
     number (vicregl/batch.py).
     """
-    if device.type == "cuda":
-        return convert_sync_batchnorm(model)  # timm's, which knows its norms with an activation inside
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = _synced(type(module))
@@ -44,8 +47,15 @@ class SharedBatchNorm(_BatchNorm):
         """(N, C, ...) -> (N, C, ...), in training with mean and variance of every process's N."""
         if not self.training:
             return super().forward(x)
-        normed = self._normalised(x if x.dtype == torch.float64 else x.float()).to(x.dtype)
+        normed = self._by_kernels(x) if has_kernels(x) else self._by_formula(x)
         return self.act(self.drop(normed)) if isinstance(self, BatchNormAct2d) else normed
+
+    def _by_kernels(self, x: Tensor) -> Tensor:
+        running = (self.running_mean, self.running_var)
+        return _Kernels.apply(x, self.weight, self.bias, *running, self._share_of_this_batch(), self.eps)
+
+    def _by_formula(self, x: Tensor) -> Tensor:
+        return self._normalised(x if x.dtype == torch.float64 else x.float()).to(x.dtype)
 
     def _normalised(self, x: Tensor) -> Tensor:
         dims = [0, *range(2, x.dim())]
@@ -64,12 +74,69 @@ class SharedBatchNorm(_BatchNorm):
         return normed
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
+        share = self._share_of_this_batch()
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+    def _share_of_this_batch(self) -> float:
+        """Count the batch; return its weight in the running statistics."""
+        if self.num_batches_tracked is None:
+            return 0.0
         self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        return 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether torch has its kernels for a BatchNorm over processes on the tensor's device."""
+    return x.is_cuda
+
+
+class _Kernels(torch.autograd.Function):
+    """BatchNorm over processes by the kernels of torch's SyncBatchNorm: half precision stays, statistics are float32.
+
+    One gathering of the processes' (mean, 1 / deviation, count) forward, and one sum backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        share: float,
+        eps: float,
+    ) -> Tensor:
+        x, channels = _dense(x), x.shape[1]
+        mean, inverse = torch.batch_norm_stats(x, eps)
+        own = torch.cat([mean, inverse, mean.new_full((1,), x.numel() // channels)])
+        processes = ProcessBatch(1, dist.get_world_size(), dist.get_rank())
+        means, inverses, counts = processes.gather(own[None]).split([channels, channels, 1], dim=1)
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(
+            x, means, inverses, running_mean, running_var, share, eps, counts.flatten()
+        )
+        ctx.save_for_backward(x, weight, mean, inverse, counts.int())
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, counts = ctx.saved_tensors
+        outer, (of_x, *affine) = _dense(outer), ctx.needs_input_grad[:3]
+        *sums, of_weight, of_bias = torch.batch_norm_backward_reduce(outer, x, mean, inverse, weight, of_x, *affine)
+        grad = None
+        if of_x:
+            both = torch.cat(sums)
+            dist.all_reduce(both)
+            total, centred = both.chunk(2)
+            grad = torch.batch_norm_backward_elemt(outer, x, mean, inverse, weight, total, centred, counts)
+        return grad, of_weight if affine[0] else None, of_bias if affine[1] else None, None, None, None, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -173,7 +173,7 @@ def test_shared_batchnorm_of_one_process_is_batchnorm(alone):
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3), nn.ReLU())
     nn.init.uniform_(plain[1].weight)
-    shared = synchronise(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3)), torch.device("cpu"))
+    shared = synchronise(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.3)))
     shared.load_state_dict(plain.state_dict())
     assert isinstance(shared[1], SharedBatchNorm)
     images = torch.randn(4, 3, 9, 7)
@@ -197,7 +197,7 @@ def test_shared_batchnorm_keeps_what_timm_does_after_it(alone):
     images = torch.randn(2, 3, 64, 64)
     expected = plain.train()(images)
     keys = list(plain.state_dict())
-    shared = synchronise(plain, torch.device("cpu"))
+    shared = synchronise(plain)
     assert list(shared.state_dict()) == keys
     assert not any(type(module) is nn.BatchNorm2d for module in shared.modules())
     torch.testing.assert_close(shared.train()(images), expected, rtol=1e-3, atol=1e-3)
@@ -205,7 +205,7 @@ def test_shared_batchnorm_keeps_what_timm_does_after_it(alone):
 
 @pytest.mark.parametrize("head", ["linear", "fcn"])
 def test_shared_batchnorm_leaves_names_and_values(head, scenes, parent, tmp_path):
-    """So that one process can go on where several stopped: of torch's kind (GPUs) and of this project's (CPUs)."""
+    """So that one process can go on where several stopped."""
     compat.prepare_mmcv()
     from mmengine.registry import init_default_scope
     from mmseg.registry import MODELS
@@ -222,11 +222,11 @@ def test_shared_batchnorm_leaves_names_and_values(head, scenes, parent, tmp_path
         return MODELS.build(described["model"])
 
     alone = built("cpu", 1)
-    for device, kind in (("cpu", SharedBatchNorm), ("cuda", nn.SyncBatchNorm)):
+    for device in ("cpu", "cuda"):
         model = built(device, 2)
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         assert len(norms) > 5
-        assert all(isinstance(norm, kind) for norm in norms)
+        assert all(isinstance(norm, SharedBatchNorm) for norm in norms)
         assert list(model.state_dict()) == list(alone.state_dict())
         backbone = alone.backbone.state_dict()
         assert all(torch.equal(value, backbone[key]) for key, value in model.backbone.state_dict().items())
