@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis.labels import NONE, number, value_text
-from analysis.render import Table
+from analysis.render import Column, Table
 
+Record = dict[Hashable, Any]
 FILE = Path(__file__).with_name("published.csv")
 # A study's score -> the column of published.csv that measures the same on ImageNet-1k and Pascal VOC.
 SOURCES = {"linear.top1": "linear_top1", "segmentation.miou": "voc_frozen_miou"}
@@ -45,25 +48,24 @@ def is_comparable(frame: pd.DataFrame) -> bool:
 
 def published_table(rows: pd.DataFrame) -> Table:
     """Rows of published.csv; the columns that no row fills are left out."""
-    scores = {column: name for column, name in _COLUMNS.items() if rows[column].notna().any()}
     sources = list(dict.fromkeys(rows["source"]))
-    header = ["method", "backbone", "α", "pretraining", *scores.values(), "source"]
-    lines = []
-    for record in rows.to_dict("records"):
-        epochs = "" if pd.isna(record["epochs"]) else f", {record['epochs']:.0f} epochs"
-        cells = [
-            f"*{record['method']}*",
-            record["backbone"],
-            _text(record["alpha"]),
-            f"{record['pretrain_data']}{epochs}",
-        ]
-        cells += [NONE if pd.isna(record[column]) else number(record[column], True) for column in scores]
-        lines.append([*cells, f"({sources.index(record['source']) + 1})"])
-    return Table(header, [lines])
+    columns = [
+        Column[Record]("method", lambda row: f"*{row['method']}*"),
+        Column[Record]("backbone", lambda row: row["backbone"]),
+        Column[Record]("α", lambda row: "" if pd.isna(row["alpha"]) else value_text(row["alpha"])),
+        Column[Record]("pretraining", _pretraining_text),
+        *(_score_column(column, name) for column, name in _COLUMNS.items() if rows[column].notna().any()),
+        Column[Record]("source", lambda row: f"({sources.index(row['source']) + 1})"),
+    ]
+    return Table.of(columns, rows.to_dict("records"))
 
 
-def _text(value: float) -> str:
-    return "" if pd.isna(value) else value_text(value)
+def _pretraining_text(row: Record) -> str:
+    return row["pretrain_data"] + ("" if pd.isna(row["epochs"]) else f", {row['epochs']:.0f} epochs")
+
+
+def _score_column(column: str, name: str) -> Column[Record]:
+    return Column(name, lambda row: NONE if pd.isna(row[column]) else number(row[column], percent=True))
 
 
 def notes(frame: pd.DataFrame, rows: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ from analysis.labels import is_percent, score_name, value_text
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate, difference, seeds_to_settle
 from analysis.summary import Row, Summary, summarize
-from analysis.tables import estimate_text, score_cell
+from analysis.tables import estimate_text, score_text
 from runtime.errors import UserError
 from runtime.yaml_files import parse_yaml
 
@@ -24,7 +24,7 @@ def compare(data: ReportData, a: str, b: str) -> list[str]:
     lines = [f"{name_of(summary, first)} against {name_of(summary, second)}"]
     for score in data.study.scores:
         x, y = first.scores[score], second.scores[score]
-        values = f"{score_cell(x, is_percent(score))} against {score_cell(y, is_percent(score))}"
+        values = f"{score_text(x, is_percent(score))} against {score_text(y, is_percent(score))}"
         lines.append(f"  {score_name(score)}: {values}; {_verdict(x.by_seed, y.by_seed, score)}")
     return lines
 

@@ -1,11 +1,65 @@
-"""Tables as Markdown, HTML, LaTeX (booktabs) and CSV."""
+"""How results are written: tables as Markdown and LaTeX, pages as Markdown from a template, and that as HTML.
+
+Every text of a report is Markdown: **bold**, *italic*, `code` and [text](target); LaTeX and HTML are made of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import html
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from analysis import markup
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+TEMPLATES = Path(__file__).with_name("templates")
+R = TypeVar("R")
+
+# The dialect of git forges, as far as reports use it. HTML within Markdown is shown as the text that it is.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+# Wide tables scroll by themselves on a narrow screen.
+_MARKDOWN.add_render_rule("table_open", lambda *_: '<div class="table"><table>\n')
+_MARKDOWN.add_render_rule("table_close", lambda *_: "</table></div>\n")
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "α": r"$\alpha$",
+        "Δ": r"$\Delta$",
+        "×": r"$\times$",
+        "|": r"\textbar{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+)
+_LATEX_MARKS = {"strong_open": r"\textbf{", "em_open": r"\emph{", "strong_close": "}", "em_close": "}"}
+_ASCII = str.maketrans({"±": "+-", "Δ": "Delta", "α": "alpha", "−": "-", "–": "-"})
+
+
+@dataclass(frozen=True)
+class Column(Generic[R]):
+    """A column of a table of rows R: its name, its text in Markdown, and what it holds in a CSV file, by field."""
+
+    name: str
+    text: Callable[[R], str]
+    fields: Callable[[R], dict[str, Any]] = lambda row: {}
 
 
 @dataclass(frozen=True)
@@ -15,9 +69,14 @@ class Table:
     header: list[str]
     blocks: list[list[list[str]]]
 
+    @classmethod
+    def of(cls, columns: Sequence[Column[R]], *blocks: Sequence[R]) -> Table:
+        lines = [[[column.text(row) for column in columns] for row in block] for block in blocks]
+        return cls([column.name for column in columns], [block for block in lines if block])
+
     @property
     def is_text(self) -> list[bool]:
-        """For each column, whether it reads from the left: the first one, and words alone."""
+        """For each column, whether it is aligned to the left: the first one, and those of words alone."""
         columns = zip(*(line for block in self.blocks for line in block), strict=True)
         words = [any(cells) and all(cell.lstrip("*")[:1].isalpha() for cell in cells if cell) for cells in columns]
         return [True, *words[1:]] if words else [True] * len(self.header)
@@ -36,27 +95,12 @@ def to_markdown(table: Table) -> str:
     return "\n".join([first, rule, *rest])
 
 
-def to_html(table: Table) -> str:
-    """In a box that scrolls sideways by itself on a narrow screen."""
-    kinds = [' class="text"' if is_text else "" for is_text in table.is_text]
-    named = zip(table.header, kinds, strict=True)
-    head = "".join(f'<th scope="col"{kind}>{markup.to_html(cell)}</th>' for cell, kind in named)
-    bodies = ["".join(f"<tr>{_html_line(line, kinds)}</tr>\n" for line in block) for block in table.blocks]
-    inner = "".join(f"<tbody>\n{body}</tbody>\n" for body in bodies)
-    return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n{inner}</table></div>'
-
-
-def _html_line(line: Sequence[str], kinds: Sequence[str]) -> str:
-    first, *rest = map(markup.to_html, line)
-    cells = (f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
-    return f'<th scope="row" class="text">{first}</th>' + "".join(cells)
-
-
 def to_latex(table: Table, note: str = "") -> str:
     r"""A tabular for \input into a table; it needs \usepackage{booktabs} alone. The note becomes a comment."""
     columns = "".join("l" if is_text else "r" for is_text in table.is_text)
     blocks = ["".join(_latex_line(line) for line in block) for block in table.blocks]
-    comment = "".join(f"% {line}\n" for line in _ascii(note).splitlines())
+    plain = "".join(token.content for token in _inline(note)).translate(_ASCII)
+    comment = "".join(f"% {_ascii(line)}\n" for line in plain.splitlines())
     return (
         f"% \\usepackage{{booktabs}}\n{comment}\\begin{{tabular}}{{@{{}}{columns}@{{}}}}\n\\toprule\n"
         + _latex_line(table.header)
@@ -67,9 +111,97 @@ def to_latex(table: Table, note: str = "") -> str:
 
 
 def _latex_line(line: Sequence[str]) -> str:
-    return " & ".join(map(markup.to_latex, line)) + " \\\\\n"
+    return " & ".join(map(_latex, line)) + " \\\\\n"
+
+
+def _latex(markdown: str) -> str:
+    """For text mode; a character that LaTeX's fonts may lack becomes a question mark rather than an error."""
+    parts = []
+    for token in _inline(markdown):
+        text = _ascii(token.content.translate(_LATEX))
+        parts.append(_LATEX_MARKS.get(token.type, rf"\texttt{{{text}}}" if token.type == "code_inline" else text))
+    return "".join(parts)
+
+
+def _inline(markdown: str) -> Sequence[Token]:
+    return _MARKDOWN.parseInline(markdown)[0].children or []
 
 
 def _ascii(text: str) -> str:
-    words = {"±": "+-", "Δ": "Delta", "α": "alpha", "−": "-", "–": "-"}
-    return "".join(words.get(c, c if c.isascii() else "?") for c in markup.plain(text))
+    return text.encode("ascii", "replace").decode()
+
+
+def from_template(template: str, **variables: Any) -> str:
+    """A file of templates/, filled. A variable that is missing is an error, never an empty place."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown; page.html.j2 escapes its one text itself
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["table"] = to_markdown
+    return environment.get_template(template).render(variables)
+
+
+def to_html(title: str, markdown: str, folder: Path) -> str:
+    """A page of Markdown as one file, the images of `folder` in it: it needs no server and no network."""
+    tokens = _MARKDOWN.parse(markdown)
+    _mark_headers(tokens)
+    _make_figures(tokens, folder)
+    body = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    return from_template("page.html.j2", title=title, style=style, body=body)
+
+
+def _mark_headers(tokens: Sequence[Token]) -> None:
+    """Which cells head a column and which a row, for screen readers; Markdown knows headers of columns alone."""
+    for i, token in enumerate(tokens):
+        if token.type == "th_open":
+            token.attrSet("scope", "col")
+        elif token.type == "td_open" and tokens[i - 1].type == "tr_open":
+            token.tag = tokens[i + 2].tag = "th"
+            token.attrSet("scope", "row")
+
+
+def _make_figures(tokens: list[Token], folder: Path) -> None:
+    """A paragraph that is an image alone becomes a figure, and the paragraph after it the caption."""
+    for i in reversed(range(len(tokens))):
+        children = tokens[i].children or []
+        if [child.type for child in children] != ["image"]:
+            continue
+        image = children[0]
+        drawing = _embedded(folder / str(image.attrGet("src")), image.content)
+        caption = tokens[i + 3]  # after the end of this paragraph and the start of the next
+        opening, closing = f"<figure>\n{drawing}\n<figcaption>", "</figcaption>\n</figure>\n"
+        tokens[i - 1 : i + 5] = [_raw(opening), caption, _raw(closing)]
+
+
+def _raw(text: str) -> Token:
+    return Token("html_block", "", 0, content=text)
+
+
+def _embedded(file: Path, alt: str) -> str:
+    """The image as an element of the page: lines and text where an SVG lies beside the PNG, else the pixels."""
+    drawing = file.with_suffix(".svg")
+    if drawing.is_file():
+        return _inline_svg(drawing.read_text(encoding="utf-8"), file.stem, alt)
+    content = base64.b64encode(file.read_bytes()).decode()
+    return f'<img src="data:image/png;base64,{content}" alt="{html.escape(alt)}">'
+
+
+def _inline_svg(text: str, name: str, alt: str) -> str:
+    """Without the XML head; its names prefixed, because all figures of the page share one space of names."""
+    svg = text[text.index("<svg") :].strip()
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", svg)
+    width = re.search(r'<svg[^>]*\bwidth="([0-9.]+)pt"', svg)
+    points = float(width[1]) if width else 0.0
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    # At twice its print size at most; on a phone never so small that its text is lost: it scrolls sideways instead.
+    size = f"width: min(100%, {points * 2:.0f}px); min-width: {points * 1.25:.0f}px"
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{html.escape(alt)}" style="{size}"', svg, count=1
+    )

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image
 
-from analysis import html, published, render, tables
+from analysis import published, render, tables
 from analysis.changes import plain
 from analysis.figures import FIGURES, Plot, cost, write
 from analysis.findings import findings
 from analysis.labels import project_path, value_text
-from analysis.page import Block, Code, Heading, Items, Paragraph, Photo, Picture, to_markdown
 from analysis.report_data import ReportData, load_report_data
 from analysis.results import commit_text, commits, load_results, provenance
 from runtime import files
@@ -29,8 +30,11 @@ from sweeps.study import PRETRAIN
 ELSEWHERE = "write the report elsewhere: --reports FOLDER"
 # What a report begins with whose settings are no longer those of its study; analysis/committed.py looks for it.
 STALE = "Made with other settings than this checkout's"
-# The figures that show what the study asks; the others stand where they help to judge the answer.
-_ANSWERS = ("tradeoff", "scores")
+RESULTS = "results.csv"
+CURVES = "training"  # the one figure that is drawn from what the runs logged, which results.csv has not
+_NAMED = 3  # runs of an error, by name
+FOLDER = "pictures"
+SOURCE, CAPTION = "Source", "Description"  # text fields of a picture
 
 
 def write_report(
@@ -90,100 +94,59 @@ def texts_of(data: ReportData, folder: Path, plots: Sequence[Plot]) -> dict[str,
 
     published-rows.tex stands apart, to be set below the table or left out.
     """
-    summary = data.summary
-    results, notes = tables.results_table(summary), tables.notes(summary)
-    rows = published.rows_beside(data.frame)
-    pictures = {plot.name: Picture(plot.name, plot.alt(data), plot.caption(data)) for plot in plots}
-    page = blocks(data, pictures, pictures_of(folder, data.frame))
-    known = published.published_table(rows)
+    summary, rows = data.summary, published.rows_beside(data.frame)
+    table, notes = tables.results_table(summary), tables.notes(summary)
+    known, known_notes = published.published_table(rows), published.notes(data.frame, rows)
+    page = page_of(data, folder, plots, scores=table, score_notes=notes, published=known, published_notes=known_notes)
+    values = tables.score_values(summary, rows.to_dict("records"))
+    latex = {"published-rows.tex": render.to_latex(known, known_notes)}
+    return files_of(data.study.name, folder, page, table, notes, values) | latex
+
+
+def files_of(
+    title: str, folder: Path, page: str, table: render.Table, notes: str, values: pd.DataFrame
+) -> dict[str, str]:
+    """The table in each format, and the page in both of its own."""
     return {
-        "table.md": f"{render.to_markdown(results)}\n\n{notes}\n",
-        "table.tex": render.to_latex(results, notes),
-        "table.csv": tables.table_values(summary, rows).to_csv(index=False),
-        "published-rows.tex": render.to_latex(known, published.notes(data.frame, rows)),
-        "README.md": to_markdown(page),
-        "index.html": html.to_html(data.study.name, page, folder),
+        "table.md": f"{render.to_markdown(table)}\n\n{notes}\n",
+        "table.tex": render.to_latex(table, notes),
+        "table.csv": values.to_csv(index=False),
+        "README.md": page,
+        "index.html": render.to_html(title, page, folder),
     }
 
 
-def blocks(data: ReportData, pictures: dict[str, Picture], photos: Sequence[Block] = ()) -> list[Block]:
-    """The report, from the question to where it comes from; `photos` are of shown.pictures_of."""
-    study, frame = data.study, data.frame
-    rows = published.rows_beside(frame)
-    answers = [pictures[name] for name in _ANSWERS if name in pictures]
-    page: list[Block] = [Heading(study.name, 1), *_staleness(data), Paragraph(study.question)]
-    page += [Heading("What came out"), Items(findings(data.summary)), *_allowance(data), *answers]
-    page += [Heading("Scores"), tables.results_table(data.summary), Paragraph(tables.notes(data.summary))]
-    page += _settings(data)
-    page += [Heading("What was published"), published.published_table(rows), Paragraph(published.notes(frame, rows))]
-    page += _shown(pictures, "published")
-    page += photos
-    page += _training(data, pictures) + _trouble(data)
-    return page + _cost(data, pictures) + _origin(data, bool(photos))
-
-
-def _staleness(data: ReportData) -> list[Block]:
-    if not data.changes:
-        return []
-    text = f"{'; '.join(data.changes)}. The commands at the end of this page would make a different report."
-    return [Paragraph(f"**{STALE}** ({_commits(data)} → now): {text}")]
-
-
-def _commits(data: ReportData) -> str:
-    """The code that made the runs: commit 0463b78b4457."""
-    return ", ".join(dict.fromkeys(commit_text(c) for line in commits(data.frame) for c in line.split()))
-
-
-def _allowance(data: ReportData) -> list[Block]:
-    if not any(len(scores.by_seed) > 1 for row in data.summary.rows for scores in row.scores.values()):
-        return []
-    words = (
-        "What is not undecided holds among all the differences that its sentence was chosen from: Holm's procedure "
-        "over their t-tests, wrong in at most 5 % of studies for each sentence."
+def page_of(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: Any) -> str:
+    """README.md: templates/report.md.j2, filled."""
+    frame, summary, diagnostics = data.frame, data.summary, data.diagnostics
+    file = project_path(data.study.file)
+    pictures, outdated_pictures = pictures_of(folder, frame)
+    return render.from_template(
+        "report.md.j2",
+        data=data,
+        study=data.study,
+        stale=STALE,
+        changes=data.changes,
+        code=", ".join(dict.fromkeys(commit_text(c) for line in commits(frame) for c in line.split())),
+        findings=findings(summary),
+        several_seeds=summary.most_seeds > 1,
+        plots={plot.name: plot for plot in plots},
+        settings=tables.settings_table(frame, data.study),
+        pictures=pictures,
+        outdated_pictures=outdated_pictures,
+        diagnostics=tables.diagnostics_table(diagnostics),
+        gaps=_gaps(frame),
+        contradictions=list(dict.fromkeys(summary.contradictions + diagnostics.contradictions)),
+        cost=cost.stage_table(frame),
+        step_cost=cost.step_table(data),
+        provenance=provenance(frame, data.study),
+        file=file,
+        **variables,
     )
-    return [Paragraph(words)]
-
-
-def _settings(data: ReportData) -> list[Block]:
-    found = tables.settings_table(data.frame, data.study)
-    return [] if found is None else [Heading("Settings"), found]
-
-
-def _shown(pictures: dict[str, Picture], *names: str) -> list[Block]:
-    return [pictures[name] for name in names if name in pictures]
-
-
-def _cost(data: ReportData, pictures: dict[str, Picture]) -> list[Block]:
-    page: list[Block] = [Heading("Cost"), cost.stage_table(data.frame), *_shown(pictures, "cost")]
-    steps = cost.step_table(data)
-    return page if steps is None else [*page, Paragraph("A training step, median (range over runs):"), steps]
-
-
-def _training(data: ReportData, pictures: dict[str, Picture]) -> list[Block]:
-    page: list[Block] = []
-    diagnostics = tables.diagnostics_table(data.diagnostics)
-    if diagnostics is not None:
-        words = (
-            "Of the frozen backbone's features, pooled and of every position of the map (local). std: relative to the "
-            "features' scale, 0 is collapse to a point. correlation: root mean square between dimensions, 1 is one "
-            "dimension repeated. rank: effective rank (RankMe)."
-        )
-        page += [Heading("Has a representation collapsed?"), diagnostics, Paragraph(words)]
-    page += _shown(pictures, "diagnostics")
-    return page + ([Heading("Training"), pictures["training"]] if "training" in pictures else [])
-
-
-def _trouble(data: ReportData) -> list[Block]:
-    """Every run without a result, with its state; every score that two results contradict."""
-    page: list[Block] = []
-    if missing := _gaps(data.frame):
-        page += [Heading("Gaps"), Paragraph("Runs without a result:"), Items(missing)]
-    if found := list(dict.fromkeys(data.summary.contradictions + data.diagnostics.contradictions)):
-        page += [Heading("Contradictions"), Paragraph("Two results for one setting and seed:"), Items(found)]
-    return page
 
 
 def _gaps(frame: pd.DataFrame) -> list[str]:
+    """Every run without a result, with its state."""
     lines: dict[str, str] = {}
     for part in (PRETRAIN, "eval"):
         if f"{part}.state" not in frame:
@@ -193,31 +156,42 @@ def _gaps(frame: pd.DataFrame) -> list[str]:
     return list(lines.values())
 
 
-def _origin(data: ReportData, pictures: bool) -> list[Block]:
-    file = project_path(data.study.file)
-    pictured = [f"python -m analysis.pictures --study {file}"] if pictures else []
-    return [
-        Heading("Where it comes from"),
-        Items([f"{name}: {text}" for name, text in provenance(data.frame, data.study).items()]),
-        Paragraph(_made_by(data)),
-        Code("\n".join([f"python -m sweeps run {file}", *pictured, f"python -m analysis {file}"])),
-        Paragraph(
-            "[results.csv](results.csv) has one row for each pretraining and evaluation, with every field of both "
-            "configs. For a paper: [tradeoff.pdf](tradeoff.pdf) and the other figures as PDF and SVG; the table above "
-            "as [LaTeX](table.tex) and as [numbers](table.csv)."
-        ),
-    ]
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that `python -m analysis.pictures --study` left beside a report: its path from there."""
+
+    path: str
+    alt: str
+    caption: str
 
 
-def _made_by(data: ReportData) -> str:
-    if not data.changes:
-        return "Made by"
-    return f"Made at {_commits(data)} by these commands, which now make a different report (see the top of this page)"
+def pictures_of(folder: Path, frame: pd.DataFrame) -> tuple[list[Picture], list[str]]:
+    """The pictures of the very runs of the frame, and the paths of those of other runs or of an earlier state.
+
+    Each PNG says in its text fields which runs it shows, in which state (SOURCE), and what it shows (CAPTION).
+    """
+    states = {
+        f"{run}:{state}"
+        for side in ("pretrain", "eval")
+        if f"{side}.hash" in frame
+        for run, state in frame[[f"{side}.hash", f"{side}.state"]].dropna().to_numpy()
+    }
+    current, outdated = [], []
+    for file in sorted((folder / FOLDER).glob("*.png")):
+        with Image.open(file) as image:
+            texts = dict(getattr(image, "text", {}))
+        runs, caption = set(texts.get(SOURCE, "").split()), texts.get(CAPTION, "")
+        if runs and {_settled(run) for run in runs} <= {_settled(run) for run in states}:
+            current.append(Picture(f"{FOLDER}/{file.name}", caption.partition(".")[0], caption))
+        else:
+            outdated.append(f"`{FOLDER}/{file.name}`")
+    return current, outdated
 
 
-RESULTS = "results.csv"
-CURVES = "training"  # the one figure that is drawn from what the runs logged, which results.csv has not
-_NAMED = 3  # runs of an error, by name
+def _settled(run: str) -> str:
+    """hash:done, or hash:not: a run that was running and is interrupted now shows the same gap."""
+    name, _, state = run.partition(":")
+    return f"{name}:{'done' if state == 'done' else 'not'}"
 
 
 def require_no_loss(frame: pd.DataFrame, folder: Path) -> None:
@@ -270,38 +244,3 @@ def _scores(frame: pd.DataFrame) -> dict[tuple[str, ...], int]:
 def _same_pretrainings(frame: pd.DataFrame, former: pd.DataFrame) -> bool:
     column = "pretrain.hash"
     return column in frame and column in former and set(frame[column]) == set(former[column])
-
-
-FOLDER = "pictures"
-SOURCE, CAPTION = "Source", "Description"
-
-
-def pictures_of(folder: Path, frame: pd.DataFrame) -> list[Block]:
-    """Of the report in `folder`; those of other runs, or of runs that have gone on since, are named and not shown."""
-    states = {
-        f"{run}:{state}"
-        for side in ("pretrain", "eval")
-        if f"{side}.hash" in frame
-        for run, state in frame[[f"{side}.hash", f"{side}.state"]].dropna().to_numpy()
-    }
-    shown: list[Block] = []
-    former = []
-    for file in sorted((folder / FOLDER).glob("*.png")):
-        with Image.open(file) as image:
-            texts = dict(getattr(image, "text", {}))
-        runs = set(texts.get(SOURCE, "").split())
-        if runs and {_settled(run) for run in runs} <= {_settled(run) for run in states}:
-            caption = texts.get(CAPTION, "")
-            shown.append(Photo(f"{FOLDER}/{file.name}", caption.partition(".")[0], caption))
-        else:
-            former.append(f"`{FOLDER}/{file.name}`")
-    if former:
-        again = "`python -m analysis.pictures --study` makes them again"
-        shown.append(Paragraph(f"Of other runs, or of an earlier state of these: {', '.join(former)}; {again}."))
-    return [Heading("What the networks see"), *shown] if shown else []
-
-
-def _settled(run: str) -> str:
-    """hash:done, or hash:not: a run that was running and is interrupted now shows the same gap."""
-    name, _, state = run.partition(":")
-    return f"{name}:{'done' if state == 'done' else 'not'}"

@@ -71,6 +71,11 @@ class Summary:
         """Whether the runs are of several code versions or protocols."""
         return VERSION_KEY in self.row_keys
 
+    @property
+    def most_seeds(self) -> int:
+        """The most seeds that any score of any row has."""
+        return max((len(s.by_seed) for row in self.rows for s in row.scores.values()), default=0)
+
     def group_name(self, group: tuple[Any, ...]) -> str:
         """loss.local = both, ...: what tells a curve from the others; empty for the only one."""
         keys = self.row_keys[1:]
@@ -96,12 +101,16 @@ class Summary:
         return all(isinstance(r.varied, int | float) and not isinstance(r.varied, bool) for r in self.settings)
 
     def baseline(self, row: Row) -> Row | None:
-        """The row that this one is compared with; None where the study names none."""
-        wanted = _comparable(self.study.report.baseline)
-        if wanted is None:
+        """The row that this one is compared with; None where the study names none.
+
+        With several curves there are several baselines, and none of them is that of a control.
+        """
+        groups = {other.group for other in self.settings}
+        if row.control is not None and (len(groups) != 1 or row not in self.controls_of(*groups)):
             return None
-        found = [r for r in self.settings if r.group == row.group and r.varied == wanted]
-        return found[0] if found else None
+        wanted, group = _comparable(self.study.report.baseline), row.group if row.control is None else groups.pop()
+        rows = [other for other in self.settings if other.group == group and other.varied == wanted]
+        return rows[0] if wanted is not None and rows else None
 
     def controls_of(self, group: tuple[Any, ...]) -> list[Row]:
         """A control that does not take a key from the grid stands beside every curve."""

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from analysis import html, published, render
+from analysis import render
 from analysis.labels import project_path, score_label
-from analysis.page import Block, Code, Heading, Items, Paragraph, to_markdown
 from analysis.questions import name_of
-from analysis.render import Table
-from analysis.report import ELSEWHERE, RESULTS, require_no_loss
+from analysis.render import Column, Table
+from analysis.report import ELSEWHERE, RESULTS, files_of, require_no_loss
 from analysis.report_data import ReportData, load_report_data
 from analysis.results import commits, provenance
-from analysis.tables import cells_of, count_cell, table_values
+from analysis.summary import Row, Summary
+from analysis.tables import count_text, difference_text, mean_text, score_values
 from analysis.tables import notes as table_notes
 from runtime import files
 from runtime.errors import UserError
 from sweeps.study import is_name
 
 AGAINST = "Δ to its baseline"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of one of the studies."""
+
+    data: ReportData
+    row: Row
+    is_first: bool  # of its study
 
 
 def write_together(
@@ -44,17 +54,19 @@ def write_together(
     if not force:
         require_no_loss(frame, folder)
     files.make_folder(folder, ELSEWHERE)
-    page = blocks(studies_data, name)
-    table, notes = together_table(studies_data), " ".join(remarks(studies_data))
-    values = [table_values(m.summary, published.published()[:0]).assign(study=m.study.name) for m in studies_data]
-    for file, text in {
-        RESULTS: frame.to_csv(index=False),
-        "table.csv": pd.concat(values).to_csv(index=False),
-        "table.md": f"{render.to_markdown(table)}\n\n{notes}\n",
-        "table.tex": render.to_latex(table, notes),
-        "README.md": to_markdown(page),
-        "index.html": html.to_html(name, page, folder),
-    }.items():
+    table, sentences = together_table(studies_data), remarks(studies_data)
+    page = render.from_template(
+        "together.md.j2",
+        name=name,
+        studies=[data.study for data in studies_data],
+        scores=table,
+        remarks=sentences,
+        provenance=[f"{data.study.name}: {line}" for data in studies_data for line in _origin(data)],
+        files=" ".join(project_path(data.study.file) for data in studies_data),
+    )
+    values = pd.concat(score_values(data.summary).assign(study=data.study.name) for data in studies_data)
+    texts = files_of(name, folder, page, table, " ".join(sentences), values) | {RESULTS: frame.to_csv(index=False)}
+    for file, text in texts.items():
         files.write_text(folder / file, text)
     return folder
 
@@ -64,28 +76,36 @@ def together_table(studies_data: Sequence[ReportData]) -> Table:
 
     A score that a study does not have is an empty cell; one that its runs do not have yet is a gap with its state.
     """
-    scores = list(dict.fromkeys(score for data in studies_data for score in data.study.scores))
-    header = ["study", "setting", "n"]
-    for score in scores:
-        header += [score_label(score), AGAINST]
-    return Table(header, [_block(data, scores) for data in studies_data])
+    columns = [
+        Column[Entry]("study", lambda entry: entry.data.study.name if entry.is_first else ""),
+        Column[Entry]("setting", _setting_text),
+        Column[Entry]("n", lambda entry: count_text(entry.row, entry.data.study.scores)),
+    ]
+    for score in dict.fromkeys(score for data in studies_data for score in data.study.scores):
+        columns += [_score_column(score_label(score), score, mean_text), _score_column(AGAINST, score, difference_text)]
+    blocks = [[Entry(data, row, i == 0) for i, row in enumerate(data.summary.rows)] for data in studies_data]
+    return Table.of(columns, *blocks)
 
 
-def _block(data: ReportData, scores: Sequence[str]) -> list[list[str]]:
-    summary = data.summary
-    own = [score for score in scores if score in data.study.scores]
-    lines: list[list[str]] = []
-    for row in summary.rows:
-        cells = dict(zip(own, cells_of(summary, row, own), strict=True))
-        name = name_of(summary, row) if row.control is None else f"*{name_of(summary, row)} (control)*"
-        line = [data.study.name if not lines else "", name, count_cell(row, own)]
-        lines.append(line + [cell for score in scores for cell in cells.get(score, ["", ""])])
-    return lines
+def _setting_text(entry: Entry) -> str:
+    name = name_of(entry.data.summary, entry.row)
+    return name if entry.row.control is None else f"*{name} (control)*"
+
+
+def _score_column(name: str, score: str, text: Callable[[Summary, Row, str], str]) -> Column[Entry]:
+    """A study without a baseline has no differences."""
+
+    def cell(entry: Entry) -> str:
+        study = entry.data.study
+        known = score in study.scores and (name != AGAINST or study.report.baseline is not None)
+        return text(entry.data.summary, entry.row, score) if known else ""
+
+    return Column(name, cell)
 
 
 def remarks(studies_data: Sequence[ReportData]) -> list[str]:
     """What the figures mean, and what keeps rows of two studies from being compared."""
-    longest = max(studies_data, key=lambda m: (m.summary.split, _seeds(m)))
+    longest = max(studies_data, key=lambda m: (m.summary.split, m.summary.most_seeds))
     found = [table_notes(longest.summary).split(" Δ:")[0].rstrip(".") + "."]
     found.append(f"{AGAINST}: within its study, by the study's own baseline row.")
     for what, column in (("protocol", "score.protocol"), ("data", "eval.data.name")):
@@ -93,10 +113,6 @@ def remarks(studies_data: Sequence[ReportData]) -> list[str]:
     if len({frozenset(commits(data.frame)) for data in studies_data}) > 1:
         found.append("**The studies were made by different code** (see below): compare within a study first.")
     return found
-
-
-def _seeds(data: ReportData) -> int:
-    return max((len(s.by_seed) for row in data.summary.rows for s in row.scores.values()), default=0)
 
 
 def _differing(studies_data: Sequence[ReportData], what: str, column: str) -> list[str]:
@@ -114,17 +130,6 @@ def _differing(studies_data: Sequence[ReportData], what: str, column: str) -> li
         for name, by_study in found.items()
         if len(set(by_study.values())) > 1
     ]
-
-
-def blocks(studies_data: Sequence[ReportData], name: str) -> list[Block]:
-    page: list[Block] = [Heading(name, 1), Paragraph("Several studies in one table. What each of them asks:")]
-    page.append(Items([f"**{m.study.name}**: {m.study.question}" for m in studies_data]))
-    page += [Heading("Scores"), together_table(studies_data), Items(remarks(studies_data))]
-    page.append(Heading("Where it comes from"))
-    page += [Items([f"{m.study.name}: {line}" for m in studies_data for line in _origin(m)]), Paragraph("Made by")]
-    files_of = " ".join(project_path(m.study.file) for m in studies_data)
-    page += [Code(f"python -m analysis {files_of} --together {name}")]
-    return [*page, Paragraph("As [LaTeX](table.tex), as [numbers](table.csv), and [every run](results.csv).")]
 
 
 def _origin(data: ReportData) -> list[str]:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from jinja2 import UndefinedError
 
-from analysis import markup, published, render
+from analysis import published, render
+from analysis.render import Table
 from analysis.report_data import ReportData
-from analysis.tables import HERE, Table, results_table, table_values
+from analysis.tables import results_table, score_values
 
 ReportDataOf = Callable[..., ReportData]
 NASTY = Table(
@@ -81,29 +83,57 @@ def test_latex_compiles(report_data_of: ReportDataOf, tmp_path: Path) -> None:
     assert (tmp_path / "t.pdf").stat().st_size > 1000
 
 
-def test_html_is_escaped_and_text_reads_from_the_left() -> None:
-    text = render.to_html(Table(["<a>", "b", "c"], [[["x & y", "1.5", "word"]]]))
-    assert "&lt;a&gt;" in text
-    assert "x &amp; y" in text
-    assert '<td>1.5</td><td class="text">word</td>' in text
-    assert markup.to_html("**b** *i* `c<` [t](u.md)") == (
-        '<strong>b</strong> <em>i</em> <code>c&lt;</code> <a href="u.md">t</a>'
+def html_of(markdown: str, folder: Path) -> str:
+    page = render.to_html("<t> & u", markdown, folder)
+    return page.partition("<main>\n")[2].partition("</main>")[0]
+
+
+def test_html_is_escaped_and_numbers_are_aligned_to_the_right(tmp_path: Path) -> None:
+    table = Table(["<a>", "b", "c"], [[["x & y", "1.5", "word"]], [["z|", "2", "w `|`"]]])
+    text = html_of(render.to_markdown(table), tmp_path)
+    assert '<th scope="col">&lt;a&gt;</th>' in text
+    assert '<th scope="row">x &amp; y</th>\n<td style="text-align:right">1.5</td>\n<td>word</td>' in text
+    assert '<th scope="row">z|</th>' in text
+    assert "<td>w <code>|</code></td>" in text
+    assert "<title>&lt;t&gt; &amp; u</title>" in render.to_html("<t> & u", "", tmp_path)
+    assert html_of("**b** *i* `c<` [t](u.md) <script>\n", tmp_path) == (
+        '<p><strong>b</strong> <em>i</em> <code>c&lt;</code> <a href="u.md">t</a> &lt;script&gt;</p>\n'
     )
-    assert markup.plain("**b** *i* `c`") == "b i c"
+
+
+def test_an_image_alone_is_a_figure_and_the_next_paragraph_its_caption(tmp_path: Path) -> None:
+    (tmp_path / "pixels.png").write_bytes(b"png")
+    (tmp_path / "lines.png").write_bytes(b"png")
+    (tmp_path / "lines.svg").write_text(
+        '<?xml?><svg width="100pt" height="9pt"><g id="a"/><use xlink:href="#a"/></svg>'
+    )
+    text = html_of("![A <b>](pixels.png)\n\nOf *it*.\n\n![L](lines.png)\n\nLines.\n\nText.\n", tmp_path)
+    pixels, lines, rest = text.split("</figure>\n")
+    assert pixels == (
+        '<figure>\n<img src="data:image/png;base64,cG5n" alt="A &lt;b&gt;">\n<figcaption>Of <em>it</em>.</figcaption>\n'
+    )
+    assert '<svg role="img" aria-label="L" style="width: min(100%, 200px); min-width: 125px">' in lines
+    assert '<g id="lines-a"/><use xlink:href="#lines-a"/>' in lines
+    assert rest == "<p>Text.</p>\n"
+
+
+def test_a_variable_that_is_missing_stops_the_page() -> None:
+    with pytest.raises(UndefinedError, match="title"):
+        render.from_template("page.html.j2", body="", style="")
 
 
 def test_the_numbers_as_csv(report_data_of: ReportDataOf) -> None:
     data = some_report_data(report_data_of)
-    text = table_values(data.summary, published.rows_beside(data.frame)).to_csv(index=False)
+    text = score_values(data.summary, published.rows_beside(data.frame).to_dict("records")).to_csv(index=False)
     rows = list(csv.DictReader(io.StringIO(text)))
-    ours = [row for row in rows if row["source"] == HERE]
+    ours = [row for row in rows if row["source"] == "this study"]
     assert len(ours) == 8  # three settings and a control, two scores
     best = [(row["loss.alpha"], row["score"]) for row in ours if row["best"] == "True"]
     assert best == [("1.0", "linear.top1")]
     zero = next(row for row in ours if row["loss.alpha"] == "0.0" and row["score"] == "linear.top1")
     assert float(zero["mean"]) == pytest.approx(60 + 0.02 / 3)
     assert float(zero["difference_mean"]) == pytest.approx(-6.0)
-    others = [row for row in rows if row["source"] != HERE]
+    others = [row for row in rows if row["source"] != "this study"]
     assert {row["source"].split(" (")[0] for row in others} == {"authors' README", "paper's main ResNet-50 table"}
     assert [row["mean"] for row in others if row["name"].startswith("VICReg,")] == ["71.5", "47.8"]
 

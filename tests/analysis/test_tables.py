@@ -11,8 +11,9 @@ from scipy import stats
 
 from analysis import render
 from analysis.labels import number
+from analysis.render import Table
 from analysis.summary import Summary
-from analysis.tables import Table, notes, results_table
+from analysis.tables import notes, results_table
 
 SummaryOf = Callable[..., Summary]
 ALPHAS = [0.0, 0.5, 1.0]
