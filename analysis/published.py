@@ -1,19 +1,18 @@
-"""Published scores (published.csv, each with its source) beside ours: never in one row, rarely in one plot."""
+"""Published scores (eval/published.csv, each with its source) beside ours: never in one row, rarely in one plot."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.labels import NONE, number, value_text
 from analysis.render import Column, Table
+from eval.published import published_rows
 
 Record = dict[Hashable, Any]
-FILE = Path(__file__).with_name("published.csv")
 # A study's score -> the column of published.csv that measures the same on ImageNet-1k and Pascal VOC.
 SOURCES = {"linear.top1": "linear_top1", "segmentation.miou": "voc_frozen_miou"}
 _COLUMNS = {
@@ -26,7 +25,7 @@ _COLUMNS = {
 
 @functools.cache
 def published() -> pd.DataFrame:
-    return pd.read_csv(FILE)
+    return pd.DataFrame(published_rows())
 
 
 def rows_beside(frame: pd.DataFrame) -> pd.DataFrame:

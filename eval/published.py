@@ -1,26 +1,41 @@
 """The published score of a published weights file, for the same evaluation, or nothing.
 
 The files that the authors offer are named <backbone>_alpha<alpha>.pth and <backbone>_alpha<alpha>_fullckpt.pth; figures
-and where they were read are in analysis/published.csv. A name is all there is to go by: it is said beside the figure.
+and where they were read are in published.csv. A name is all there is to go by: it is said beside the figure.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
-from runtime.provenance import PROJECT
 
-FILE = PROJECT / "analysis" / "published.csv"
+FILE = Path(__file__).with_name("published.csv")
 # (stage, data.name, protocol) -> (column of published.csv, score of result.json)
 MEASURED = {
     ("linear", "imagenet", "linear"): ("linear_top1", "top1"),
     ("segmentation", "voc", "frozen linear"): ("voc_frozen_miou", "miou"),
     ("segmentation", "cityscapes", "frozen linear"): ("cityscapes_frozen_miou", "miou"),
 }
+
+
+@functools.cache
+def published_rows() -> list[dict[str, Any]]:
+    """Every row of published.csv: numbers as float, an empty cell as None."""
+    with open(FILE, newline="", encoding="utf-8") as file:
+        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(text: str) -> float | str | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)
@@ -46,9 +61,8 @@ def published_score(file: str, arch: str, stage: str, data: DataConfig, result: 
     if data.name == "voc" and data.segmentation_train != "train_aug":
         return None
     column, score = measured
-    with open(FILE, newline="", encoding="utf-8") as rows:
-        for row in csv.DictReader(rows):
-            same = row["method"] == "VICRegL" and row["backbone"] == arch and row["alpha"]
-            if same and float(row["alpha"]) == float(named[2]) and row[column]:
-                return Published(score, float(row[column]), row["source"])
+    for row in published_rows():
+        same = (row["method"], row["backbone"], row["alpha"]) == ("VICRegL", arch, float(named[2]))
+        if same and row[column] is not None:
+            return Published(score, row[column], row["source"])
     return None

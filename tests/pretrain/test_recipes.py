@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from math import prod
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from eval.published import published_rows
 from pretrain import export
 from pretrain.config import PretrainConfig
 from pretrain.optimizers import make_optimizer, set_learning_rate
@@ -105,20 +105,17 @@ def test_the_command_starts_this_recipe(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_published_scores_are_those_that_were_read(recipe: str) -> None:
-    """Every percentage of the header stands in analysis/published.csv, in a row of this backbone and alpha."""
+    """Every percentage of the header stands in eval/published.csv, in a row of this backbone and alpha."""
     text = " ".join(header(recipe))
     said = re.findall(
         r"(?:at (?:alpha )?(\d\.\d+)|VICReg, 300 epochs): (?:[\w -]+ )?(\d+\.\d) %, (?:[\w ]+ )?(\d+\.\d) %", text
     )
     assert len(re.findall(r"\d %", text)) == 2 * len(said)
-    with open(PROJECT / "analysis" / "published.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["backbone"] == BACKBONES[recipe]]
+    rows = [row for row in published_rows() if row["backbone"] == BACKBONES[recipe]]
     read = {
-        (float(row["alpha"]), row["linear_top1"], row["voc_frozen_miou"])
-        for row in rows
-        if row["method"].startswith("VICReg")
+        (row["alpha"], row["linear_top1"], row["voc_frozen_miou"]) for row in rows if row["method"].startswith("VICReg")
     }
-    assert {(float(alpha or 1), top1, miou) for alpha, top1, miou in said} <= read
+    assert {(float(alpha or 1), float(top1), float(miou)) for alpha, top1, miou in said} <= read
     assert said or "Published: nothing" in text
 
 
