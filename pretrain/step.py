@@ -105,14 +105,13 @@ def _concatenate(parts: list[Any]) -> Any:
 
 def refuse_batch_statistics(model: VICRegLModel) -> None:
     """UserError where a sample's output depends on its batch in training: parts of it would give other outputs."""
-    for name, module in model.named_modules():
-        buffers = dict(module.named_buffers(recurse=False))
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) or {"running_mean", "running_var"} & set(buffers):
-            raise UserError(
-                f"config: train.accumulate needs a network without batch statistics, and {name} is a "
-                f"{type(module).__name__}; choose LayerNorm (a ConvNeXt with model.projector_norm=layer), more "
-                "processes (train.sync_batch_norm), or train.accumulate=1"
-            )
+    if (name := model.batch_dependent) is not None:
+        kind = type(model.get_submodule(name)).__name__
+        raise UserError(
+            f"config: train.accumulate needs a network without batch statistics, and {name} is a {kind}; choose "
+            "LayerNorm (a ConvNeXt with model.projector_norm=layer), more processes (train.sync_batch_norm), or "
+            "train.accumulate=1"
+        )
 
 
 def forward(training: Training, network: nn.Module, images: list[Tensor] | tuple[Tensor, ...]) -> ModelOutput:

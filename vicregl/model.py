@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vicregl.backbones import create_backbone
@@ -27,6 +28,9 @@ class ModelOutput:
 class VICRegLModel(nn.Module):
     """Every view through the backbone by itself, so that BatchNorm sees one view at a time (as the published code).
 
+    A network without batch statistics gets the views of one size in one call, which gives the same outputs in fewer and
+    larger operations; with drop path, other random choices.
+
     alpha = 1 makes no projector and alpha = 0 no expander: the unused half is never computed. With
     `local_stages` other than the last stage alone, `maps` holds a list over views for each of the stages, with
     their spatial dimensions, which is what VICRegLCriterion takes for several stages.
@@ -46,6 +50,8 @@ class VICRegLModel(nn.Module):
             widths = [self.backbone.stage_channels[k] for k in self.stages]
             self.projector = nn.ModuleList(mlp(w, config.projector, norm) for w in widths)
 
+        self.batch_dependent = batch_dependent_module(self)
+
     def _stage(self, index: int) -> int:
         count = len(self.backbone.stage_channels)
         require(-count <= index < count, "local_stages", index, f"{-count} to {count - 1}")
@@ -55,20 +61,40 @@ class VICRegLModel(nn.Module):
         """views: list of (B, 3, S, S) images; sides may differ between views."""
         output = ModelOutput([], [], [], [])
         maps: list[Any] = []  # over views; each a map, or a list of them over stages
-        for images in views:
-            feature_map, pooled, stages = self._backbone(images)
-            positions = feature_map.flatten(2).transpose(1, 2)  # (B, P, F)
+        for embedding, view_maps, pooled, features in self._each_view(views):
             output.pooled.append(pooled)
-            output.features.append(positions.detach())
+            output.features.append(features)
             if self.expander is not None:
-                output.embeddings.append(self.expander(pooled))
-            if isinstance(self.projector, nn.ModuleList):
-                channels_last = [stage.permute(0, 2, 3, 1) for stage in stages]
-                maps.append([project(m) for project, m in zip(self.projector, channels_last, strict=True)])
-            elif self.projector is not None:
-                maps.append(self.projector(positions))
+                output.embeddings.append(embedding)
+            if self.projector is not None:
+                maps.append(view_maps if self.stages else view_maps[0])
         output.maps = [list(stage) for stage in zip(*maps, strict=True)] if self.stages else maps
         return output
+
+    def _each_view(self, views: Sequence[Tensor]) -> list[Any]:
+        """The outputs of each view, as `_outputs` returns them."""
+        if self.batch_dependent is not None:
+            return [self._outputs(images) for images in views]
+        found: dict[int, Any] = {}
+        for shape in dict.fromkeys(images.shape for images in views):
+            same = [number for number, images in enumerate(views) if images.shape == shape]
+            outputs = self._outputs(torch.cat([views[number] for number in same]))
+            found |= zip(same, _shares(outputs, len(same)), strict=True)
+        return [found[number] for number in range(len(views))]
+
+    def _outputs(self, images: Tensor) -> tuple[Any, list[Tensor], Tensor, Tensor]:
+        """Embedding (None without an expander), local maps of each stage (none without a projector), pooled, features;
+        all with a row for each of the images."""
+        feature_map, pooled, stages = self._backbone(images)
+        positions = feature_map.flatten(2).transpose(1, 2)  # (B, P, F)
+        embedding = None if self.expander is None else self.expander(pooled)
+        maps: list[Tensor] = []
+        if isinstance(self.projector, nn.ModuleList):
+            channels_last = [stage.permute(0, 2, 3, 1) for stage in stages]
+            maps = [project(m) for project, m in zip(self.projector, channels_last, strict=True)]
+        elif self.projector is not None:
+            maps = [self.projector(positions)]
+        return embedding, maps, pooled, positions.detach()
 
     def _backbone(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Last map (B, F, h, w), pooled (B, F), and the maps of the stages with a local criterion."""
@@ -76,6 +102,25 @@ class VICRegLModel(nn.Module):
             return *self.backbone(images), []
         stages = self.backbone.stages(images)
         return stages[-1], stages[-1].mean(dim=(2, 3)), [stages[k] for k in self.stages]
+
+
+def batch_dependent_module(model: nn.Module) -> str | None:
+    """Name the first module by which a sample's output depends on its batch in training, or return None."""
+    for name, module in model.named_modules():
+        buffers = {buffer for buffer, _ in module.named_buffers(recurse=False)}
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or {"running_mean", "running_var"} & buffers:
+            return name
+    return None
+
+
+def _shares(outputs: Any, count: int) -> list[Any]:
+    """Divide tensors in tuples and lists into `count` equal shares of their rows: one such structure a share."""
+    if outputs is None:
+        return [None] * count
+    if isinstance(outputs, Tensor):
+        return list(outputs.chunk(count))
+    parts = [_shares(part, count) for part in outputs]
+    return [[part[k] for part in parts] for k in range(count)]
 
 
 class Rows(nn.Module):

@@ -36,6 +36,45 @@ def test_maps_are_row_by_row() -> None:
     torch.testing.assert_close(output.maps[0][:, 8 * 3 + 5], model.projector(feature_map[:, :, 3, 5]))
 
 
+CONVNEXT = BackboneConfig("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16], "ls_init_value": None})
+
+
+def calls_of(model: VICRegLModel) -> list[tuple[int, ...]]:
+    """The shapes that the backbone is called with from now on."""
+    shapes: list[tuple[int, ...]] = []
+    stem = next(module for module in model.backbone.modules() if isinstance(module, nn.Conv2d))
+    stem.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    return shapes
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("stages", [[-1], [-2, -1]])
+def test_views_of_one_size_are_one_call_without_batch_statistics(alpha, stages) -> None:
+    torch.manual_seed(0)
+    model = VICRegLModel(config(backbone=CONVNEXT, projector_norm="layer", local_stages=stages), alpha).double()
+    images = [torch.randn(3, 3, side, side, dtype=torch.float64) for side in (64, 32, 64, 32, 32)]
+    shapes = calls_of(model)
+    found = model(images)
+    assert shapes == [(6, 3, 64, 64), (9, 3, 32, 32)]
+    singly = [model([view]) for view in images]
+    for k, view in enumerate(singly):
+        for name in ("embeddings", "pooled", "features"):
+            for one in getattr(view, name):
+                torch.testing.assert_close(getattr(found, name)[k], one, rtol=1e-12, atol=1e-12)
+        for stage, one in enumerate(view.maps):
+            same = found.maps[stage][k] if model.stages else found.maps[k]
+            torch.testing.assert_close(same, one[0] if model.stages else one, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("changed", [{}, {"backbone": CONVNEXT}])
+def test_batch_statistics_are_of_one_view(changed) -> None:
+    """Of the backbone's norms, or of the heads' alone."""
+    model = VICRegLModel(config(**changed), alpha=0.5)
+    shapes = calls_of(model)
+    model([torch.randn(3, 3, 64, 64) for _ in range(2)])
+    assert shapes == [(3, 3, 64, 64)] * 2
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("stages", [[-1], [-2, -1], [0]])
 def test_the_unused_half_is_not_made(alpha, stages) -> None:
