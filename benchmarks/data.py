@@ -1,10 +1,10 @@
-"""The input pipeline against the published recipe in PIL and torchvision, on the same files, in one run.
+"""Compare the input pipeline with the published recipe in PIL and torchvision, on the same files, in one run.
 
     make bench-data                                # about five minutes; writes benchmarks/data.md
     python -m benchmarks.data --device cuda        # colour on the GPU beside a training step; benchmarks/data_cuda.md
 
-Contenders take turns, batch by batch. With one thread its own CPU time counts, so that other work on the machine
-disturbs little; with two workers the clock on the wall does.
+Contenders take turns, batch by batch. With one thread, its CPU time is measured, which other work on the machine hardly
+affects; with two workers, wall time.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ GOALS = {  # times the published pipeline's speed
 
 
 @dataclass(frozen=True)
-class Found:
-    """Milliseconds an image of each contender: medians, and quartiles of the ratio to the published pipeline."""
+class Timings:
+    """Milliseconds an image of each contender: medians, and quartiles of the speed-up over the first contender."""
 
     milliseconds: dict[str, float]
     ratios: dict[str, tuple[float, float, float]]
 
     @classmethod
-    def of(cls, times: Mapping[str, Sequence[float]], batch: int) -> Found:
-        """times: seconds of a batch, by contender, a round each; the first contender is what others are compared to."""
-        base = np.array(next(iter(times.values())))
-        ratios = {name: np.quantile(base / np.array(of), [0.25, 0.5, 0.75]).tolist() for name, of in times.items()}
-        return cls({name: 1000 * float(np.median(of)) / batch for name, of in times.items()}, ratios)
+    def from_seconds(cls, times: Mapping[str, Sequence[float]], batch: int) -> Timings:
+        """times: seconds per batch of each contender, one value a round."""
+        rounds = {name: np.array(seconds) for name, seconds in times.items()}
+        base = next(iter(rounds.values()))
+        ratios = {name: np.quantile(base / seconds, [0.25, 0.5, 0.75]).tolist() for name, seconds in rounds.items()}
+        return cls({name: 1000 * float(np.median(seconds)) / batch for name, seconds in rounds.items()}, ratios)
 
 
-def in_turns(contenders: Mapping[str, Contender], rounds: int, batch: int) -> Found:
-    """One batch of each contender a round, by the thread's own CPU time; a first round does not count."""
+def in_turns(contenders: Mapping[str, Contender], rounds: int, batch: int) -> Timings:
+    """Measure one batch of each contender a round, in CPU time of this thread; the first round does not count."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, make in contenders.items():
@@ -60,13 +61,13 @@ def in_turns(contenders: Mapping[str, Contender], rounds: int, batch: int) -> Fo
             make()
             if turn:
                 times[name].append(time.thread_time() - started)
-    return Found.of(times, batch)
+    return Timings.from_seconds(times, batch)
 
 
 def with_workers(
     contenders: Mapping[str, Callable[[], Iterator]], rounds: int, batches: int, batch: int, ahead: int = 4
-) -> Found:
-    """Wall time of a batch, after those that the workers made ahead."""
+) -> Timings:
+    """Measure the wall time of a batch, after those that the workers made ahead."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, start in contenders.items():
@@ -78,13 +79,13 @@ def with_workers(
             times[name].append((time.perf_counter() - started) / left)
             if left != batches - ahead:
                 raise UserError(f"{name} gave {left} batches, expected {batches - ahead}")
-    return Found.of(times, batch)
+    return Timings.from_seconds(times, batch)
 
 
-def table(case: str, found: Found) -> list[str]:
+def table(case: str, timings: Timings) -> list[str]:
     lines = []
-    for name, value in found.milliseconds.items():
-        low, middle, high = found.ratios[name]
+    for name, value in timings.milliseconds.items():
+        low, middle, high = timings.ratios[name]
         goal = GOALS.get((case, name))
         reached = "" if goal is None else f"{goal:g}: {'reached' if middle >= goal else 'missed'}"
         lines.append(f"| {case} | {name} | {value:.2f} | {middle:.1f} ({low:.1f} to {high:.1f}) | {reached} |")
@@ -101,15 +102,15 @@ def document(rows: Sequence[str], difference: float, rounds: int, batch: int) ->
             "",
             "Milliseconds an image, from JPEG files (500 x 375, quality 96, 4:4:4; scikit-learn's photographs) to",
             'batches. "Published" is `benchmarks/published_recipe.py`: the recipe in PIL and torchvision, one view',
-            "after the other. Ratios: median of the rounds' ratios (quartiles); contenders took turns, so that the",
-            f"machine's moods are alike for all. `{DECODING}`: files to pixels and nothing else, which nothing without",
-            "a cache can outrun. `cpu`: float batches, ready to train on. `worker of device`: what a",
-            "loader's worker does where a GPU does the rest. `cache`: from the raw cache at full size, and reduced to",
+            "after another. Ratios: median over rounds (quartiles); contenders took turns, so load on the machine",
+            f"affects all alike. `{DECODING}`: from files to pixels only, the bound of everything without a cache.",
+            "`cpu`: float batches, ready to train on. `worker of device`: a loader worker's part when a GPU",
+            "does the rest. `cache`: from the raw cache at full size, and reduced to",
             f"a short side of {CACHE_SIDE} (another augmentation: views are cut from the reduced image). Evaluation:",
             "torchvision's Resize(256) and CenterCrop(224) on PIL's images; the mean difference to it is",
             f"{difference:.4f} levels of 255.",
             "",
-            f"- machine: {facts['processor']}, {facts['cores']} cores; one thread, or two workers where it says so",
+            f"- machine: {facts['processor']}, {facts['cores']} cores; one thread, or two workers where stated",
             f"- commit: {facts['commit']}{dirty}; torch {torch.__version__}",
             f"- {time.strftime('%Y-%m-%d')}; {rounds} rounds, batches of {batch}; load average at the end: {load}",
             "- made by `make bench-data`",
@@ -142,9 +143,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch", type=int, default=32, help="images; on a GPU 256 by the goal")
-    parser.add_argument("--batches", type=int, default=24, help="of a measurement with workers")
-    parser.add_argument("--out", type=Path, help="default benchmarks/data.md, on a GPU data_cuda.md")
+    parser.add_argument("--batch", type=int, default=32, help="images per batch")
+    parser.add_argument("--batches", type=int, default=24, help="per measurement with workers")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/data.md, on a GPU data_cuda.md")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     if options.device == "cuda":

@@ -1,6 +1,6 @@
-"""What benchmarks/data.py lets take turns: the published pipeline in PIL and torchvision, and this one's executions.
+"""The contenders of benchmarks/data.py: the published pipeline in PIL and torchvision, and this one's executions.
 
-The images are pieces of scikit-learn's two photographs, 500 x 375 JPEGs of quality 96 without chroma subsampling, as
+The images are crops of scikit-learn's two photographs, 500 x 375 JPEGs of quality 96 without chroma subsampling, as
 large as ImageNet's; both pipelines read the same files.
 """
 
@@ -26,7 +26,7 @@ from data import cache
 from data.catalog import open_dataset
 from data.config import MEAN, STD, DataConfig, ViewsConfig, WorkerKind
 from data.images import ImageList, normalise, read_image
-from data.loader import PretrainLoader, WorkerBatch
+from data.loader import PretrainLoader
 from data.transforms import LabelledDataset, eval_transform
 
 IMAGES = 64
@@ -56,7 +56,7 @@ def write_images(root: Path, count: int) -> None:
 
 @contextmanager
 def images(count: int = IMAGES) -> Iterator[DataConfig]:
-    """The dataset, and room for its caches, in a folder that goes again."""
+    """Make the dataset in a temporary folder, in which its caches are made too."""
     with TemporaryDirectory() as folder, mock.patch.dict("os.environ", {"VICREGL_DATA": f"{folder}/caches"}):
         write_images(Path(folder) / "images", count)
         data = DataConfig(name="imagefolder", root=f"{folder}/images")
@@ -64,7 +64,7 @@ def images(count: int = IMAGES) -> Iterator[DataConfig]:
 
 
 class PublishedImages(Dataset):
-    """(views, grids) of a file, as the published dataset gives them to torch's DataLoader."""
+    """(views, grids) of each file, as in the published dataset."""
 
     def __init__(self, data: DataConfig, views: ViewsConfig) -> None:
         self.paths = open_dataset(data).images("train").paths
@@ -79,16 +79,16 @@ class PublishedImages(Dataset):
 
 @dataclass(frozen=True)
 class Repeated(Dataset):
-    """A dataset of `length` items: those of another, again and again."""
+    """A dataset of `length` items that repeats those of another."""
 
-    of: PublishedImages
+    images: PublishedImages
     length: int
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        return self.of[index]
+        return self.images[index]
 
 
 def loader(
@@ -99,17 +99,16 @@ def loader(
     kind: WorkerKind = "processes",
     device: torch.device | str = "cpu",
 ) -> PretrainLoader:
-    """This project's; nothing is held in memory, as with a large dataset."""
-    return PretrainLoader(
-        data, views, GRIDS.__getitem__, batch, 0, workers, memory_bytes=0, worker_kind=kind, device=device
-    )
+    """Make this project's loader; nothing is held in memory, as with a large dataset."""
+    dataset = open_dataset(data)
+    return PretrainLoader(dataset, views, GRIDS.__getitem__, batch, 0, workers, kind, device, memory_bytes=0)
 
 
 Contender = Callable[[], object]  # makes one batch
 
 
 def one_thread(data: DataConfig, views: ViewsConfig, batch: int) -> dict[str, Contender]:
-    """Contenders that make a batch from files. Caches are made by `cached`, afterwards: they would be found."""
+    """Return contenders that make a batch from files. Call `cached` afterwards: loaders use a cache that exists."""
     published = PublishedImages(data, views)
     collate = torch.utils.data.default_collate
     state = {"step": 0, "decoded": 0}
@@ -133,45 +132,43 @@ def one_thread(data: DataConfig, views: ViewsConfig, batch: int) -> dict[str, Co
 
 
 def cached(data: DataConfig, views: ViewsConfig, batch: int) -> dict[str, Contender]:
-    """The worker's part of `device`, from a raw cache: of the full size, and reduced."""
-    found = {}
+    """Return the worker's part of `device` from a raw cache, at full size and reduced."""
+    contenders = {}
     for name, side in (("cache", 0), (f"cache, short side {CACHE_SIDE}", CACHE_SIDE)):
         cache.build(open_dataset(data), side, workers=1, skip_bad=False)
-        of_side = views.replace(execution="device", short_side=side)
-        found[f"worker of device, {name}"] = _batches(loader(data, of_side, batch), whole=False)
-    return found
+        reduced = views.replace(execution="device", short_side=side)
+        contenders[f"worker of device, {name}"] = _batches(loader(data, reduced, batch), whole=False)
+    return contenders
 
 
 def _batches(source: PretrainLoader, whole: bool) -> Contender:
-    """Batch after batch: what a worker does, and, for the `whole`, what is left to the process that trains."""
+    """Return a function that makes the next batch: a worker's part, and, if `whole`, the training process's too."""
     steps = iter(range(1 << 30))
 
     def make() -> object:
-        raw = source.make(next(steps))
-        if not isinstance(raw, WorkerBatch):
-            raise raw
-        return source.finish(raw) if whole else raw
+        batch = source.make(next(steps))
+        return source.finish(batch) if whole else batch
 
     return make
 
 
 def end_to_end(data: DataConfig, views: ViewsConfig, batch: int, batches: int) -> Mapping[str, Callable[[], Iterator]]:
-    """Iterators over `batches` batches, made by two workers."""
+    """Return functions that start iterators over `batches` batches from two workers."""
     published = Repeated(PublishedImages(data, views), batch * batches)
     contenders: dict[str, Callable[[], Iterator]] = {
         "published, 2 workers": lambda: iter(DataLoader(published, batch, num_workers=2))
     }
     for execution in ("cpu", "device"):
         for kind in get_args(WorkerKind):
-            of = loader(data, views.replace(execution=execution), batch, 2, kind)
-            # of `device`, only what a worker does and the copy to the process that trains: the rest is the GPU's
-            run: Callable[..., Iterator] = of.batches if execution == "cpu" else of.worker_batches
+            source = loader(data, views.replace(execution=execution), batch, 2, kind)
+            # For `device` only the worker's part and the copy to the training process: the rest is the GPU's.
+            run: Callable[..., Iterator] = source.batches if execution == "cpu" else source.worker_batches
             contenders[f"{execution}, 2 {kind}"] = partial(run, 0, batches)
     return contenders
 
 
 def evaluations(data: DataConfig, batch: int) -> tuple[dict[str, Contender], float]:
-    """torchvision's evaluation transform on PIL's images against this one, and their mean difference in levels."""
+    """Return torchvision's evaluation transform on PIL's images and this one, and their mean difference in levels."""
     listed: ImageList = open_dataset(data).images("val")
     ours = LabelledDataset(listed, eval_transform(256, 224), memory_bytes=0)
     resize = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])

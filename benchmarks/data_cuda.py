@@ -1,7 +1,7 @@
-"""The device's part of the input pipeline beside a training step: what `--device cuda` of benchmarks/data.py measures.
+"""Measure the device's part of the input pipeline beside a training step (`benchmarks.data --device cuda`).
 
 A step is ResNet-50, two views of 224, bf16 autocast, channels_last, forward and backward of the pooled features and
-SGD. Its loss is a stand-in; the criterion's own cost is in benchmarks/criterion_cuda.md.
+SGD. Its loss is a stand-in; benchmarks/criterion.py measures the criterion.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from runtime import provenance
 from runtime.device import available_cores
 from runtime.errors import UserError
 
-WORKERS = 8  # the goal is that so many cores feed one GPU
+WORKERS = 8  # the goal: this many cores feed one GPU
 
 
 def milliseconds(work: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
-    """Median, the device's queue empty before and after."""
+    """Return the median time of `work`, with the device's queue empty before and after."""
     times = []
     for _ in range(repeats + 3):
         _wait(device)
@@ -63,7 +63,7 @@ def training_step(device: torch.device, network: str = "resnet50") -> Callable[[
 
 
 def data_wait(loader: PretrainLoader, step: Callable[[ViewBatch], None], batches: int, warm: int = 3) -> float:
-    """Percent of the time in which the loop waits for batches, after `warm` of them."""
+    """Return the percentage of time that the loop waits for batches, after the first `warm` of them."""
     iterator: Iterator[ViewBatch] = loader.batches(0, batches + warm)
     for _ in range(warm):
         step(next(iterator))
@@ -74,8 +74,8 @@ def data_wait(loader: PretrainLoader, step: Callable[[ViewBatch], None], batches
 
 
 def measure(batches: int, batch: int = 256, device: str = "cuda", network: str = "resnet50", workers: int = 0) -> str:
-    of = torch.device(device)
-    if of.type == "cuda" and not torch.cuda.is_available():
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; leave --device out to measure on the CPU")
     workers = workers or min(WORKERS, available_cores())
     views = data_cases.VIEWS["2 x 224"].replace(execution="device", short_side=data_cases.CACHE_SIDE)
@@ -83,18 +83,17 @@ def measure(batches: int, batch: int = 256, device: str = "cuda", network: str =
     with data_cases.images(batch) as data:
         cache.build(open_dataset(data), data_cases.CACHE_SIDE, workers=workers, skip_bad=False)
         loader = data_cases.loader(data, views, batch, device=device)
-        raw = loader.make(0)
-        if not isinstance(raw, WorkerBatch):
-            raise raw
-        step = training_step(of, network)
-        ready = loader.finish(raw)
-        colour, training = milliseconds(lambda: loader.finish(raw), of), milliseconds(lambda: step(ready), of)
-        on_device = milliseconds(_colour_alone(loader, raw, of), of)
+        from_worker = loader.make(0)
+        step = training_step(target, network)
+        ready = loader.finish(from_worker)
+        finishing = milliseconds(lambda: loader.finish(from_worker), target)
+        training = milliseconds(lambda: step(ready), target)
+        on_device = milliseconds(_colour_alone(from_worker, target), target)
         rows.append(f"- training step: {training:.1f} ms")
         rows.append(
             f"- mirror, colour, normalise: {on_device:.1f} ms, {100 * on_device / training:.1f} % (goal: <= 5 %)"
         )
-        rows.append(f"- the same with pinning and copying the uint8 views: {colour:.1f} ms")
+        rows.append(f"- the same with pinning and copying the uint8 views: {finishing:.1f} ms")
         for kind in get_args(WorkerKind):
             fed = data_cases.loader(data, views, batch, workers, kind, device)
             waited = data_wait(fed, step, batches)
@@ -102,10 +101,10 @@ def measure(batches: int, batch: int = 256, device: str = "cuda", network: str =
     return _document(rows, batch, network)
 
 
-def _colour_alone(loader: PretrainLoader, raw: WorkerBatch, device: torch.device) -> Callable[[], object]:
-    """The device's work on views and plans that lie there already."""
-    plans = [plan.map(lambda tensor: tensor.to(device)) for plan in raw.plans or []]
-    levels = [view.to(device) for view in raw.views]
+def _colour_alone(batch: WorkerBatch, device: torch.device) -> Callable[[], object]:
+    """Return the device's work on views and plans that are there already."""
+    plans = [plan.map(lambda tensor: tensor.to(device)) for plan in batch.plans or []]
+    levels = [view.to(device) for view in batch.views]
     return lambda: [mirror_and_colour(level, plan, 128) for level, plan in zip(levels, plans, strict=True)]
 
 

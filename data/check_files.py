@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -140,14 +141,10 @@ def check_overlap(train: Sequence[Path], val: Sequence[Path], samples: int | Non
     return findings
 
 
-def _real_paths(paths: Sequence[Path]) -> Iterator[str]:
-    """Yield the paths with links to folders followed, each folder once."""
-    folders: dict[str, str] = {}
-    for path in map(str, paths):
-        folder, _, name = path.rpartition("/")
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        yield f"{folders[folder]}/{name}"
+def _real_paths(paths: Sequence[Path]) -> list[str]:
+    """Follow links to folders; the file system is asked once for each folder."""
+    real: Callable[[str], str] = cache(os.path.realpath)
+    return [f"{real(folder)}/{name}" for folder, name in map(os.path.split, paths)]
 
 
 def same_content(ones: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:

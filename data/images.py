@@ -130,23 +130,25 @@ def _orientation(image: Image.Image) -> int:
 def resize(image: Pixels, height: int, width: int, mode: str = "bicubic", out: Pixels | None = None) -> Pixels:
     """Resize with antialiasing to (height, width, 3): PIL's pixels to a fraction of a level, several times faster.
 
-    The result is written to `out` (contiguous) if that is given.
+    Writes to `out` (contiguous) if that is given; else an image of that size is returned as it is.
     """
-    if image.shape[:2] == (height, width):
-        if out is None:
-            return image
+    same = image.shape[:2] == (height, width)
+    if same and out is None:
+        return image
+    if out is None:
+        out = np.empty((height, width, 3), np.uint8)
+    if same:
         out[:] = image
-        return out
-    # channels_last input and output take half of the time
-    if out is not None:
-        _RESIZE[mode].out(_channels_last(np.ascontiguousarray(image)), (height, width), False, out=_channels_last(out))
-        return out
-    resized = _RESIZE[mode](_channels_last(np.ascontiguousarray(image)), (height, width), False)
-    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy()[0])
+    else:
+        _RESIZE[mode](_channels_last(np.ascontiguousarray(image)), (height, width), False, out=_channels_last(out))
+    return out
 
 
 def _channels_last(image: Pixels) -> torch.Tensor:
-    """View the memory as (1, 3, H, W). torch needs a stride for the batch axis, which numpy's new axes do not have."""
+    """View the memory as (1, 3, H, W), in the order of axes that halves the time of a resize.
+
+    torch needs a stride for the batch axis, which numpy's new axes do not have.
+    """
     height, width, channels = image.shape
     return torch.from_numpy(image).as_strided(
         (1, channels, height, width), (height * width * channels, 1, width * channels, channels)
@@ -154,7 +156,10 @@ def _channels_last(image: Pixels) -> torch.Tensor:
 
 
 # What torch.nn.functional.interpolate(antialias=True) calls: for a small view its checks take as long as the work.
-_RESIZE = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa, "bilinear": torch.ops.aten._upsample_bilinear2d_aa}
+_RESIZE = {
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+}
 
 
 def shrink(image: Pixels, short_side: int) -> Pixels:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 
 from data.cache import open_store
-from data.catalog import Dataset, open_dataset
+from data.catalog import Dataset
 from data.colour import BatchPlan, mirror_and_colour, plan_batch
-from data.config import DataConfig, ViewsConfig, WorkerKind
+from data.config import ViewsConfig, WorkerKind
 from data.images import ImageStore, normalise
 from data.views import GridSize, Purpose, SampleStreams, ViewMaker, sample_generator
 from data.workers import in_order
@@ -109,13 +109,13 @@ class BatchMaker:
         self._pool = BufferPool()
 
     def __getitem__(self, step: int) -> WorkerBatch | UserError:
-        """A UserError is returned, not raised: DataLoader would wrap it in the worker's traceback."""
+        """Return a UserError instead of raising it: DataLoader would wrap it in the worker's traceback."""
         try:
-            return self._make(step)
+            return self.make(step)
         except UserError as error:
             return error
 
-    def _make(self, step: int) -> WorkerBatch:
+    def make(self, step: int) -> WorkerBatch:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _epoch_order(len(self.store), self.seed, epoch)
         samples = order[position * self.batch_size : (position + 1) * self.batch_size][self.own]
@@ -153,35 +153,34 @@ class PretrainLoader:
     that together they make what one process would make.
 
     Batches are on `device`; for CUDA they are copied ahead of time, on a separate stream. `wait_seconds` is how long
-    the caller has waited for them. `dataset` is the one that `data` describes, if the caller has opened it already.
+    the caller has waited for them.
 
     Raises UserError if the dataset is smaller than one batch, and for an image that cannot be read: immediately for a
     dataset that fits in `memory_bytes` when decoded (it is read at once), else when its turn comes. With
-    `data.on_bad_image=skip` such images are left out (small dataset) or replaced by the next readable one (large);
+    on_bad_image="skip" such images are left out (small dataset) or replaced by the next readable one (large);
     `skipped` counts them.
     """
 
     def __init__(
         self,
-        data: DataConfig,
+        dataset: Dataset,
         views: ViewsConfig,
         grid_size: GridSize,
         batch_size: int,
         seed: int,
         workers: int = 0,
-        memory_bytes: int = 1 << 30,
-        device: torch.device | str = "cpu",
         worker_kind: WorkerKind = "processes",
+        device: torch.device | str = "cpu",
         share: tuple[int, int] = (0, 1),
-        dataset: Dataset | None = None,
+        on_bad_image: str = "stop",
+        memory_bytes: int = 1 << 30,
     ) -> None:
         require(batch_size >= 2, "batch size", batch_size, "2 or more")
         equal = batch_size % share[1] == 0
         require(equal, "batch size", batch_size, f"a multiple of the number of processes, {share[1]}")
-        dataset = dataset or open_dataset(data)
         if share[0] == 0 and (note := dataset.images("train").describe_left_out()):
             print(f"{dataset.root / 'train'}: {note}", flush=True)
-        self._store = open_store(dataset, views.short_side, data.on_bad_image, memory_bytes)
+        self._store = open_store(dataset, views.short_side, on_bad_image, memory_bytes)
         self.samples = len(self._store)  # images of an epoch, those of the last, incomplete batch included
         self.steps_per_epoch = dataset.steps_per_epoch(self.samples, batch_size)
         self._maker = BatchMaker(self._store, ViewMaker(views, grid_size), batch_size, seed, share)
@@ -213,9 +212,9 @@ class PretrainLoader:
     def worker_batches(self, first_step: int, last_step: int) -> Iterator[WorkerBatch | UserError]:
         return in_order(self._maker, range(first_step, last_step), self._workers, self._worker_kind)
 
-    def make(self, step: int) -> WorkerBatch | UserError:
+    def make(self, step: int) -> WorkerBatch:
         """Do a worker's part of a step, in this process."""
-        return self._maker[step]
+        return self._maker.make(step)
 
     def finish(self, batch: WorkerBatch | UserError) -> ViewBatch:
         """Copy to the device, colour if the workers have not, and normalise, which turns one byte into four."""

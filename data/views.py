@@ -1,8 +1,8 @@
 """Multi-crop views of an image, each with the location of its map cells in the original image.
 
 The recipe is the published one (arXiv 2210.01571 and its code's defaults): random resized crops, mirrored, colour
-jitter, gray, blur and solarisation that differ between even and odd views. A view is first drawn (`ViewPlan`: every
-random choice, no pixels) and then rendered, so that the choices do not depend on how they are carried out.
+jitter, gray, blur and solarisation that differ between even and odd views. A view is first planned (`ViewPlan`: every
+random choice, no pixels) and then rendered, so the choices do not depend on where and how it is rendered.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class ViewPlan:
 class Purpose(IntEnum):
     """What a random stream is for. The values are part of every result: a new purpose takes a new value."""
 
-    # Also the crops of an evaluation (data/transforms.py): a pretraining and an evaluation never share a run.
+    # Also for the crops of an evaluation (data/transforms.py): a pretraining and an evaluation never share a run.
     VIEWS = 0
-    EPOCH_ORDER = 1  # of a pretraining
-    EVALUATION_ORDER = 17  # of an evaluation's images
+    EPOCH_ORDER = 1  # of pretraining
+    EVALUATION_ORDER = 17
     SEGMENTATION_ORDER = 18
     SEGMENTATION_AUGMENTATION = 19
     # Seeds dropout and drop path in a step of a fine-tuning (eval/linear.py) or a segmentation (eval/mmseg_hook.py).
@@ -53,15 +53,15 @@ class Purpose(IntEnum):
 def sample_generator(seed: int, epoch: int, index: int, purpose: Purpose = Purpose.VIEWS) -> np.random.Generator:
     """Return the random numbers of one sample, a function of (seed, epoch, index, purpose) alone.
 
-    Philox is counter-based: the key is (seed, epoch), and every index has 2^128 counters of its own, so streams
-    never overlap; nor do those of different purposes.
+    Philox is counter-based: the key is (seed, epoch), and every index has its own 2^128 counters, so streams never
+    overlap; nor do those of different purposes. A stateful generator would depend on what a worker drew before.
     """
     bits = np.random.Philox(key=[seed % 2**64, epoch], counter=[0, 0, index, purpose])
     return np.random.Generator(bits)
 
 
 class SampleStreams:
-    """`sample_generator` for one sample of an epoch after the other, in a fifth of the time."""
+    """`sample_generator` for many samples of an epoch, in a fifth of the time: only a counter is set for each."""
 
     def __init__(self, seed: int, epoch: int, purpose: Purpose = Purpose.VIEWS) -> None:
         self._bits = np.random.Philox(key=[seed % 2**64, epoch], counter=[0, 0, 0, purpose])
@@ -69,7 +69,7 @@ class SampleStreams:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, index: int) -> np.random.Generator:
-        """The same numbers as `sample_generator`'s; valid until the next call."""
+        """Return the numbers that `sample_generator` gives; valid until the next call."""
         self._start["state"]["counter"][2] = index
         self._bits.state = self._start
         return self._generator
@@ -78,7 +78,7 @@ class SampleStreams:
 def draw_box(
     height: int, width: int, scale: Sequence[float], aspect: Sequence[float], generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A random resized crop (top, left, height, width) with torchvision's distribution.
+    """Draw a random resized crop (top, left, height, width) with torchvision's distribution.
 
     The share of the area is uniform in `scale`, the logarithm of width / height uniform in `aspect`; after ten
     draws that do not fit the image, the largest central crop with an allowed shape.
@@ -98,7 +98,7 @@ def draw_box(
 
 
 def location_grid(boxes: torch.Tensor, mirrored: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Centres of the map cells of crops, in pixels of the original image.
+    """Return the centres of the map cells of crops, in pixels of the original image.
 
     boxes (B, 4): top, left, height, width; mirrored (B,) bool -> (B, rows, columns, 2) float32, (row, column) last.
     Row k of `rows` is centred at top + (k + 1/2) * height / rows; columns likewise, right to left where mirrored.
@@ -112,7 +112,7 @@ def location_grid(boxes: torch.Tensor, mirrored: torch.Tensor, rows: int, column
 
 
 class ViewMaker:
-    """Views of one image; `grid_size` tells the map's (rows, columns) at a side, from the network's own stride."""
+    """Makes the views of one image; `grid_size` follows from the network's stride, as its backbone computes it."""
 
     def __init__(self, config: ViewsConfig, grid_size: GridSize) -> None:
         self.config = config
@@ -123,7 +123,7 @@ class ViewMaker:
     def __call__(
         self, image: Image.Image | Pixels, generator: np.random.Generator
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """(images, locations): over views, (3, S, S) float32 normalised and (H, W, 2) float32."""
+        """Return (images, locations): per view, (3, S, S) float32 normalised and (H, W, 2) float32."""
         pixels = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
         plans = self.draw(pixels.shape[0], pixels.shape[1], generator)
         mean, std = self.config.mean, self.config.std
@@ -132,7 +132,7 @@ class ViewMaker:
         return images, [self.locations([plan], view)[0] for view, plan in enumerate(plans)]
 
     def draw(self, height: int, width: int, generator: np.random.Generator) -> list[ViewPlan]:
-        """The plan of each view of an image of that size."""
+        """Draw the plan of each view of an image of that size."""
         return [self._draw_view(view, height, width, generator) for view in range(len(self.sides))]
 
     def _draw_view(self, view: int, height: int, width: int, generator: np.random.Generator) -> ViewPlan:
@@ -160,12 +160,12 @@ class ViewMaker:
         )
 
     def crop(self, image: Pixels, plan: ViewPlan, side: int, out: Pixels | None = None) -> Pixels:
-        """The plan's box as uint8 (side, side, 3), neither mirrored nor coloured; in `out`, if that is given."""
+        """Cut out the plan's box as uint8 (side, side, 3), neither mirrored nor coloured; into `out` if given."""
         top, left, height, width = plan.box
         return resize(image[top : top + height, left : left + width], side, side, out=out)
 
     def render(self, image: Pixels, plan: ViewPlan, side: int, out: Pixels | None = None) -> Pixels:
-        """The view as uint8 (side, side, 3); in `out`, if that is given."""
+        """Render the view as uint8 (side, side, 3); into `out` if given."""
         view = self.colour(self.crop(image, plan, side), plan)
         if out is None:
             return view
@@ -173,7 +173,7 @@ class ViewMaker:
         return out
 
     def colour(self, view: Pixels, plan: ViewPlan) -> Pixels:
-        """The plan's mirroring and colour, (H, W, 3) -> (H, W, 3)."""
+        """Mirror and colour as planned, (H, W, 3) -> (H, W, 3)."""
         if plan.mirrored:
             view = cv2.flip(view, 1)
         if plan.jitter is not None:
@@ -187,7 +187,7 @@ class ViewMaker:
         return view
 
     def locations(self, plans: Sequence[ViewPlan], view: int) -> torch.Tensor:
-        """(B, H, W, 2): grids of view number `view` of B images."""
+        """Return the location grids of view number `view` of B images, (B, H, W, 2)."""
         boxes = torch.from_numpy(np.array([plan.box for plan in plans]))  # in a tenth of torch.tensor's time
         mirrored = torch.from_numpy(np.array([plan.mirrored and self.config.flip_grid for plan in plans]))
         return location_grid(boxes, mirrored, *self.grids[view])

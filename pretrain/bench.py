@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -20,13 +20,13 @@ import torch
 
 from data.cache import cache_folder, open_store
 from data.catalog import Dataset, open_dataset
-from data.images import ImageStore, Pixels, decode, read_file, shrink
+from data.images import Pixels, decode, read_file, shrink
 from data.loader import PretrainLoader
-from data.views import GridSize, ViewMaker, sample_generator
+from data.views import ViewMaker, sample_generator
 from pretrain.show import load_config, view_maker
 from runtime.config import require
 from runtime.device import available_cores, prepare
-from runtime.errors import UserError, run_command
+from runtime.errors import run_command
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -63,61 +63,57 @@ def worker_parts(config: PretrainConfig, dataset: Dataset, maker: ViewMaker, sec
     """Time the parts of a worker's work on an image. A dataset held in memory is decoded only once."""
     short_side = config.views.short_side
     store = open_store(dataset, short_side, config.data.on_bad_image)
-    decoded = store.in_memory or cache_folder(dataset, short_side).is_dir()
     if store.in_memory:
         print(f"its {len(store)} images are decoded once and held in memory", flush=True)
+    decoded = store.in_memory or cache_folder(dataset, short_side).is_dir()
     clock, end = Clock(), time.perf_counter() + seconds
-    for number in count():
-        if time.perf_counter() > end and clock.images:
-            return clock.parts()
-        index = number * 7919 % len(store)  # spread over the classes
-        image = store.read(index)[1] if decoded else _decoded(clock, store, index, short_side)
-        _views(clock, maker, image, number)
+    while clock.images == 0 or time.perf_counter() < end:
+        index = clock.images * 7919 % len(store)  # spread over the classes
+        image = store.read(index)[1] if decoded else _decode(clock, store.images.paths[index], short_side)
+        _make_views(clock, maker, image)
         clock.images += 1
-    raise AssertionError("count() never ends")
+    return clock.parts()
 
 
-def _decoded(clock: Clock, store: ImageStore, index: int, short_side: int) -> Pixels:
-    path = store.images.paths[index]
+def _decode(clock: Clock, path: Path, short_side: int) -> Pixels:
     content = clock.time("read the file", lambda: read_file(path))
     image = clock.time("decode", lambda: decode(content, path))
     return clock.time("reduce", lambda: shrink(image, short_side)) if short_side else image
 
 
-def _views(clock: Clock, maker: ViewMaker, image: Pixels, number: int) -> None:
-    plans = clock.time("choose", lambda: maker.draw(image.shape[0], image.shape[1], sample_generator(0, 0, number)))
+def _make_views(clock: Clock, maker: ViewMaker, image: Pixels) -> None:
+    height, width = image.shape[:2]
+    plans = clock.time("choose", lambda: maker.draw(height, width, sample_generator(0, 0, clock.images)))
     views = list(zip(plans, maker.sides, strict=True))
     crops = clock.time("cut and resize", lambda: [maker.crop(image, plan, side) for plan, side in views])
     if maker.config.execution == "cpu":
-        coloured = zip(crops, plans, strict=True)
-        clock.time("mirror and colour", lambda: [maker.colour(crop, plan) for crop, plan in coloured])
+        pairs = zip(crops, plans, strict=True)
+        clock.time("mirror and colour", lambda: [maker.colour(crop, plan) for crop, plan in pairs])
 
 
 def make_bench_loader(
-    config: PretrainConfig, grid_size: GridSize, workers: int, device: torch.device
+    config: PretrainConfig, dataset: Dataset, maker: ViewMaker, workers: int, device: torch.device
 ) -> PretrainLoader:
-    train, machine = config.train, config.machine
     return PretrainLoader(
-        config.data,
+        dataset,
         config.views,
-        grid_size,
-        train.batch_size,
+        dict(zip(maker.sides, maker.grids, strict=True)).__getitem__,
+        config.train.batch_size,
         config.seed,
         workers,
-        device=device,
-        worker_kind=machine.worker_kind,
+        config.machine.worker_kind,
+        device,
+        on_bad_image=config.data.on_bad_image,
     )
 
 
-def own_part(loader: PretrainLoader, batch_size: int, device: torch.device, repeats: int = 5) -> float:
+def training_process_part(loader: PretrainLoader, batch_size: int, device: torch.device, repeats: int = 5) -> float:
     """Return the milliseconds per image that the training process spends on a worker's batch."""
     times = []
     for _ in range(repeats):
-        raw = loader.make(0)
-        if isinstance(raw, UserError):
-            raise raw
+        batch = loader.make(0)
         started = time.perf_counter()
-        loader.finish(raw)
+        loader.finish(batch)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
@@ -138,30 +134,31 @@ def images_per_second(loader: PretrainLoader, batch_size: int, workers: int, sec
     return made / elapsed
 
 
-def limit(parts: Parts, own: float, rates: dict[int, float], cores: int) -> str:
+def limit(parts: Parts, training: float, rates: dict[int, float], cores: int) -> str:
     """Name the bottleneck of the best of the rates (workers -> images/s), in a sentence."""
     workers = max(rates, key=lambda number: rates[number])
-    made = sum(parts.values())
-    if own > made / max(1, workers):
-        return f"the process that trains: its own part is {own:.2f} ms an image, at most {1000 / own:.0f} images/s"
+    total = sum(parts.values())
+    if training > total / max(1, workers):
+        rate = f"at most {1000 / training:.0f} images/s"
+        return f"the training process: its own part is {training:.2f} ms an image, {rate}"
     slowest = max(parts, key=lambda part: parts[part])
     advice = ADVICE.get(slowest, "more workers")
     if workers >= cores:
         advice = f"all {cores} cores are in use; " + advice.replace("more workers, or ", "")
-    return f"the workers, most of all to {slowest} ({parts[slowest]:.2f} of {made:.2f} ms an image): {advice}"
+    return f"the workers, mostly to {slowest} ({parts[slowest]:.2f} of {total:.2f} ms an image): {advice}"
 
 
-def report(parts: Parts, own: float, rates: dict[int, float], kind: str, cores: int) -> str:
+def report(parts: Parts, training: float, rates: dict[int, float], kind: str, cores: int) -> str:
     lines = ["ms an image, one thread:"]
     lines += [f"  {part:<22}{value:8.3f}" for part, value in parts.items()]
-    lines += [f"  {'sum, in a worker':<22}{sum(parts.values()):8.3f}", f"  {'in the training process':<22}{own:7.3f}"]
-    lines += [f"images/s end to end, {kind}:"]
+    lines += [f"  {'sum, in a worker':<22}{sum(parts.values()):8.3f}"]
+    lines += [f"  {'in the training process':<22}{training:7.3f}", f"images/s end to end, {kind}:"]
     lines += [f"  {workers:3d} workers{rate:12.0f}" for workers, rate in rates.items()]
-    return "\n".join([*lines, f"limit: {limit(parts, own, rates, cores)}"])
+    return "\n".join([*lines, f"limit: {limit(parts, training, rates, cores)}"])
 
 
 def _numbers(text: str | None) -> list[int]:
-    numbers = (text or "").split(",") if text else []
+    numbers = text.split(",") if text else []
     require(all(number.strip().isdigit() for number in numbers), "--workers", text, "whole numbers, as 0,1,2")
     return [int(number) for number in numbers]
 
@@ -169,25 +166,24 @@ def _numbers(text: str | None) -> list[int]:
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pretrain.bench", description="Measure the input pipeline.")
     parser.add_argument("config", help="a pretraining config, as pretrain/configs/quickstart.yaml")
-    parser.add_argument("--workers", help="numbers of them, as 0,1,2; default: 0, 1, 2, 4, ... up to the cores")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--workers", help="numbers of workers, as 0,1,2; default: 0, 1, 2, 4, ... up to the cores")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
     parser.add_argument("overrides", nargs="*", help="key=value, as views.execution=device")
     arguments = parser.parse_intermixed_args(argv)
     cores = available_cores()
     numbers = _numbers(arguments.workers) or [0, *(n for n in (1 << power for power in range(10)) if n <= cores)]
     config = load_config(arguments.config, arguments.overrides)
     device = prepare(config.machine)
-    maker = view_maker(config)
-    dataset = open_dataset(config.data)
+    maker, dataset, batch_size = view_maker(config), open_dataset(config.data), config.train.batch_size
     sizes = " + ".join(f"{maker.sides.count(side)} x {side}" for side in sorted(set(maker.sides), reverse=True))
     print(f"{dataset.name} at {dataset.root}, {sizes}, execution {config.views.execution}, device {device}", flush=True)
     parts = worker_parts(config, dataset, maker, arguments.seconds)
-    loader = make_bench_loader(config, lambda side: maker.grids[maker.sides.index(side)], 0, device)
-    own, rates = own_part(loader, config.train.batch_size, device), {}
+    training = training_process_part(make_bench_loader(config, dataset, maker, 0, device), batch_size, device)
+    rates = {}
     for workers in numbers:
-        loader = make_bench_loader(config, lambda side: maker.grids[maker.sides.index(side)], workers, device)
-        rates[workers] = images_per_second(loader, config.train.batch_size, workers, arguments.seconds)
-    print(report(parts, own, rates, config.machine.worker_kind, cores))
+        loader = make_bench_loader(config, dataset, maker, workers, device)
+        rates[workers] = images_per_second(loader, batch_size, workers, arguments.seconds)
+    print(report(parts, training, rates, config.machine.worker_kind, cores))
 
 
 if __name__ == "__main__":

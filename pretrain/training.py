@@ -138,16 +138,16 @@ def make_loader(
     config: PretrainConfig, dataset: Dataset, model: VICRegLModel, device: torch.device, world: World
 ) -> PretrainLoader:
     return PretrainLoader(
-        config.data,
+        dataset,
         config.views,
         model.backbone.grid_size,
         config.train.batch_size,
         config.seed,
         config.machine.workers,
+        config.machine.worker_kind,
         device=device,
-        worker_kind=config.machine.worker_kind,
         share=(world.rank, world.size),
-        dataset=dataset,
+        on_bad_image=config.data.on_bad_image,
     )
 
 

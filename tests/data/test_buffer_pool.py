@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import torch
 
+from data.catalog import open_dataset
 from data.config import DataConfig, ViewsConfig
 from data.images import normalise
 from data.loader import BufferPool, PretrainLoader
@@ -61,7 +62,7 @@ def test_threads_never_share_an_array() -> None:
 
 
 def test_batches_that_are_kept_keep_their_values(small_scenes: DataConfig) -> None:
-    loader = PretrainLoader(small_scenes, ViewsConfig(large_size=32), lambda side: (1, 1), 10, 0)
+    loader = PretrainLoader(open_dataset(small_scenes), ViewsConfig(large_size=32), lambda side: (1, 1), 10, 0)
     kept = [(batch.images[0], batch.images[0].clone()) for batch in loader.batches(0, 12)]
     assert all(torch.equal(now, then) for now, then in kept)
     assert len({now.data_ptr() for now, _ in kept}) == 12

@@ -61,7 +61,7 @@ def test_a_run_with_it_gets_the_same_batches(folder_of_60: DataConfig, dataset: 
     """Whether a machine has the cache cannot change a result."""
 
     def batches() -> list[list[torch.Tensor]]:
-        loader = PretrainLoader(folder_of_60, VIEWS, lambda side: (2, 2), 10, 0, workers, memory_bytes=0)
+        loader = PretrainLoader(open_dataset(folder_of_60), VIEWS, lambda side: (2, 2), 10, 0, workers, memory_bytes=0)
         return [batch.tensors() for batch in loader.batches(0, 8)]
 
     from_files = batches()
@@ -181,7 +181,7 @@ def test_unreadable_images_stop_it_or_are_left_out(folder_of_60: DataConfig, dat
     store = ImageStore(images, "skip", 0, source)
     assert store.read(11)[0] == 12
     assert store.bad_files == {images.paths[11]}
-    loader = PretrainLoader(folder_of_60.replace(on_bad_image="skip"), VIEWS, lambda side: (2, 2), 59, 0)
+    loader = PretrainLoader(dataset, VIEWS, lambda side: (2, 2), 59, 0, on_bad_image="skip")
     assert loader.skipped == 1
 
 

@@ -161,13 +161,13 @@ def test_what_is_left_out_is_counted(hostile: Path, capsys: pytest.CaptureFixtur
     images = open_dataset(folders(hostile)).images("train")
     assert images.describe_left_out() == told
     (hostile / "train" / "b" / "dangling.png").unlink()
-    PretrainLoader(folders(hostile), ViewsConfig(large_size=8), lambda side: (2, 2), batch_size=4, seed=0)
+    PretrainLoader(open_dataset(folders(hostile)), ViewsConfig(large_size=8), lambda side: (2, 2), 4, seed=0)
     assert capsys.readouterr().out == f"{hostile / 'train'}: {told}\n"
 
 
 def test_nothing_is_said_of_a_plain_tree(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert open_dataset(folders(tree)).images("train").describe_left_out() is None
-    PretrainLoader(folders(tree), ViewsConfig(large_size=8), lambda side: (2, 2), batch_size=4, seed=0)
+    PretrainLoader(open_dataset(folders(tree)), ViewsConfig(large_size=8), lambda side: (2, 2), 4, seed=0)
     assert capsys.readouterr().out == ""
 
 

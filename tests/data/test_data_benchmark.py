@@ -39,9 +39,9 @@ def test_contenders_make_the_same_batches() -> None:
         from_cache = data_cases.cached(data, views, 2)["worker of device, cache"]()
         for one, other in zip(raw.views, from_cache.views, strict=True):
             assert torch.equal(one, other)
-        found, difference = data_cases.evaluations(data, 2)
+        evaluations, difference = data_cases.evaluations(data, 2)
         assert difference < 0.01  # levels of 255
-        torch.testing.assert_close(found["this"]()[0], found["torchvision"](), rtol=0, atol=1.1 / 57)
+        torch.testing.assert_close(evaluations["this"]()[0], evaluations["torchvision"](), rtol=0, atol=1.1 / 57)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -53,11 +53,11 @@ def test_the_plain_grid_is_the_grid(mirrored: bool) -> None:
 
 def test_ratios_and_goals() -> None:
     times = {"published": [0.8, 1.6, 0.8], "cpu": [0.1, 0.1, 0.2]}
-    found = benchmark.Found.of(times, batch=10)
-    assert found.milliseconds == pytest.approx({"published": 80, "cpu": 10})
-    assert found.ratios["cpu"][1] == pytest.approx(8)  # the median of 8, 16, 4
-    assert "| 4.5: reached |" in benchmark.table("2 x 224", found)[1]
-    slow = benchmark.Found.of({"published": [0.3], "cpu": [0.1]}, batch=10)
+    timings = benchmark.Timings.from_seconds(times, batch=10)
+    assert timings.milliseconds == pytest.approx({"published": 80, "cpu": 10})
+    assert timings.ratios["cpu"][1] == pytest.approx(8)  # the median of 8, 16, 4
+    assert "| 4.5: reached |" in benchmark.table("2 x 224", timings)[1]
+    slow = benchmark.Timings.from_seconds({"published": [0.3], "cpu": [0.1]}, batch=10)
     assert "| 4.5: missed |" in benchmark.table("2 x 224", slow)[1]
     slept = benchmark.with_workers({"a": lambda: (time.sleep(0.01) for _ in range(6))}, 1, 6, 1, ahead=2)
     assert 9 < slept.milliseconds["a"] < 60

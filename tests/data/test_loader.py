@@ -29,7 +29,8 @@ def grid_size(side: int) -> tuple[int, int]:
 def make(
     data: DataConfig, batch_size: int = 8, seed: int = 3, workers: int = 0, views: ViewsConfig = VIEWS, **others
 ) -> PretrainLoader:
-    return PretrainLoader(data, views, grid_size, batch_size, seed, workers, **others)
+    dataset, bad = open_dataset(data), data.on_bad_image
+    return PretrainLoader(dataset, views, grid_size, batch_size, seed, workers, on_bad_image=bad, **others)
 
 
 def assert_same(a: list[ViewBatch], b: list[ViewBatch]) -> None:

@@ -68,8 +68,7 @@ def from_cache(dataset: Dataset) -> Iterator[np.ndarray]:
 
 
 def of_pretraining(dataset: Dataset) -> Iterator[np.ndarray]:
-    data = DataConfig(name="imagefolder", root=str(dataset.root))
-    loader = PretrainLoader(data, VIEWS, lambda side: (2, 2), 4, 0, 0, memory_bytes=0)
+    loader = PretrainLoader(dataset, VIEWS, lambda side: (2, 2), 4, 0, 0, memory_bytes=0)
     for batch in loader.batches(0, 2):
         yield from (view.numpy() for view in batch.tensors())
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from data import loader as module
+from data.catalog import open_dataset
 from data.config import DataConfig, ViewsConfig
 from data.loader import PretrainLoader, prefetched
 from runtime.errors import UserError
@@ -112,11 +113,10 @@ def test_errors_reach_the_caller(current: FakeStream, where: str) -> None:
 @pytest.mark.parametrize(("workers", "kind"), [(0, "processes"), (2, "processes"), (2, "threads")])
 def test_a_gpu_gets_the_same_batches(small_scenes: DataConfig, execution: str, workers: int, kind: str) -> None:
     views = ViewsConfig(large_size=32, small_count=1, small_size=16, execution=execution)
+    dataset = open_dataset(small_scenes)
 
     def loader(device: str) -> PretrainLoader:
-        return PretrainLoader(
-            small_scenes, views, lambda side: (side // 4,) * 2, 10, 0, workers, device=device, worker_kind=kind
-        )
+        return PretrainLoader(dataset, views, lambda side: (side // 4,) * 2, 10, 0, workers, kind, device)
 
     on_gpu = loader("cuda")
     for one, other in zip(loader("cpu").batches(3, 15), on_gpu.batches(3, 15), strict=True):
@@ -134,8 +134,9 @@ def test_a_gpu_gets_the_same_batches(small_scenes: DataConfig, execution: str, w
 def test_a_gpu_that_computes_while_batches_come_sees_them_whole(small_scenes: DataConfig) -> None:
     """The memory of a batch in use is not taken for the next one."""
     views = ViewsConfig(large_size=32).replace(execution="device")
-    expected = [b.images[0] for b in PretrainLoader(small_scenes, views, lambda side: (8, 8), 20, 0).batches(0, 30)]
-    loader = PretrainLoader(small_scenes, views, lambda side: (8, 8), 20, 0, device="cuda")
+    dataset = open_dataset(small_scenes)
+    expected = [b.images[0] for b in PretrainLoader(dataset, views, lambda side: (8, 8), 20, 0).batches(0, 30)]
+    loader = PretrainLoader(dataset, views, lambda side: (8, 8), 20, 0, device="cuda")
     busy = torch.randn(2000, 2000, device="cuda")
     sums = []
     for batch in loader.batches(0, 30):

@@ -97,9 +97,9 @@ OPEN_STORE = bench.open_store
 @pytest.mark.parametrize(
     ("parts", "own", "rates", "named"),
     [
-        ({"decode": 2.0, "cut and resize": 0.5}, 0.1, {0: 350, 2: 700}, r"most of all to decode .*data\.cache"),
+        ({"decode": 2.0, "cut and resize": 0.5}, 0.1, {0: 350, 2: 700}, r"mostly to decode .*data\.cache"),
         ({"decode": 0.2, "mirror and colour": 2.0}, 0.1, {2: 700}, r"views\.execution=device"),
-        ({"decode": 2.0}, 1.5, {0: 300, 4: 600}, "the process that trains: .*667 images/s"),
+        ({"decode": 2.0}, 1.5, {0: 300, 4: 600}, "the training process: .*667 images/s"),
     ],
 )
 def test_the_limit_is_named(parts: dict, own: float, rates: dict, named: str) -> None:
