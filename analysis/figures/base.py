@@ -1,9 +1,10 @@
-"""What every figure shares: its contract, its style, how it is written, and how the varied key is drawn."""
+"""What figures and pictures share: style, how a figure is written, how the varied key is drawn, grids of images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,29 @@ def add_varied_legend(figure: Figure, data: ReportData, columns: int, marker: st
         for value, color in varied_colors(data).items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), columns))
+
+
+def image_grid(rows: Sequence[Sequence[np.ndarray | str]], size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """Draw rows of images (H, W, 3), uint8 or 0..1, in a figure of that size in inches; return it and its axes.
+
+    A text stands in the place of an image that is missing.
+    """
+    figure, grid = plt.subplots(len(rows), len(rows[0]), figsize=size, squeeze=False)
+    for axes, image in zip(grid.flat, chain.from_iterable(rows), strict=True):
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.spines[:].set_visible(False)
+        if isinstance(image, str):
+            axes.text(0.5, 0.5, image, ha="center", va="center", color=GREY, fontsize=6)
+        else:
+            axes.imshow(image, interpolation="nearest")
+    return figure, grid
+
+
+def grid_size(rows: int, columns: int, extra: float) -> tuple[float, float]:
+    """Return the inches of a grid of square images that fits a page, with `extra` height for texts."""
+    cell = min(1.1, PAGE / columns)
+    return max(COLUMN, cell * columns + 0.3), cell * rows + extra
+
+
+def add_title(figure: Figure, text: str) -> None:
+    figure.suptitle(text, fontsize=6, x=0.01, ha="left", wrap=True)

@@ -5,62 +5,75 @@
     python -m analysis.pictures --study STUDY [machine.runs=FOLDER]    its settings side by side: maps.png, and
                                                           <evaluation>.png for each segmentation
 
-RUN is a run directory that is done. Its pictures go to RUN/pictures/, or to DIR/<run>/ with --out DIR; those of a
-study to reports/<study>/pictures/, or to DIR.
+RUN is the directory of a finished run. Its pictures are written to RUN/pictures/, or to DIR/<run>/ with --out DIR;
+those of a study to reports/<study>/pictures/, or to DIR.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.base import STYLE
-from analysis.pictures import study as studies
-from analysis.pictures.components import FITTED, RULE, draw_components
+from analysis.figures.base import PAGE, STYLE, add_title, image_grid
+from analysis.labels import is_percent, named_values, number, score_label
+from analysis.pictures.maps import FITTED, RULE, draw_maps, fit
 from analysis.pictures.matches import draw_matches
 from analysis.pictures.network import Images, Network
-from analysis.pictures.segmentations import draw_segmentations, load_segmentation
+from analysis.pictures.segmentations import add_legend, draw_segmentations, load_segmentation
 from analysis.report import CAPTION, FOLDER, SOURCE
 from eval.parent import STAGE as PRETRAIN
+from eval.predictions import thin
 from eval.segmentation_config import STAGE as SEGMENTATION
 from runtime import files
 from runtime.config import require
 from runtime.errors import UserError, run_command
 from runtime.rundir import Run
-from sweeps.graph import build
-from sweeps.study import Study, load_study
+from sweeps.graph import Graph, Node, Point, build
+from sweeps.study import Study, is_seed, load_study
 
-Texts = dict[str, str]  # of the file, for whoever finds it later
-Drawn = Iterator[tuple[str, Texts, Callable[[], Figure]]]  # name of the file, and what draws it
+Column = Sequence[np.ndarray] | str  # images (H, W, 3) from above; or the state of a run that has none
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to draw, and the texts that its file carries; analysis/report.py reads them."""
+
+    name: str  # of its file
+    draw: Callable[[], Figure]
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
     if options.study:
         study = load_study(options.study)
-        _write_all(_of_study(study, options), options.out or Path("reports") / study.name / FOLDER)
+        pictures = _study_pictures(build(study, options.words), options)
+        _write(pictures, options.out or Path("reports") / study.name / FOLDER)
         return
-    drawings = [(path, _of_run(path, options)) for path in map(Path, options.words)]
-    for path, drawn in drawings:
-        _write_all(drawn, options.out / path.name if options.out else path / FOLDER)
+    # All runs are opened before anything is written, so that a wrong one stops the command at once.
+    runs = {path: _run_pictures(path, options) for path in map(Path, options.words)}
+    for path, drawings in runs.items():
+        _write(drawings, options.out / path.name if options.out else path / FOLDER)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m analysis.pictures", description=__doc__, formatter_class=formatter)
     parser.add_argument("words", nargs="*", metavar="RUN", help="run directories; with --study machine.runs=FOLDER")
-    parser.add_argument("--study", help="a YAML file, as sweeps/studies/quickstart.yaml")
-    parser.add_argument("--out", type=Path, help="where to write")
-    parser.add_argument("--images", type=int, help="how many images (4 for matches, 8 for the others)")
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="of matches and maps (default: val)")
-    parser.add_argument("--size", type=int, help="pixels of the images that maps are of (default: as the large views)")
-    parser.add_argument("--matches", type=int, help="how many matches (default: as many as the run's criterion keeps)")
-    parser.add_argument("--data", help="where the data lie now, in place of the folder that the run's config names")
+    parser.add_argument("--study", help="a YAML file such as sweeps/studies/quickstart.yaml")
+    parser.add_argument("--out", type=Path, help="the folder to write to")
+    parser.add_argument("--images", type=int, help="number of images (default: 4 for matches, 6 for a study, else 8)")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="for matches and maps (default: val)")
+    parser.add_argument("--size", type=int, help="side of the images for maps, in pixels (default: the large views')")
+    parser.add_argument("--matches", type=int, help="number of matches (default: as many as the run's criterion keeps)")
+    parser.add_argument("--data", help="folder of the dataset, if it is no longer where the run's config says")
     options = parser.parse_intermixed_args(argv)
     options.words = [word.rstrip("/") for word in options.words]
     for name, least in (("images", 1), ("size", 8), ("matches", 1)):
@@ -71,63 +84,154 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _of_run(path: Path, options: argparse.Namespace) -> Drawn:
-    """What there is to draw of a run; whatever hinders it is said before the first file is written."""
+def _write(pictures: Iterable[Picture], folder: Path) -> None:
+    for picture in pictures:
+        path = folder / f"{picture.name}.png"
+        with plt.style.context(STYLE):
+            figure = picture.draw()
+            files.make_folder(folder, "write elsewhere: --out FOLDER")
+            save = partial(figure.savefig, format="png", metadata={"Software": None, **picture.texts})
+            files.write_atomic(path, save)
+            plt.close(figure)
+        print(path, flush=True)
+
+
+def _run_pictures(path: Path, options: argparse.Namespace) -> list[Picture]:
+    """Return the pictures of a run; whatever is wrong with it raises UserError here, before the first is drawn."""
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected a run directory, as runs/pretrain/<run>")
     stage = Run(path).document()["stage"]
-    if stage == PRETRAIN:
-        return _of_pretraining(Network.open(path), options)
     if stage == SEGMENTATION:
-        found = load_segmentation(path, options.images or 8, options.data)
-        return iter([("segmentations", {}, partial(draw_segmentations, found))])
-    raise UserError(f"{path} is a run of the stage {stage!r}; pictures are of {PRETRAIN} and {SEGMENTATION} runs")
-
-
-def _of_pretraining(network: Network, options: argparse.Namespace) -> Drawn:
-    data, split, root = network.config.data, options.split, options.data
+        segmentation = load_segmentation(path, options.images or 8, options.data)
+        return [Picture("segmentations", partial(draw_segmentations, segmentation))]
+    if stage != PRETRAIN:
+        raise UserError(f"{path} is a run of the stage {stage!r}; pictures are of {PRETRAIN} and {SEGMENTATION} runs")
+    network = Network.open(path)
     few, many, fitted = (
-        Images.choose(data, split, n, root) for n in (options.images or 4, options.images or 8, FITTED)
+        Images.choose(network.config.data, options.split, count, options.data)
+        for count in (options.images or 4, options.images or 8, FITTED)
     )
     side = options.size or network.config.views.large_size
-    return iter(
-        [
-            ("matches", {}, partial(draw_matches, network, few, options.matches)),
-            ("maps", {}, partial(draw_components, network, many, fitted, side)),
-        ]
+    return [
+        Picture("matches", partial(draw_matches, network, few, options.matches)),
+        Picture("maps", partial(draw_maps, network, many, fitted, side)),
+    ]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The columns of one picture of a study: one curve at its first seed, in order, then its controls."""
+
+    study: Study
+    name: str  # what tells the curve from the others; empty for the only one
+    points: list[Point]
+
+
+def study_panels(graph: Graph) -> list[Panel]:
+    study = graph.study
+    keys = study.row_keys[1:]
+    seeds = {key: values[0] for key, values in study.pretrain.grid.items() if is_seed(key)}
+    points = [p for p in graph.points if all(p.varied[key] in (None, seed) for key, seed in seeds.items())]
+    groups = dict.fromkeys(tuple(str(p.varied[key]) for key in keys) for p in points if p.control is None)
+    panels = []
+    for group in groups:
+        # A control that does not take a key from the grid (None) stands beside every curve.
+        own = [p for p in points if all(str(p.varied[k]) in ("None", v) for k, v in zip(keys, group, strict=True))]
+        panels.append(Panel(study, named_values(keys, group), own))
+    return panels
+
+
+def _study_pictures(graph: Graph, options: argparse.Namespace) -> Iterator[Picture]:
+    panels = study_panels(graph)
+    for index, panel in enumerate(panels, 1):
+        suffix, start = (f"-{index}", f"{panel.name}: ") if len(panels) > 1 else ("", "")
+        nodes = [point.pretrain for point in panel.points]
+        texts = {CAPTION: f"{start}Feature maps in colours. {RULE}", SOURCE: source(nodes)}
+        yield Picture(f"maps{suffix}", partial(_draw_study_maps, panel, options), texts)
+        for name in (name for name, part in graph.study.evals.items() if part.stage == SEGMENTATION):
+            nodes = [point.evals[name] for point in panel.points]
+            texts = {CAPTION: f"{start}{_predictions_text(name)}", SOURCE: source(nodes)}
+            yield Picture(f"{name}{suffix}", partial(_draw_study_predictions, panel, name, options), texts)
+
+
+def source(nodes: Sequence[Node]) -> str:
+    """Return the hash and the state of each run that a picture shows; by it analysis/report.py sees outdated ones."""
+    return " ".join(f"{node.identity.hash}:{node.run.state()}" for node in nodes)
+
+
+def _draw_study_maps(panel: Panel, options: argparse.Namespace) -> Figure:
+    nodes = [point.pretrain for point in panel.points]
+    networks = {node: Network.open(node.run.path) for node in _done(nodes, "pretrainings")}
+    first = next(iter(networks.values())).config
+    side = options.size or first.views.large_size
+    images, fitted = (
+        Images.choose(first.data, options.split, count, options.data) for count in (options.images or 6, FITTED)
     )
+    squares = images.squares(side)
+
+    def colours(network: Network) -> Column:
+        return list(fit(network, fitted, side).colours(network.maps(squares)))
+
+    columns = [colours(networks[node]) if node in networks else node.run.state() for node in nodes]
+    text = f"Feature maps in colours. {RULE} They compare within a column."
+    return _draw_panel(panel, {"image": squares}, columns, text)
 
 
-def _of_study(study: Study, options: argparse.Namespace) -> Drawn:
-    found = studies.panels(build(study, options.words))
-    count, root = options.images or 6, options.data
-    for index, panel in enumerate(found, 1):
-        suffix, of = (f"-{index}", f" {panel.name}:") if len(found) > 1 else ("", "")
-        texts = {
-            CAPTION: f"{of} {studies.MAPS} {RULE}".strip(),
-            SOURCE: studies.source([p.pretrain for p in panel.points]),
-        }
-        yield f"maps{suffix}", texts, partial(studies.draw_maps, study, panel, count, options.split, root, options.size)
-        for name in studies.segmentation_evals(study):
-            caption = f"{of} {studies.predictions_caption(name)}".strip()
-            texts = {CAPTION: caption, SOURCE: studies.source([point.evals[name] for point in panel.points])}
-            yield f"{name}{suffix}", texts, partial(studies.draw_predictions, study, panel, name, count, root)
+def _predictions_text(name: str) -> str:
+    return f"What the evaluation {name} predicts for images of val, beside the truth."
 
 
-def _write_all(drawn: Drawn, folder: Path) -> None:
-    for name, texts, draw in drawn:
-        with plt.style.context(STYLE):
-            _write(draw(), folder / f"{name}.png", texts)
-        print(folder / f"{name}.png", flush=True)
+def _draw_study_predictions(panel: Panel, name: str, options: argparse.Namespace) -> Figure:
+    nodes, count = [point.evals[name] for point in panel.points], options.images or 6
+    done = {node: load_segmentation(node.run.path, count, options.data) for node in _done(nodes, f"evaluations {name}")}
+    first = next(iter(done.values()))
+    before = {
+        "image": [thin(image.image) for image in first.images],
+        "truth": [first.colours(image.truth) for image in first.images],
+    }
+    columns: list[Column] = [
+        [done[node].colours(image.prediction) for image in done[node].images] if node in done else node.run.state()
+        for node in nodes
+    ]
+    figure = _draw_panel(panel, before, columns, _predictions_text(name))
+    add_legend(figure, list(done.values()))
+    return figure
 
 
-def _write(figure: Figure, path: Path, texts: Texts) -> None:
-    def save(to: Path) -> None:
-        figure.savefig(to, format="png", metadata={"Software": None, **texts})
+def _done(nodes: Sequence[Node], what: str) -> list[Node]:
+    done = [node for node in nodes if node.run.state() == "done"]
+    if not done:
+        states = ", ".join(sorted({node.run.state() for node in nodes}))
+        raise UserError(f"none of the study's {what} is done (they are {states}), so there is nothing to show")
+    return done
 
-    files.make_folder(path.parent, "write elsewhere: --out FOLDER")
-    files.write_atomic(path, save)
-    plt.close(figure)
+
+def _draw_panel(
+    panel: Panel, before: Mapping[str, Sequence[np.ndarray]], columns: Sequence[Column], text: str
+) -> Figure:
+    """Draw a row for each image: the columns `before`, which no run made, then one for each point of the panel."""
+    count = len(next(iter(before.values())))
+    whole = [[column] * count if isinstance(column, str) else column for column in (*before.values(), *columns)]
+    cell = PAGE / len(whole)
+    figure, grid = image_grid(list(zip(*whole, strict=True)), (PAGE, 0.92 * cell * count + 0.95))
+    for axes, title in zip(grid[0], [*before, *(_point_title(panel.study, p) for p in panel.points)], strict=True):
+        axes.set_title(title, fontsize=5.5)
+    name = f"{panel.study.name}, {panel.name}" if panel.name else panel.study.name
+    add_title(figure, f"{name}: one seed; above each column the scores of that run.\n{text}")
+    return figure
+
+
+def _point_title(study: Study, point: Point) -> str:
+    """Return the setting of a point, and the scores of the very run that is shown."""
+    vary = study.report.vary
+    lines = [point.control or named_values([vary], [point.varied[vary]])]
+    for score in dict.fromkeys([study.report.x, study.report.y]):
+        stage, _, key = score.partition(".")
+        node = point.pretrain if stage == PRETRAIN else point.evals[stage]
+        value = (node.run.result() or {}).get(key)
+        label = score_label(score).partition(" ")[2] or score
+        lines.append(f"{label.removesuffix(' (%)')} {'–' if value is None else number(value, is_percent(score))}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

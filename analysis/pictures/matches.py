@@ -24,7 +24,7 @@ Pairs = list[tuple[int, int]]
 
 
 def draw_matches(network: Network, images: Images, count: int | None = None) -> Figure:
-    """A row an image: the image with both views' boxes, the views joined by location, the views joined by feature.
+    """Draw one row for each image: the boxes of two views in it, the views joined by location, and by feature.
 
     The matches are those that the run's criterion uses; with `count`, that many (0: all).
     """
@@ -58,28 +58,28 @@ def _draw_row(
             draw_view(ax, views[view], plans[view], maker.grids[view], COLOURS[view])
         pairs = matched_pairs(network.config.loss, kind, space[0], space[1], count).tolist()
         join(row, *pair, maker, pairs, place_colours(pairs, maker.grids[0]))
-        _describe(pair, kind, pairs, apart(pairs, locations))
+        _describe(pair, kind, pairs, distances(pairs, locations))
 
 
-def apart(pairs: Pairs, locations: Sequence[Tensor]) -> np.ndarray:
-    """Pixels of the original image between the two positions of each match; locations (H, W, 2)."""
+def distances(pairs: Pairs, locations: Sequence[Tensor]) -> np.ndarray:
+    """Return the pixels of the original image between the two positions of each match; locations (H, W, 2)."""
     first, second = (grid.reshape(-1, 2) for grid in locations)
     one, other = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(1)
     return (first[one] - second[other]).norm(dim=1).numpy()
 
 
 def place_colours(pairs: Pairs, grid: tuple[int, int]) -> list[tuple[float, ...]]:
-    """One colour a match: its hue turns with the direction of its cell from the first view's centre."""
+    """Return a colour for each match: its hue is the direction of its cell from the centre of the first view."""
     rows, columns = grid
     y, x = np.divmod(np.array([one for one, _ in pairs], dtype=int), columns)
     turn = np.arctan2(y - (rows - 1) / 2, x - (columns - 1) / 2) / (2 * np.pi)
     return [tuple(colormaps["hsv"](t % 1.0)) for t in turn]
 
 
-def _describe(pair: tuple[Axes, Axes], kind: str, pairs: Pairs, distances: np.ndarray) -> None:
+def _describe(pair: tuple[Axes, Axes], kind: str, pairs: Pairs, apart: np.ndarray) -> None:
     for ax in pair:
-        ax.set_title("")  # what was done with the view, in the sheet of pretrain.show
+        ax.set_title("")  # draw_view lists the augmentations there
         ax.spines[:].set_visible(True)
     pair[0].set_xlabel(f"by {kind}: {len(pairs)} matches", fontsize=6)
     if pairs:  # with a threshold there may be none
-        pair[1].set_xlabel(f"median {np.median(distances):.1f} px apart", fontsize=6)
+        pair[1].set_xlabel(f"median {np.median(apart):.1f} px apart", fontsize=6)

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.base import PAGE
-from analysis.pictures.components import show
+from analysis.figures.base import add_title, grid_size, image_grid
 from data.catalog import open_dataset
 from data.images import Pixels, read_image
 from data.layout import SegmentationLayout
@@ -143,18 +141,14 @@ def _predict(cfg: Any, model: Any, count: int) -> list[Segmented]:
 
 def draw_segmentations(found: Segmentation) -> Figure:
     """A column an image: the image, the truth, the prediction; the classes that occur, in their colours, below."""
-    columns = len(found.images)
-    cell = min(1.1, PAGE / columns)
-    figure, grid = plt.subplots(3, columns, figsize=(max(3.4, cell * columns + 0.3), cell * 3 + 0.85), squeeze=False)
-    for column, one in enumerate(found.images):
-        shown = (thin(one.image), found.colours(one.truth), found.colours(one.prediction))
-        for axes, picture in zip(grid[:, column], shown, strict=True):
-            show(axes, picture)
-        grid[2, column].set_xlabel(f"{one.miou(len(found.layout.classes)):.0f} %", fontsize=6)
+    columns = [(thin(one.image), found.colours(one.truth), found.colours(one.prediction)) for one in found.images]
+    figure, grid = image_grid(list(zip(*columns, strict=True)), grid_size(3, len(columns), extra=0.85))
+    for axes, one in zip(grid[2], found.images, strict=True):
+        axes.set_xlabel(f"{one.miou(len(found.layout.classes)):.0f} %", fontsize=6)
     for axes, name in zip(grid[:, 0], ("image", "truth", "prediction"), strict=True):
         axes.set_ylabel(name, fontsize=6.5)
     title = f"{found.name}\nmIoU {found.miou:.1f} % over all of val; below each image its own, over its classes."
-    figure.suptitle(title, fontsize=6, x=0.01, ha="left", wrap=True)
+    add_title(figure, title)
     add_legend(figure, [found])
     return figure
 

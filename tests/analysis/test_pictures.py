@@ -14,12 +14,11 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from analysis.pictures import matches
-from analysis.pictures.__main__ import main
-from analysis.pictures.components import Basis, brightness, overlay
-from analysis.pictures.matches import apart, place_colours
+from analysis.pictures.__main__ import main, study_panels
+from analysis.pictures.maps import Basis, brightness, overlay
+from analysis.pictures.matches import distances, place_colours
 from analysis.pictures.network import Images, Network
 from analysis.pictures.segmentations import Segmented, load_segmentation
-from analysis.pictures.study import panels
 from data.config import ViewsConfig
 from eval import segmentation
 from pretrain import __main__ as pretrain
@@ -68,12 +67,12 @@ def test_matches_by_feature_are_the_nearest_and_their_distance_is_told() -> None
     first, second = (torch.rand(4, 4, 7, generator=random) for _ in range(2))
     pairs = matched_pairs(CriterionConfig(num_matches=[5, 5]), "feature", first, second).tolist()
     a, b = first.reshape(16, 7).numpy(), second.reshape(16, 7).numpy()
-    distances = np.array([[np.linalg.norm(x - y) for y in b] for x in a])
-    wanted = sorted(np.argsort(distances.min(1))[:5].tolist())
-    assert pairs == [[i, int(distances[i].argmin())] for i in wanted]
+    between = np.array([[np.linalg.norm(x - y) for y in b] for x in a])
+    wanted = sorted(np.argsort(between.min(1))[:5].tolist())
+    assert pairs == [[i, int(between[i].argmin())] for i in wanted]
     places = [torch.rand(4, 4, 2, generator=random) * 32 for _ in range(2)]
     flat = [grid.reshape(16, 2).numpy() for grid in places]
-    assert apart(pairs, places) == pytest.approx([np.hypot(*(flat[0][i] - flat[1][j])) for i, j in pairs])
+    assert distances(pairs, places) == pytest.approx([np.hypot(*(flat[0][i] - flat[1][j])) for i, j in pairs])
     corners = place_colours([(0, 0), (3, 0), (12, 0), (15, 0)], (4, 4))
     assert len(set(corners)) == 4
 
@@ -178,7 +177,7 @@ def test_a_panel_is_one_curve_at_its_first_seed() -> None:
     controls = {"no pretraining": {"train.duration": "0 steps", "optimizer.warmup": "0 steps"}}
     pretrain = study.pretrain.replace(config="pretrain/configs/quickstart.yaml", controls=controls)
     report = study.report.replace(x="pretrain.loss", y="pretrain.rank_pooled")
-    both, location = panels(build(study.replace(pretrain=pretrain, evals={}, report=report)))
+    both, location = study_panels(build(study.replace(pretrain=pretrain, evals={}, report=report)))
     assert (both.name, location.name) == ("local = both", "local = location")
     assert [(p.control, p.varied["loss.alpha"], p.varied["seed"]) for p in both.points] == [
         (None, 0.5, 3),

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from analysis import __main__ as command
 from analysis import report as report_module
 from analysis.figures import tradeoff
-from analysis.pictures.study import source
+from analysis.pictures.__main__ import source
 from analysis.report import CAPTION, SOURCE, of_one_type, write_report
 from analysis.results import load_results
 from runtime import provenance
