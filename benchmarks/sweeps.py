@@ -149,7 +149,7 @@ def _accounting(graph: Graph) -> Iterator[str]:
         if state == "new":
             continue
         code = "1:0" if state == "failed" else "0:0"
-        rest = f"{SLURM_STATES[state]}|{code}|n{number % 64}|300|{int(time.time()) - 900}|None"
+        rest = f"{SLURM_STATES[state]}|{code}|n{number % 64}|{int(time.time()) - 900}|None"
         for step in ("", *(() if state == "queued" else (".batch", ".extern", ".0"))):
             yield f"{job_id(number)}{step}|{rest}"
 
@@ -157,7 +157,7 @@ def _accounting(graph: Graph) -> Iterator[str]:
 def _queue(graph: Graph) -> Iterator[str]:
     for number, node in enumerate(graph.nodes):
         if (state := state_of(node)) in ("running", "queued"):
-            yield f"{job_id(number)}|{SLURM_STATES[state]}|None|n{number % 64}|5:00|{int(time.time()) - 900}"
+            yield f"{job_id(number)}|{SLURM_STATES[state]}|None|n{number % 64}|{int(time.time()) - 900}"
 
 
 def measure(folder: Path, verb: str) -> Measurement:

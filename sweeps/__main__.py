@@ -5,8 +5,8 @@
     python -m sweeps submit sweeps/studies/quickstart.yaml             # to SLURM, or here in the background
     python -m sweeps status sweeps/studies/quickstart.yaml --watch     # exit code 0 done, 1 failed, 3 not finished
 
-`machine.*=value` after the study (as machine.runs=/scratch/runs machine.device=cuda) holds for all of its runs.
-`python -m sweeps VERB --help` shows the options of a verb.
+`machine.*=value` after the study, for example machine.runs=/scratch/runs machine.device=cuda, holds for all its runs.
+`python -m sweeps COMMAND --help` shows the options of a command.
 """
 
 from __future__ import annotations
@@ -15,52 +15,114 @@ import argparse
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from runtime.config import require
 from runtime.errors import run_command
-from sweeps.graph import build
+from sweeps import clean, control, show
+from sweeps.failures import KINDS
+from sweeps.graph import Graph, build
+from sweeps.slurm.config import USER_FILE, default_cluster
 from sweeps.study import load_study
-from sweeps.verbs import Request, add_cluster_options, cancel, clean, logs, plan, status, submit
 
-Verb = tuple[Callable[[Request], int], Callable[[argparse.ArgumentParser], None]]
-VERBS: dict[str, Verb] = {
-    "plan": (plan.plan, plan.add_options),
-    "run": (submit.run, submit.add_run_options),
-    "submit": (submit.submit, add_cluster_options),
-    "status": (status.status, status.add_options),
-    "logs": (logs.logs, logs.add_options),
-    "retry": (submit.retry, submit.add_retry_options),
-    "reconcile": (submit.reconcile, add_cluster_options),
-    "cancel": (cancel.cancel, cancel.add_options),
-    "clean": (clean.clean, clean.add_options),
+# Each takes the graph of the study and its options, and returns an exit code. Its docstring is its help.
+COMMANDS: dict[str, Callable[[Graph, argparse.Namespace], int]] = {
+    "plan": show.plan,
+    "run": control.run,
+    "submit": control.submit,
+    "status": show.status,
+    "logs": show.logs,
+    "retry": control.retry,
+    "reconcile": control.reconcile,
+    "cancel": control.cancel,
+    "clean": clean.clean,
 }
 
 
 def main(argv: Sequence[str]) -> int:
     # They may stand anywhere among the options. The title of a run, which has a "=" too, has a space before it.
     machine = [text for text in argv if re.match(r"[\w.]+=", text)]
-    arguments = _parser().parse_args([text for text in argv if text not in machine])
-    graph = build(load_study(arguments.study), machine)
-    verb, _ = VERBS[arguments.verb]
-    return verb(Request(graph, arguments, tuple(machine)))
+    options = _parser().parse_args([text for text in argv if text not in machine])
+    options.machine = tuple(machine)
+    graph = build(load_study(options.study), machine)
+    return COMMANDS[options.command](graph, options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sweeps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar=" | ".join(VERBS))
-    for name, (verb, add_options) in VERBS.items():
-        text = inspect.getdoc(verb) or ""
-        one = verbs.add_parser(
+    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
+    for name, command in COMMANDS.items():
+        text = inspect.getdoc(command) or ""
+        one = commands.add_parser(
             name,
             help=text.partition("\n")[0].rstrip("."),
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             usage=f"python -m sweeps {name} STUDY [options] [machine.key=value ...]",
         )
-        one.add_argument("study", help="a YAML file, as sweeps/studies/quickstart.yaml")
-        add_options(one)
+        one.add_argument("study", help="a YAML file, for example sweeps/studies/quickstart.yaml")
+        _add_options(one, name)
+        _add_placement_options(one, name)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    add, which = parser.add_argument, parser.add_mutually_exclusive_group()
+    if command == "logs":
+        add("run", help="its hash, its directory, or its title in `status`")
+        add("--lines", "-n", type=int, default=40, help="default: %(default)s")
+        add("--follow", "-f", action="store_true", help="continue until the run ends, or Ctrl-C")
+        add("--paths", action="store_true", help="print only the paths of the files")
+    if command == "clean":
+        add("--checkpoints", action="store_true", help="also checkpoint.pt of pretrainings that are done")
+        add("--yes", action="store_true", help="remove the files instead of only showing them")
+    if command == "status":
+        add("--all", action="store_true", help=f"show every run, even if there are more than {show.MAX_ROWS}")
+        add(
+            "--watch",
+            type=float,
+            nargs="?",
+            const=10.0,
+            metavar="SECONDS",
+            help="repeat (every 10 seconds) until no run is active or queued",
+        )
+    if command in ("status", "plan"):
+        add("--json", action="store_true", help="print JSON, for scripts")
+    if command == "run":
+        add("--only", metavar="HASH,...", help="run only these, given by their hashes")
+    if command == "cancel":
+        which.add_argument("--subtree", metavar="RUN", help="one pretraining and its evaluations")
+    if command == "retry":
+        which.add_argument("--kind", choices=tuple(KINDS), metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    if command in ("cancel", "retry"):
+        which.add_argument("--run", metavar="RUN", help="one run: its hash, directory or title")
+
+
+def _add_placement_options(parser: argparse.ArgumentParser, command: str) -> None:
+    add = parser.add_argument
+    if command in ("plan", "submit", "retry", "reconcile"):
+        add(
+            "--cluster",
+            choices=("slurm", "local"),
+            default=default_cluster(),
+            help="slurm, or local: this machine, in the background (default here: %(default)s)",
+        )
+        add("--cluster-config", type=Path, help=f"default: {USER_FILE}")
+    if command in ("plan", "run", "submit", "retry", "reconcile"):
+        add(
+            "--workers",
+            type=_positive,
+            help="runs at a time on this machine, sharing its cores (default: one per GPU; one per core, 8 at most)",
+        )
+        add("--gpus", type=int, metavar="N", help="GPUs of this machine to use (default: all; 0: none)")
+
+
+def _positive(text: str) -> int:
+    count = int(text)
+    require(count >= 1, "--workers", count, "1 or more")
+    return count
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,27 +13,24 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.progress import describe_seconds
-from sweeps.children import Child
 from sweeps.estimate import TimeLeft
 from sweeps.graph import Node
-
-if TYPE_CHECKING:
-    from sweeps.local import LocalSweep
+from sweeps.processes import Child
 
 TERMINAL_SECONDS = 1.0
 PLAIN_SECONDS = 30.0
-LINES_OF_A_FAILURE = 12
+FAILURE_LINES = 12
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a sweep is."""
+    """The progress of a sweep at one moment, as numbers of runs."""
 
     total: int
     done: int
     failed: int
     blocked: int
-    elsewhere: int
+    elsewhere: int  # another process works on them
     running: tuple[Child, ...]
     left: TimeLeft | None
 
@@ -48,7 +44,7 @@ class Snapshot:
 
 
 def describe_child(child: Child) -> str:
-    """ "pretrain loss.alpha=0.5  430/1000 steps, 43 %"."""
+    """Describe its progress: "pretrain loss.alpha=0.5  430/1000 steps, 43 %"."""
     progress = child.progress()
     if progress is None:
         return f"{child.node.title}  starting" if child.seconds < 15 else f"{child.node.title}  {child.seconds:.0f} s"
@@ -64,17 +60,18 @@ class Display:
         self.live: Live | None = None
         self._last = 0.0
         self._began = time.monotonic()
+        self._done_before = 0
 
-    def begin(self, sweep: LocalSweep) -> None:
-        to_do = len(sweep.waiting) + len(sweep.elsewhere)
-        done = f", {len(sweep.done)} are done already" if sweep.done else ""
-        self._print(f"{sweep.graph.study.name}: {len(sweep.graph.nodes)} runs{done}")
-        if to_do and self.console.is_terminal:
+    def begin(self, study: str, snapshot: Snapshot) -> None:
+        self._done_before = snapshot.done
+        done = f", {snapshot.done} are done already" if snapshot.done else ""
+        self._print(f"{study}: {snapshot.total} runs{done}")
+        if snapshot.done < snapshot.total and self.console.is_terminal:
             # Drawn by `update` alone: rich's own thread would run Python while new runs are forked.
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
             self.live.start()
-        if sweep.elsewhere:
-            self._print(f"another process works on {len(sweep.elsewhere)} of them; this one waits for those")
+        if snapshot.elsewhere:
+            self._print(f"another process works on {snapshot.elsewhere} of them; this one waits for those")
 
     def started(self, child: Child) -> None:
         self._print(f"start   {child.node.title}", "cyan")
@@ -85,7 +82,7 @@ class Display:
 
     def failed(self, child: Child, why: str, blocked: Sequence[Node]) -> None:
         self._print(f"FAILED  {child.node.title}: {why}", "bold red")
-        for line in child.last_lines(LINES_OF_A_FAILURE):
+        for line in child.last_lines(FAILURE_LINES):
             self._print(f"        | {line}")
         self._print(f"        whole output: {child.log}")
         for node in blocked:
@@ -99,7 +96,7 @@ class Display:
         first, self._last = self._last == 0.0, now
         current = snapshot()
         if self.live is not None:
-            self.live.update(_drawing(current, self.console.width), refresh=True)
+            self.live.update(_draw(current, self.console.width), refresh=True)
         elif not first and current.running:
             running = "; ".join(describe_child(child) for child in current.running)
             self._print(f"        {current.counts()}, {current.time_left()}: {running}")
@@ -111,30 +108,27 @@ class Display:
             self.live = None
 
     def stopping(self, count: int) -> None:
-        self._print(f"stopping {count} runs at their next step; they go on where they stopped with the same command")
+        self._print(f"stopping {count} runs at their next step; the same command resumes them from there")
 
-    def end(self, sweep: LocalSweep, interrupted: bool) -> None:
+    def end(self, snapshot: Snapshot, interrupted: bool) -> None:
         took = describe_seconds(time.monotonic() - self._began)
-        total, done = len(sweep.graph.nodes), len(sweep.done)
         if interrupted:
-            self._print(f"interrupted: {done} of {total} runs done")
-        elif sweep.failed or sweep.blocked:
-            self._print(
-                f"{done} of {total} runs done, {len(sweep.failed)} failed, {len(sweep.blocked)} blocked, in {took}; "
-                "the same command tries them again",
-                "bold red",
-            )
+            self._print(f"interrupted: {snapshot.done} of {snapshot.total} runs done")
+        elif snapshot.failed or snapshot.blocked:
+            counts = f"{snapshot.failed} failed, {snapshot.blocked} blocked, in {took}"
+            again = "the same command tries them again"
+            self._print(f"{snapshot.done} of {snapshot.total} runs done, {counts}; {again}", "bold red")
         else:
-            new = "nothing was left to do" if done == sweep.done_before else f"in {took}"
-            self._print(f"all {total} runs done, {new}", "green")
+            new = "nothing was left to do" if snapshot.done == self._done_before else f"in {took}"
+            self._print(f"all {snapshot.total} runs done, {new}", "green")
 
     def _print(self, line: str, style: str | None = None) -> None:
         self.console.print(Text(line, style=style or ""), soft_wrap=True)
         self.console.file.flush()
 
 
-def _drawing(snapshot: Snapshot, width: int) -> Group:
-    """A progress bar, and under it one line for each active run, cut to the terminal's width."""
+def _draw(snapshot: Snapshot, width: int) -> Group:
+    """Draw a progress bar and, below it, one line for each active run, cut to the terminal's width."""
     fractions = []
     for child in snapshot.running:
         progress = child.progress()

@@ -16,14 +16,15 @@ STARTUP_SECONDS = 10.0
 
 @dataclass
 class Estimator:
-    """Predicts the seconds of a run from samples of (work, seconds), for each part (pretrain, linear, ...)."""
+    """Predicts the seconds of a run from finished runs of its part (pretrain, linear, ...)."""
 
-    samples: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    _cache: dict[tuple[str, float, int], float | None] = field(default_factory=dict)  # by part, work, sample count
+    samples: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))  # (work, seconds)
+    # By part, work and number of samples: a study has thousands of runs, and few lengths of them.
+    _cache: dict[tuple[str, float, int], float | None] = field(default_factory=dict)
 
     @classmethod
     def from_finished(cls, nodes: Sequence[Node]) -> Estimator:
-        """Learn from the `seconds` in the result.json of every node."""
+        """Take the `seconds` in the result.json of every node as a sample."""
         estimator = cls()
         for node in nodes:
             result = node.run.result()
@@ -32,11 +33,16 @@ class Estimator:
                 estimator.add(node, float(seconds))
         return estimator
 
+    def copy(self) -> Estimator:
+        estimator = Estimator()
+        estimator.samples |= {part: list(samples) for part, samples in self.samples.items()}
+        return estimator
+
     def add(self, node: Node, seconds: float) -> None:
         self.samples[node.part].append((node.work, seconds))
 
     def seconds(self, node: Node) -> float | None:
-        """Expected seconds of a whole run; None where no run of its part has been measured."""
+        """Return the expected seconds of a whole run; None if no run of its part has been measured."""
         key = (node.part, node.work, len(self.samples.get(node.part, [])))
         if key not in self._cache:
             self._cache[key] = self._seconds(node)
@@ -53,12 +59,12 @@ class Estimator:
         return node.work * sum(per_work) / len(per_work) if per_work else None
 
     def seconds_or_guess(self, node: Node) -> float:
-        """For ordering only: an unmeasured run is taken to need one second per unit of work."""
+        """Assume one second per unit of work for an unmeasured run; for ordering only."""
         known = self.seconds(node)
         return STARTUP_SECONDS + node.work if known is None else known
 
     def priority(self, node: Node) -> float:
-        """Seconds of the run and of its longest evaluation; the run with the most starts first."""
+        """Add the seconds of its longest evaluation to its own; the run with the most starts first."""
         longest = max((self.seconds_or_guess(child) for child in node.children), default=0.0)
         return self.seconds_or_guess(node) + longest
 
@@ -79,7 +85,7 @@ def time_left(
 ) -> TimeLeft | None:
     """Simulate the schedule: `running` maps to seconds left (None: unknown), `waiting` starts longest first.
 
-    None where no time is known at all. Evaluations wait for a parent that is in `running` or `waiting`.
+    Return None if no time is known at all. Evaluations wait for a parent that is in `running` or `waiting`.
     """
     complete = True
     ends: dict[Node, float] = {}

@@ -33,7 +33,7 @@ class Node:
 
     stage: Stage
     part: str  # "pretrain", or the evaluation's name in the study
-    label: str  # the values in which it differs from the other runs of its part
+    label: str  # the values that distinguish it from the other runs of its part
     identity: Identity
     root: str
     config_file: str
@@ -56,7 +56,7 @@ class Node:
         return f"{self.part} {self.label}".rstrip()
 
     def argv(self, machine: Sequence[str] = ()) -> list[str]:
-        """The command line of this run; `machine` are the `machine.*` overrides of the command that starts it."""
+        """Return the command line of this run; `machine`: the `machine.*` overrides of the command that starts it."""
         parent = None if self.parent is None else self.parent.run.path
         where = f"machine.runs={self.root}"
         others = [text for text in machine if not text.startswith("machine.runs=")]  # which made `root`
@@ -67,7 +67,7 @@ class Node:
 class Point:
     """One point of the study: a pretraining (of the grid, or a control) and its evaluations."""
 
-    varied: dict[str, Any]  # of every grid key: its value, None where the control does not take it from the grid
+    varied: dict[str, Any]  # the value of every grid key; None if the control does not take it from the grid
     control: str | None
     pretrain: Node
     evals: dict[str, Node]
@@ -80,7 +80,7 @@ class Graph:
     nodes: list[Node]  # each run once, parents first
 
     def states(self) -> dict[Node, str]:
-        """The state of every run, read now: that of its directory (see Run.state), or blocked."""
+        """Read the state of every run, now: that of its directory (see Run.state), or blocked."""
         states: dict[Node, str] = {}
         for node in self.nodes:
             state = node.run.state()
@@ -88,16 +88,37 @@ class Graph:
             states[node] = "blocked" if is_blocked(state, parent) else state
         return states
 
+    def find(self, text: str) -> Node:
+        """Find the run that `text` names: its hash, its directory, <stage>/<name>, or (part of) its title.
+
+        Raises UserError, with near names, if it names none or several.
+        """
+        exact = [node for node in self.nodes if text.rstrip("/") in _names(node)]
+        matches = exact or [node for node in self.nodes if text in node.title]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            titles = ", ".join(node.title for node in matches[:5]) + (", ..." if len(matches) > 5 else "")
+            raise UserError(f"{text!r} names {len(matches)} runs: {titles}; give its hash")
+        near = get_close_matches(text, [name for node in self.nodes for name in _names(node)], n=3, cutoff=0.5)
+        hint = f"near it: {', '.join(near)}" if near else "`status` shows every run with its hash"
+        raise UserError(f"no run of {self.study.name} is named {text!r}; {hint}")
+
 
 def is_blocked(state: str, parent_state: str | None) -> bool:
     """Whether a run in `state` cannot begin, because the pretraining that it evaluates failed."""
     return state not in ("done", "running") and parent_state in ("failed", "blocked")
 
 
-def build(study: Study, machine: Sequence[str] = ()) -> Graph:
-    """The graph of a study; `machine` are `machine.*=value` overrides (where the run directories are, for one).
+def _names(node: Node) -> tuple[str, ...]:
+    path = node.run.path
+    return node.identity.hash, node.run.name, node.name, str(path), str(path.resolve()), node.title
 
-    Raises UserError for a config file that is not there, a grid, set or control key that the stage's
+
+def build(study: Study, machine: Sequence[str] = ()) -> Graph:
+    """Build the graph of a study; `machine` are `machine.*=value` overrides, for example of the run directories' place.
+
+    Raises UserError for a config file that is missing, a grid, set or control key that the stage's
     config does not have, a value that it refuses, or an unknown stage.
     """
     _require_machine_keys(machine)
@@ -130,7 +151,7 @@ class _Builder:
         self.base = self._read_once(file)
 
     def _read_once(self, file: str) -> dict[str, Any]:
-        """The values of the config file and of this command's `machine` keys, read once for all runs."""
+        """Merge the values of the config file and of this command's `machine` keys, once for all runs."""
         try:
             layers = [*file_layers(Path(file)), ("", parse_overrides(self.machine))]
         except UserError as error:
@@ -194,7 +215,7 @@ class _Builder:
 
 
 def as_override(key: str, value: Any) -> str:
-    """`key=value` as a command line takes it, whatever the value's type."""
+    """Write `key=value` for a command line, whatever the value's type."""
     if type(value) in (bool, int):  # most of a large grid, and PyYAML is slow
         return f"{key}={str(value).lower()}"
     return f"{key}={_scalar_text(value) if type(value) in (float, str) else _yaml_text(value)}"
@@ -209,19 +230,19 @@ _scalar_text = lru_cache(maxsize=10_000)(_yaml_text)  # a grid has few values, e
 
 
 def as_text(value: Any) -> Any:
-    """Lists and mappings as JSON text, so that a value can be compared and be a cell; others unchanged."""
+    """Turn lists and mappings into JSON text, which can be compared and shown in a cell; others stay unchanged."""
     return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
 
 
 def _check_keys(where: str, values: dict[str, Any], schema: type) -> None:
-    # A section of the config may be set as a whole, and what an open mapping (as model.backbone.args) takes is its own.
+    # A section of the config may be set as a whole, and an open mapping (model.backbone.args) takes any key.
     types = types_of(schema)
     known = list(types)
     open_mappings = [key for key, kind in types.items() if get_origin(kind) is dict]
     for key in values:
         if key.split(".")[0] == "machine":
             raise UserError(
-                f"{where}: {key} cannot change a result, so it has no place in a study; give it to the command"
+                f"{where}: {key} cannot change a result, so it has no place in a study; give it to the command instead"
             )
         inside = any(key.startswith(f"{mapping}.") for mapping in open_mappings)
         if key not in known and not inside and not any(k.startswith(f"{key}.") for k in known):
@@ -235,8 +256,8 @@ def _require_machine_keys(overrides: Sequence[str]) -> None:
     for text in overrides:
         if not text.startswith("machine.") or "=" not in text:
             raise UserError(
-                f"cannot take {text!r}: a study's runs take machine.*=value here, as machine.device=cuda; "
-                "what changes a result belongs into the study (pretrain.set, evals.<name>.set)"
+                f"cannot take {text!r}: a study's runs take machine.*=value here, for example machine.device=cuda; "
+                "what changes a result belongs in the study (pretrain.set, evals.<name>.set)"
             )
 
 

@@ -17,12 +17,12 @@ from types import FrameType
 
 from runtime.config import require
 from runtime.device import available_cores
-from runtime.errors import BusyError, Unfinished
-from sweeps.children import Child, stop_all
+from runtime.errors import BusyError
 from sweeps.display import Display, Snapshot
 from sweeps.estimate import Estimator, time_left
-from sweeps.failures import is_cancelled, record_death
+from sweeps.failures import describe_end, is_cancelled, record_death, shell_code
 from sweeps.graph import Graph, Node
+from sweeps.processes import Child, stop_children
 
 POLL_SECONDS = 0.2
 # Between two checks of a run that another process is working on.
@@ -34,7 +34,21 @@ def default_workers() -> int:
     return min(8, available_cores())
 
 
-def visible_gpus() -> list[str]:
+def threads_per_run(workers: int) -> int:
+    """Share the cores out among the runs."""
+    return max(1, available_cores() // workers)
+
+
+def choose_gpus(count: int | None) -> list[str]:
+    """Take the first `count` of this machine's GPUs, all for None; UserError if there are fewer."""
+    gpus = _visible_gpus()
+    if count is None:
+        return gpus
+    require(0 <= count <= len(gpus), "--gpus", count, f"0 to {len(gpus)}: this machine has {len(gpus)}")
+    return gpus[:count]
+
+
+def _visible_gpus() -> list[str]:
     """List what CUDA_VISIBLE_DEVICES allows, else all that the driver lists, without loading torch."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
@@ -47,15 +61,6 @@ def visible_gpus() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()]
 
 
-def choose_gpus(count: int | None) -> list[str]:
-    """Take the first `count` of this machine's GPUs, all for None; UserError where there are fewer."""
-    gpus = visible_gpus()
-    if count is None:
-        return gpus
-    require(0 <= count <= len(gpus), "--gpus", count, f"0 to {len(gpus)}: this machine has {len(gpus)}")
-    return gpus[:count]
-
-
 @dataclass
 class LocalSweep:
     """One `run` of a graph; every node is in exactly one of the lists."""
@@ -63,8 +68,8 @@ class LocalSweep:
     graph: Graph
     workers: int
     display: Display
-    machine: tuple[str, ...] = ()  # `machine.*=value` overrides for every run
-    gpus: tuple[str, ...] = ()  # one for each run; empty: every run sees those of this process
+    machine: Sequence[str] = ()  # `machine.*=value` overrides for every run
+    gpus: Sequence[str] = ()  # one for each run; empty: every run sees those of this process
     waiting: list[Node] = field(default_factory=list)
     running: list[Child] = field(default_factory=list)
     elsewhere: list[Node] = field(default_factory=list)  # another process works on them
@@ -73,13 +78,9 @@ class LocalSweep:
     blocked: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        states = self.graph.states()
-        for node in self.graph.nodes:
-            state = states[node]
+        for node, state in self.graph.states().items():
             # What failed before is tried again: that is why a user repeats the command.
-            place = {"done": self.done, "running": self.elsewhere}.get(state, self.waiting)
-            place.append(node)
-        self.done_before = len(self.done)
+            {"done": self.done, "running": self.elsewhere}.get(state, self.waiting).append(node)
         self.estimator = Estimator.from_finished(self.done)
         self.waiting.sort(key=self.estimator.priority, reverse=True)
         self._checked_elsewhere = time.monotonic()
@@ -89,9 +90,12 @@ class LocalSweep:
         """Run what is not done; return 0 if everything is done at the end, 1 if anything failed, 128 + n on signal n.
 
         A run that fails stops none of the others; its evaluations are reported as blocked. On INT, TERM
-        and HUP the active runs save and stop; the next `run` resumes them.
+        and HUP the active runs save and stop; the next `run` resumes them. UserError, before anything starts, if a
+        run's directory cannot be written.
         """
-        self.display.begin(self)
+        for node in self.waiting:
+            node.run.require_writable()
+        self.display.begin(self.graph.study.name, self.snapshot())
         with _stop_signal() as stop:
             try:
                 while self.waiting or self.running or self.elsewhere:
@@ -103,10 +107,10 @@ class LocalSweep:
                 self.display.close()
                 if self.running:
                     self.display.stopping(len(self.running))
-                    stop_all(self.running)
-        self.display.end(self, interrupted=bool(stop))
+                    stop_children(self.running)
+        self.display.end(self.snapshot(), interrupted=bool(stop))
         if stop:
-            return 128 + stop[0]
+            return shell_code(-stop[0])
         return 1 if self.failed or self.blocked else 0
 
     def step(self) -> None:
@@ -119,14 +123,15 @@ class LocalSweep:
     def _collect_ended(self) -> None:
         for child in [c for c in self.running if c.process.poll() is not None]:
             self.running.remove(child)
-            code = child.process.returncode
-            if child.node.run.result() is not None:
+            run, code = child.node.run, child.process.returncode
+            if run.result() is not None:
                 self._finish(child.node, child.seconds)
-            elif code == BusyError.exit_code:  # another sweep began it at the same moment
+            elif code == BusyError.exit_code:  # another sweep began it at the same moment, and holds its lease
                 self.elsewhere.append(child.node)
             else:
-                record_death(child.node.run, code, child.started_at, child.oom_kills)
-                self.display.failed(child, _reason(child, code), blocked=self._fail(child.node))
+                record_death(run, code, child.started_at, child.oom_kills)
+                why = describe_end(run, code, child.started_at)
+                self.display.failed(child, why, blocked=self._fail(child.node))
 
     def _stop_cancelled(self) -> None:
         for child in self.running:
@@ -154,15 +159,15 @@ class LocalSweep:
         self._checked_elsewhere = time.monotonic()
         for node in list(self.elsewhere):
             state = node.run.state()
+            if state == "running":
+                continue
+            self.elsewhere.remove(node)
             if state == "done":
-                self.elsewhere.remove(node)
                 self._finish(node, None)
-            elif state != "running":
-                self.elsewhere.remove(node)
+            else:  # the other process died or gave it up: it is ours now
                 self.waiting.insert(0, node)
 
     def _start_ready(self) -> None:
-        threads = max(1, available_cores() // self.workers)
         for node in [n for n in self.waiting if n.parent is None or n.parent in self.done]:
             if len(self.running) >= self.workers:
                 return
@@ -176,6 +181,7 @@ class LocalSweep:
             elif state == "running":
                 self.elsewhere.append(node)
             else:
+                threads = threads_per_run(self.workers)
                 self.running.append(Child.start(node, threads, self.machine, self._free_gpu()))
                 self.display.started(self.running[-1])
 
@@ -186,8 +192,7 @@ class LocalSweep:
 
     def snapshot(self) -> Snapshot:
         left: dict[Node, float | None] = {node: self.estimator.seconds(node) for node in self.elsewhere}
-        estimator = Estimator()
-        estimator.samples |= {part: list(samples) for part, samples in self.estimator.samples.items()}
+        estimator = self.estimator.copy()
         for child in self.running:
             seconds = child.seconds_left()
             # Until a run of its part is done, the speed of those that are active stands in for a sample.
@@ -202,20 +207,6 @@ class LocalSweep:
         return Snapshot(*counts, tuple(self.running), remaining)
 
 
-def _reason(child: Child, code: int) -> str:
-    """Say why a run left no result."""
-    failure = child.node.run.failure()
-    if isinstance(failure, dict) and failure.get("time", 0) >= child.started_at:  # else it is of a former attempt
-        return f"{failure.get('class', 'error')}: {failure.get('message')}"
-    if code == Unfinished.exit_code:
-        return "it was asked to stop, and has saved its state"
-    if code < 0:
-        return f"ended by signal {-code}"
-    if code == 0:
-        return "it ended well, in another run directory: code or config was changed since this sweep began; repeat it"
-    return f"exit code {code}"
-
-
 @contextmanager
 def _stop_signal() -> Iterator[list[int]]:
     """Yield a list that receives the first of INT, TERM and HUP; a second one interrupts at once."""
@@ -228,17 +219,9 @@ def _stop_signal() -> Iterator[list[int]]:
 
     # nohup and shells, for background jobs, ignore some of them: those stay ignored.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {n: signal.signal(n, receive) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    previous = {n: signal.signal(n, receive) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     try:
         yield received
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def run(graph: Graph, workers: int, display: Display, machine: Sequence[str] = (), gpus: Sequence[str] = ()) -> int:
-    """Run a graph here and return the exit code of LocalSweep.run; UserError first, where a run cannot be written."""
-    sweep = LocalSweep(graph, workers, display, tuple(machine), tuple(gpus))
-    for node in sweep.waiting:
-        node.run.require_writable()
-    return sweep.run()

@@ -1,7 +1,7 @@
-"""Write the JSON schemas by which editors complete and check the YAML files: python -m sweeps.schema (make schemas)
+"""Write the JSON schemas that editors use to complete and check YAML files: python -m sweeps.schema (make schemas)
 
 A YAML file names its schema in its first line, `# yaml-language-server: $schema=../../schemas/linear.json`. The schemas
-know keys, types, choices and ranges; what one key asks of another, only the commands check.
+know keys, types, choices and ranges; only the commands check how keys depend on each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """The schema of each stage's config by the stage's name, and `study`."""
+    """Return the schema of each stage's config by the stage's name, and that of `study`."""
     by_name = {name: schema_of(stage.schema()) for name, stage in stages.STAGES.items()}
     study = schema_of(Study)
     # The keys of `set`, `grid` and `controls` are those of the pretraining's config.
@@ -39,7 +39,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def schema_of(config: type[Config]) -> dict[str, Any]:
-    """The schema of a file: nothing is required, because a `base:` file may say it."""
+    """Return the schema of a file: no key is required, because a `base:` file may set it."""
     schema = config.model_json_schema()
     schema["properties"]["base"] = {"type": "string", "description": "a file that is read before this one"}
     for section in (schema, *schema.get("$defs", {}).values()):
@@ -48,7 +48,7 @@ def schema_of(config: type[Config]) -> dict[str, Any]:
 
 
 def dotted_keys(config: type[Config]) -> dict[str, Any]:
-    """The schema of a dotted key: a field, a whole section, or anything inside an open mapping."""
+    """Return the schema of a dotted key: a field, a whole section, or anything inside an open mapping."""
     types = types_of(config)
     parts = [key.split(".") for key in types]
     sections = {".".join(part[:end]) for part in parts for end in range(1, len(part))}

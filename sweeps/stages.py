@@ -1,7 +1,7 @@
 """The stages that a study may name, each with its config module and its command; none is imported before it is used.
 
 A new stage is one entry here. Its config module has a config class and `identity(config, parent_hash) -> Identity`, or
-`identity(config)` where the stage has no parent.
+`identity(config)` if the stage has no parent.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Stage:
     module: str  # holds the config class and `identity`
     config_class: str
     command: tuple[str, ...]  # after the Python interpreter
-    work: Callable[[Any], float] = lambda config: 1.0  # length of a run of this config, relative to others of the stage
+    work: Callable[[Any], float] = lambda config: 1.0  # length of a run, relative to others of the stage
     several: bool = False  # whether several processes may share one run
-    score: str = ""  # the one of its result.json that a report shows where the study names none
+    score: str = ""  # the score in its result.json that a report shows if the study names none
 
     def schema(self) -> type[Any]:
         return getattr(importlib.import_module(self.module), self.config_class)
@@ -43,13 +43,13 @@ class Stage:
         return make(config) if parent is None else make(config, parent.hash)
 
     def argv(self, config_file: str, overrides: Sequence[str], parent: Path | None) -> list[str]:
-        """The command line of a run; `parent` is the run directory that it evaluates."""
+        """Return the command line of a run; `parent` is the run directory that it evaluates."""
         before = [] if parent is None else [str(parent)]
         return [sys.executable, *self.command, *before, "--config", config_file, *overrides]
 
 
 def _training_length(config: Any) -> float:
-    """Steps or epochs: runs of one study are compared in one unit."""
+    """Return the steps or epochs: runs of one study are compared in one unit."""
     return Duration.parse(config.train.duration, "train.duration").amount
 
 
@@ -67,7 +67,7 @@ STAGES = {
 
 
 def get_stage(name: str, where: str) -> Stage:
-    """Look the stage up; UserError, with the known names, where there is none."""
+    """Look the stage up; UserError, with the known names, if there is none."""
     if name in STAGES:
         return STAGES[name]
     near = get_close_matches(name, STAGES, n=1)

@@ -1,12 +1,13 @@
 """The status of every run: from its run directory, the newest job that was submitted for it, and SLURM's answer.
 
-The run directory decides what is done. A job adds what a directory cannot know: that the run waits in a queue, that its
-job was cancelled, that its node died.
+The run directory decides whether a run is done. A job adds what a directory cannot know: that the run waits in a queue,
+that its job was cancelled, that its node died.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,17 +15,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sweeps.children import LOG
-from sweeps.estimate import Estimator
+from sweeps.estimate import Estimator, TimeLeft, time_left
 from sweeps.failures import Failure, classify, is_cancelled, tail
 from sweeps.graph import Graph, Node, is_blocked
-from sweeps.slurm import job_states
-from sweeps.slurm.job_states import JobInfo
+from sweeps.processes import LOG
+from sweeps.slurm import commands
+from sweeps.slurm.parse import JobInfo
 from sweeps.slurm.records import Job, read_jobs
 
-# In the order in which they are counted. `queued`: its job waits; the others are those of sweeps.graph.
+# In the order in which they are counted. `queued` (its job waits) is a state of jobs; the directory knows the others.
 STATES = ("done", "running", "queued", "failed", "blocked", "interrupted", "new")
-_ROWS_READ = 80
+ACTIVE = ("running", "queued")
+NOT_BEGUN = ("interrupted", "new")  # no process has begun this attempt
+STARTABLE = ("failed", "blocked", *NOT_BEGUN)  # what failed is tried again: that is why a user repeats the command
+_LAST_ROWS = 80
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class RunStatus:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """done, total, unit; empty before the run reports any."""
+        """Its done, total and unit; empty before the run reports any."""
         progress = self.heartbeat.get("progress")
         return progress if isinstance(progress, dict) and progress.get("total") else {}
 
@@ -54,7 +58,7 @@ class RunStatus:
         return last_rows(self.node.run.path / "metrics.jsonl") if self.state == "running" else []
 
     def latest(self, key: str) -> Any:
-        """The number last logged under `key`, as loss or epoch; None where there is none."""
+        """Return the number that was last logged as `key`, for example loss or epoch; None if there is none."""
         return next((row[key] for row in reversed(self.rows) if isinstance(row.get(key), int | float)), None)
 
     @property
@@ -69,7 +73,7 @@ class RunStatus:
         return max(attempts - 1, self.info.restarts if self.info else 0, 0)
 
     def seconds_left(self, estimator: Estimator) -> float | None:
-        """From the speed of its last logged rows, else from finished runs of its part."""
+        """Estimate from the speed of its last logged rows, else from finished runs of its part."""
         progress = self.progress
         if self.state == "running" and progress:
             speed = steps_per_second(self.rows)
@@ -82,24 +86,23 @@ class RunStatus:
 
 
 def read_status(graph: Graph) -> dict[Node, RunStatus]:
-    """The status of every run, now: one sacct call, and one squeue call where that leaves something open."""
-    jobs = jobs_of(graph)
+    """Read the status of every run, now, by one sacct call, and one squeue call if that leaves something open."""
+    jobs = newest_jobs(graph)
     states = {node: node.run.state() for node in graph.nodes}
     infos = _query_jobs(jobs, [node for node, state in states.items() if state != "done"])
     for node, info in infos.items():
-        if (
-            info.ended and states[node] != "done"
-        ):  # its directory was read before SLURM was asked: it may be done by now
+        # Its directory was read before SLURM answered: a job that has ended since may have finished the run.
+        if info.ended and states[node] != "done":
             states[node] = node.run.state()
     statuses: dict[Node, RunStatus] = {}
     for node in graph.nodes:  # parents first
         parent = None if node.parent is None else statuses.get(node.parent)
-        statuses[node] = _status(node, states[node], jobs.get(node), infos.get(node), parent)
+        statuses[node] = _combine(node, states[node], jobs.get(node), infos.get(node), parent)
     return statuses
 
 
-def jobs_of(graph: Graph) -> dict[Node, Job]:
-    """The newest recorded job of every run that has one."""
+def newest_jobs(graph: Graph) -> dict[Node, Job]:
+    """Return the newest recorded job of every run that has one."""
     recorded = {root: read_jobs(root) for root in {node.root for node in graph.nodes}}
     return {node: recorded[node.root][node.name] for node in graph.nodes if node.name in recorded[node.root]}
 
@@ -108,7 +111,7 @@ def _query_jobs(jobs: Mapping[Node, Job], nodes: Iterable[Node]) -> dict[Node, J
     wanted = {node: jobs[node] for node in nodes if node in jobs}
     if not wanted:
         return {}
-    infos = job_states.query([job.job for job in wanted.values()], since=min(job.time for job in wanted.values()))
+    infos = commands.query([job.job for job in wanted.values()], since=min(job.time for job in wanted.values()))
     answers = {node: infos[job.job] for node, job in wanted.items()}
     for node, info in answers.items():
         # A task with an output did begin: accounting left it out, and the controller has forgotten it.
@@ -117,43 +120,67 @@ def _query_jobs(jobs: Mapping[Node, Job], nodes: Iterable[Node]) -> dict[Node, J
     return answers
 
 
-def _status(node: Node, state: str, job: Job | None, info: JobInfo | None, parent: RunStatus | None) -> RunStatus:
+def _combine(node: Node, state: str, job: Job | None, info: JobInfo | None, parent: RunStatus | None) -> RunStatus:
+    """Decide the state of a run from that of its directory (`state`), its job, and its pretraining."""
+    # A directory that is done or held is believed, whatever SLURM says: its answer may be late.
     if state in ("done", "running"):
         return RunStatus(node, state, job, info)
     if is_blocked(state, None if parent is None else parent.state):
         return RunStatus(node, "blocked", job, info)
     if info is not None and info.waiting:
         return RunStatus(node, "queued", job, info)
-    if info is not None and info.working:
+    if info is not None and info.working:  # it has begun, and does not hold its directory yet or any more
         return RunStatus(node, "running", job, info)
     job_is_over = info is not None and (info.ended or info.gone)
     if state == "failed" or job_is_over or is_cancelled(node.run):
-        return RunStatus(node, "failed", job, info, classify(node.run, info, logs_of(node, job)))
+        return RunStatus(node, "failed", job, info, classify(node.run, info, log_files(node, job)))
     return RunStatus(node, state, job, info)
 
 
-def logs_of(node: Node, job: Job | None) -> list[Path]:
-    """Where the output of a run may be: in its own directory, and in the logs of its newest job."""
+def log_files(node: Node, job: Job | None) -> list[Path]:
+    """List where the output of a run may be: in its own directory, and in the logs of its newest job."""
     return [node.run.path / LOG, *(_job_logs(node.root, job) if job is not None else [])]
 
 
 def _job_logs(root: str, job: Job) -> list[Path]:
-    """SLURM creates the second one when the job begins."""
+    """List the logs of a job; SLURM creates the second one when the job begins."""
     folder = Path(root) / "jobs" / job.submission / "logs"
     return [folder / f"{job.job}_0_log.{kind}" for kind in ("err", "out")]
 
 
+def count_states(statuses: Mapping[Node, RunStatus]) -> dict[str, int]:
+    """Count the runs in each state that occurs."""
+    by_state = Counter(status.state for status in statuses.values())
+    return {state: by_state[state] for state in STATES if by_state[state]}
+
+
+def estimate(statuses: Mapping[Node, RunStatus], workers: int) -> tuple[Estimator, TimeLeft | None]:
+    """Return the estimator from finished runs, and the time until all are done; None if none was measured."""
+    estimator = Estimator.from_finished([node for node, status in statuses.items() if status.state == "done"])
+    waiting = [node for node, status in statuses.items() if status.state not in ("done", "running")]
+    running = {n: status.seconds_left(estimator) for n, status in statuses.items() if status.state == "running"}
+    return estimator, time_left(waiting, running, workers, estimator)
+
+
+def exit_code(statuses: Mapping[Node, RunStatus]) -> int:
+    """Return the exit code of `status`: 0 if all runs are done, 1 if something failed, 3 if not finished."""
+    counts = count_states(statuses)
+    if counts.keys() & {"failed", "blocked"}:
+        return 1
+    return 0 if counts.keys() <= {"done"} else 3
+
+
 def last_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows at the end of a .jsonl file, without reading the rest."""
+    """Return the rows at the end of a .jsonl file, without reading the rest."""
     rows = []
-    for line in tail(file, _ROWS_READ):
-        with suppress(ValueError):  # the first one may be cut off, and the last one not yet whole
+    for line in tail(file, _LAST_ROWS):
+        with suppress(ValueError):  # the first one may be cut off, and the last one not yet complete
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
 
 
 def steps_per_second(rows: list[dict[str, Any]]) -> float | None:
-    """Over these rows, whose `seconds` count training alone: gaps across restarts are excluded."""
+    """Measure the speed over these rows; their `seconds` count training alone, so gaps across restarts are excluded."""
     timed = [(row["step"], row["seconds"]) for row in rows if "step" in row and row.get("seconds") is not None]
     if len(timed) < 2 or timed[-1][1] <= timed[0][1]:
         return None

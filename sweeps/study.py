@@ -17,7 +17,9 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from runtime import config as configs
 from runtime.config import Config, require
@@ -28,19 +30,21 @@ from sweeps import stages
 
 # As the source of a score in `report`: the pretraining's own result (its online probe, its loss, its diagnostics).
 PRETRAIN = "pretrain"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_NAME_DESCRIPTION = "up to 100 letters, digits, '.', '_' and '-' (it names the folder of the report)"
+_Values = Annotated[list[Any], Field(min_length=1)]
 
 
 class PretrainPart(Config):
-    """Which pretrainings: a base config, what is set for all, what is varied, and the controls."""
+    """The pretrainings: a base config, the values set for all, the grid, and the controls."""
 
     config: str
     set: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, _Values] = {}
     controls: dict[str, dict[str, Any]] = {}
 
     def check(self) -> None:
         for key, values in self.grid.items():
-            require(len(values) > 0, f"pretrain.grid.{key}", values, "a list of one value or more")
             distinct = {repr(value) for value in values}
             require(len(distinct) == len(values), f"pretrain.grid.{key}", values, "each value once")
 
@@ -57,7 +61,7 @@ class ReportPart(Config):
     """What the report shows; a score is named <evaluation>.<score of its result.json>."""
 
     vary: str
-    baseline: Any = None  # the value of `vary` that the other rows are compared with
+    baseline: Any = None  # the value of `vary` with which the other rows are compared
     x: str
     y: str
     scores: list[str] = []  # columns of the table; empty: see Study.scores
@@ -66,7 +70,7 @@ class ReportPart(Config):
 class Study(Config):
     """The contents of a study file; `file` is its path."""
 
-    name: str
+    name: Annotated[str, Field(pattern=_NAME, description=_NAME_DESCRIPTION)]
     question: str
     pretrain: PretrainPart
     evals: dict[str, EvalPart] = {}
@@ -74,8 +78,6 @@ class Study(Config):
     file: str = ""
 
     def check(self) -> None:
-        allowed = "up to 100 letters, digits, '.', '_' and '-' (it names the folder of the report)"
-        require(is_name(self.name), "name", self.name, allowed)
         require(PRETRAIN not in self.evals, "evals", PRETRAIN, "any other name for an evaluation")
         self._check_report()
 
@@ -94,7 +96,7 @@ class Study(Config):
 
     @property
     def scores(self) -> list[str]:
-        """The columns of the table: report.scores; or x, y and the score of every other evaluation, in their order."""
+        """The columns of the table: report.scores; or x, y and the score of every other evaluation, in order."""
         if self.report.scores:
             return self.report.scores
         shown = list(dict.fromkeys([self.report.x, self.report.y]))
@@ -113,19 +115,19 @@ class Study(Config):
 
 def is_name(text: str) -> bool:
     """Whether it can name the folder of a report."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
+    return re.fullmatch(_NAME, text) is not None
 
 
 def is_seed(key: str) -> bool:
-    """Whether runs that differ in this key alone are repetitions of each other."""
+    """Whether runs that differ only in this key are repetitions of each other."""
     return key.rpartition(".")[2] == "seed"
 
 
 def load_study(path: str | Path) -> Study:
     """Read and check a study file; its `base:` file, if it names one, is read before it.
 
-    Raises UserError for a file that is not there or not YAML, an unknown key (naming near ones), a
-    wrong type or an impossible value. The configs that it names are read by `graph.build`.
+    Raises UserError for a file that is missing or not YAML, an unknown key (naming near ones), a
+    wrong type or an impossible value. `graph.build` reads the configs that it names.
     """
     file = Path(path)
     if not file.is_file():

@@ -1,1 +1,1 @@
-"""A graph of runs on SLURM: its jobs are planned, submitted, recorded, watched and requeued."""
+"""Run a graph on SLURM: plan, submit, record, watch and requeue its jobs."""

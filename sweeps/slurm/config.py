@@ -9,46 +9,45 @@ max_array_size: 500                                                        # 0: 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, create_model
+from pydantic import NonNegativeInt, PositiveFloat, create_model
 
 from runtime import config as configs
-from runtime.config import Config, require
+from runtime.config import Config, PositiveInt, require
 from runtime.errors import UserError
 from runtime.yaml_files import file_layers
 from sweeps import stages
 from sweeps.study import PRETRAIN
 
 USER_FILE = Path("~/.config/vicregl-bench/cluster.yaml")
-
-
-_Positive = Annotated[int, Field(ge=1)]
-_Count = Annotated[int, Field(ge=0)]
+_SLURM_CONFIGS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 
 
 class Resources(Config):
     """The resources of one run of a stage; null leaves a value to the cluster's own default."""
 
-    nodes: _Positive = 1
-    gpus: _Count = 1  # of each node
-    tasks: _Count = 0  # processes on each node; 0: one per GPU, at least one
-    cpus: _Positive = 8  # of each process
-    memory_gb: Annotated[float, Field(gt=0)] = 32.0  # of each node
-    minutes: _Positive = 240  # a run that is not done by then is requeued, and resumes
+    nodes: PositiveInt = 1
+    gpus: NonNegativeInt = 1  # of each node
+    tasks: NonNegativeInt = 0  # processes on each node; 0: one per GPU, at least one
+    cpus: PositiveInt = 8  # of each process
+    memory_gb: PositiveFloat = 32.0  # of each node
+    minutes: PositiveInt = 240  # a run that is not done by then is requeued, and resumes
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    exclude: str | None = None  # nodes, as gpu[03,17]
-    parallel: _Count = 0  # runs at a time; 0: as many as the cluster allows
-    setup: list[str] = []  # shell lines before a run, as `module load cuda`
-    container: str = ""  # a command put before the run's, as `apptainer exec --nv image.sif`
+    exclude: str | None = None  # nodes, for example gpu[03,17]
+    parallel: NonNegativeInt = 0  # runs at a time; 0: as many as the cluster allows
+    setup: list[str] = []  # shell lines before a run, for example `module load cuda`
+    container: str = ""  # a command put before the run's, for example `apptainer exec --nv image.sif`
     python: str = ""  # the interpreter of the runs; empty: that of `submit`
-    signal_seconds: _Positive = 90  # so long before the limit, a run is asked to save
+    signal_seconds: PositiveInt = 90  # before the limit: then a run is asked to save
 
     @property
     def tasks_per_node(self) -> int:
@@ -70,18 +69,24 @@ class ClusterConfig:
 
     stages: dict[str, Resources]
     max_array_size: int = 0
-    file: str = ""  # where it was read; empty: built-in defaults
+    file: str = ""  # its path; empty: built-in defaults
+
+
+def default_cluster() -> str:
+    """Return slurm if this machine has its commands and a config for them, else local."""
+    configured = "SLURM_CONF" in os.environ or any(Path(file).is_file() for file in _SLURM_CONFIGS)
+    return "slurm" if configured and shutil.which("sbatch") else "local"
 
 
 def load_cluster(file: str | Path | None = None) -> ClusterConfig:
-    """Read `file`, or the user's own file where there is one; else take the defaults above.
+    """Read `file`, or the user's own file if there is one; else take the defaults above.
 
-    UserError for a file that is not there, an unknown key or stage, a wrong type or an impossible value.
+    UserError for a file that is missing, an unknown key or stage, a wrong type or an impossible value.
     """
     path = USER_FILE.expanduser() if file is None else Path(file).expanduser()
     layers = [] if file is None and not path.is_file() else file_layers(path)
     sections: dict[str, Any] = dict.fromkeys(["all", "evals", *stages.STAGES], (dict[str, Any], {}))
-    schema = create_model("ClusterFile", __base__=Config, max_array_size=(_Count, 0), **sections)
+    schema = create_model("ClusterFile", __base__=Config, max_array_size=(NonNegativeInt, 0), **sections)
     contents: Any = configs.from_layers(schema, layers)
     resources = {name: _resources(name, layers, str(path)) for name in stages.STAGES}
     return ClusterConfig(resources, contents.max_array_size, str(path) if layers else "")
@@ -105,9 +110,8 @@ def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resour
 
 
 def describe(resources: Resources) -> str:
-    """In words, for a plan."""
+    """Describe them in words, for a plan."""
     gpus = f"{resources.gpus} GPUs, " if resources.gpus != 1 else "1 GPU, "
     each = f"{resources.nodes} x ({gpus}{resources.memory_gb:g} GB)"
-    where: list[Any] = [resources.partition, resources.qos]
-    named = "".join(f", {name}" for name in where if name)
+    named = "".join(f", {name}" for name in (resources.partition, resources.qos) if name)
     return f"{each}, {resources.processes} x {resources.cpus} CPUs, {resources.minutes} min{named}"

@@ -1,8 +1,13 @@
-"""The supervisor, which is what a job runs in each of its tasks: it starts the run as a child and passes signals on.
+"""The supervisor that a job runs in each of its tasks, and the requeue rule.
 
-The child saves at a step boundary and ends with 75, on all ranks together, because they agree. Then rank 0 requeues the
-job (requeue.py). Where SLURM sends no signal, the child's periodic saves are there. Where it sends one, no handler
-interrupts Python at an arbitrary point: this process waits for signals, and does nothing else.
+The supervisor starts the run as a child and passes signals on. The child saves at a step boundary and ends with 75, on
+all ranks together, because they agree; then rank 0 requeues the job. If SLURM sends no signal, the child's periodic
+saves are there. No signal handler interrupts Python at an arbitrary point here: this process only waits for signals.
+
+The job of a run that has saved, but is not done, goes back into the queue unless
+- the run was cancelled, by `cancel` (which marks its directory first) or by scancel (which SLURM's state shows);
+- the job has reached its limit three times without finishing a step, and would for ever;
+- the controller does not answer for ten minutes. `reconcile` submits the run again then.
 """
 
 from __future__ import annotations
@@ -12,16 +17,18 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import BusyError, Unfinished
+from runtime import files
+from runtime.errors import BusyError, Unfinished, UserError
 from runtime.provenance import import_path
 from runtime.rundir import Run
-from sweeps.failures import is_cancelled, oom_kills, record_death
-from sweeps.slurm.requeue import requeue_unless_pointless, say
+from sweeps.failures import is_cancelled, oom_kills, record_death, shell_code
+from sweeps.slurm import commands, parse
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.5
@@ -29,14 +36,16 @@ POLL_SECONDS = 0.5
 END_SECONDS = 120.0
 # A rank that failed waits this long, so that the others can report too: srun ends them all when the first one exits.
 GRACE_SECONDS = 30.0
-# Another process may hold the run: one that SLURM lost sight of, on a node that came back, for example.
+# Another process may hold the run: for example one that SLURM lost sight of, on a node that came back.
 BUSY_WAIT_SECONDS = 10.0
 BUSY_MINUTES = 5.0
+# How many times a job may reach its limit again without a new step.
+IDLE_LIMITS = 2
 
 
 @dataclass(frozen=True)
 class Task:
-    """What submitit calls: one run of an array, named by the file that describes the array."""
+    """The callable that submitit runs: one run of an array, named by the file that describes the array."""
 
     array_file: str
     index: int
@@ -49,7 +58,7 @@ class Task:
 
 
 def job_id() -> str:
-    """As SLURM's commands take it: 1234, or 1234_5."""
+    """Return this job's id as SLURM's commands take it: 1234, or 1234_5."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
@@ -57,9 +66,9 @@ def job_id() -> str:
 
 @dataclass
 class Supervisor:
-    """One attempt of one run, seen from outside."""
+    """One attempt of one run, seen from outside. `array` and `task` come from the plan that records.py wrote."""
 
-    array: dict[str, Any]  # what all tasks share
+    array: dict[str, Any]  # shared by all tasks
     task: dict[str, Any]
     rank: int = field(default_factory=lambda: int(os.environ.get("SLURM_PROCID", "0")))
     started: float = field(default_factory=time.time)
@@ -70,13 +79,14 @@ class Supervisor:
         return Run(Path(self.task["path"]))
 
     def run(self) -> int:
-        """Run the task and return the exit code for SLURM: 0 where the run is done."""
+        """Run the task and return the exit code for SLURM: 0 if the run is done."""
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         restart, host = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ.get("SLURMD_NODENAME", "?")
-        say(f"{self.task['run']} in job {job_id()}, restart {restart}, rank {self.rank} on {host}")
+        _log(f"{self.task['run']} in job {job_id()}, restart {restart}, rank {self.rank} on {host}")
         if is_cancelled(self._run, self.array["time"]):
-            say("it was cancelled, so it does not begin")
+            _log("it was cancelled, so it does not begin")
             return Unfinished.exit_code
+        # The lease of a process that died on another host looks fresh for two minutes: wait for it, then requeue.
         busy_until = time.monotonic() + 60 * BUSY_MINUTES
         while (code := self._attempt()) == BusyError.exit_code:
             if self.stopped or time.monotonic() > busy_until:
@@ -87,10 +97,10 @@ class Supervisor:
             return self._requeue()
         if code and self.rank:
             time.sleep(GRACE_SECONDS)
-        return code if code >= 0 else 128 - code
+        return shell_code(code)
 
     def _attempt(self) -> int:
-        """Start the run's process and wait for its end; its return code, as Popen has it."""
+        """Start the run's process, wait for its end, and return Popen's return code."""
         kills = oom_kills()
         since = time.time()
         # It inherits the blocked signals, so that none is lost before it can handle them.
@@ -98,7 +108,7 @@ class Supervisor:
         while (code := child.poll()) is None:
             number = self._wait_for_signal(POLL_SECONDS)
             if number is not None and child.poll() is None:
-                say(f"got {signal.Signals(number).name}: the run is asked to save and stop")
+                _log(f"got {signal.Signals(number).name}: the run is asked to save and stop")
                 child.send_signal(number)
         if code < 0 and self.rank == 0:
             record_death(self._run, code, since, kills)
@@ -108,7 +118,7 @@ class Supervisor:
         return [*shlex.split(self.array["container"]), *self.task["argv"]]
 
     def _environment(self) -> dict[str, str]:
-        """The submission's code comes before anything else, an editable install and the working directory included."""
+        """Put the submission's code before anything else, an editable install and the working directory included."""
         # CUDA_VISIBLE_DEVICES stays as SLURM set it: GPUs may be bound to tasks already.
         return {
             "OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"),
@@ -126,10 +136,72 @@ class Supervisor:
         return info.si_signo
 
     def _requeue(self) -> int:
-        """Go back into the queue, now that all is saved; the exit code counts only where SLURM does not end the job."""
-        if self.rank == 0 and not requeue_unless_pointless(job_id(), self.array, self.task, self.started):
+        """Go back into the queue, now that all is saved; the exit code counts only if SLURM does not end the job."""
+        # Rank 0 alone asks: a second request could reach the job when it has begun again, and stop that attempt.
+        if self.rank == 0 and not requeue_unless_pointless(job_id(), self.array, self._run, self.started):
             return Unfinished.exit_code
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
             time.sleep(1.0)  # the TERM that ends the job stays blocked; SLURM kills then
         return Unfinished.exit_code
+
+
+def requeue_unless_pointless(job: str, array: dict[str, Any], run: Run, started: float) -> bool:
+    """Requeue the job, which ends it from outside; False if the rule above forbids it.
+
+    `array` is the plan that records.py wrote; `started` is when the job began, in seconds since 1970.
+    """
+    # The mark comes first: a scancel at this very moment need not show in the job's state yet, and requeueing would
+    # undo it.
+    if is_cancelled(run, array["time"]):
+        return False
+    try:
+        idle = reached_limit_idle(job, array, run, started)
+    except (OSError, UserError):  # for example a full disk: that must not keep the job from the queue
+        idle = False
+    return not idle and requeue(job)
+
+
+def requeue(job: str) -> bool:
+    """Put the job back into the queue, unless a user cancelled it or the controller cannot be reached."""
+    answer = commands.state_and_reason(job)
+    if answer is None:
+        _log("the controller does not answer: not requeued")
+        return False
+    state, reason = answer
+    if state == parse.PENDING:  # SLURM requeued it by itself, after a preemption
+        return True
+    if parse.is_cancelled(state, reason):
+        _log(f"the job is {state}: cancelled by a user; not requeued")
+        return False
+    if complaint := commands.requeue(job):
+        _log(f"not requeued: {complaint}")
+        return False
+    _log(f"job {job} goes back into the queue")
+    return True
+
+
+def reached_limit_idle(job: str, array: dict[str, Any], run: Run, started: float) -> bool:
+    """Whether the job reaches its limit again and again without a new step; then a failure.json says so to the user.
+
+    A file beside the job's logs keeps how many steps were done at each limit.
+    """
+    minutes = array["resources"]["minutes"]
+    # A job that ends early was preempted, or another process held the run: that says nothing about its limit.
+    if time.time() - started < 60 * minutes / 2:
+        return False
+    progress = (run.heartbeat() or {}).get("progress") or {}
+    file = Path(array["logs"]) / f"{job}_limits.json"
+    ends = [*(files.read_json(file) or []), progress.get("done")]
+    file.write_text(json.dumps(ends), encoding="utf-8")
+    if len(ends) <= IDLE_LIMITS or len(set(ends[-IDLE_LIMITS - 1 :])) > 1:
+        return False
+    message = f"no step done in {IDLE_LIMITS} jobs of {minutes} minutes each; give {array['part']} more minutes"
+    record = {"class": "TimeLimit", "kind": "time_limit", "message": message, "time": time.time()}
+    files.write_json(run.path / "failure.json", record)
+    _log(message)
+    return True
+
+
+def _log(text: str) -> None:
+    print(f"[job] {text}", file=sys.stderr, flush=True)

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from runtime.errors import UserError
+from sweeps.estimate import Estimator
 from sweeps.graph import Node
-from sweeps.slurm.config import ClusterConfig, Resources
-from sweeps.status import RunStatus
+from sweeps.slurm import commands
+from sweeps.slurm.config import ClusterConfig, Resources, describe, load_cluster
+from sweeps.status import ACTIVE, STARTABLE, RunStatus
 
-# States of a run that needs a job. What failed is tried again: that is why a user repeats the command.
-NEEDS_JOB = frozenset({"new", "interrupted", "failed", "blocked"})
+# SLURM's own default, assumed if the controller does not answer.
+DEFAULT_ARRAY_SIZE = 1001
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class JobBatch:
     resources: Resources
     parallel: int = 0  # runs at a time; 0: any number
     after_batch: JobBatch | None = None  # run i waits for the pretraining i of that batch
-    after_job: str = ""  # the dependency of its only run on a job of an earlier submission, as afterok:17
+    after_job: str = ""  # the dependency of its only run on a job of an earlier submission, for example afterok:17
 
     @property
     def waits(self) -> bool:
@@ -50,7 +55,7 @@ def make_plan(
 ) -> Plan:
     """Plan jobs, arrays of at most `array_size` runs, for those of `wanted` that have no job and are not done."""
     plan = Plan()
-    needed = [node for node in statuses if node in wanted and statuses[node].state in NEEDS_JOB]
+    needed = [node for node in statuses if node in wanted and statuses[node].state in STARTABLE]
     queued = set(needed)
     size = min(array_size, cluster.max_array_size or array_size)
     for part, nodes in _by_part(node for node in needed if node.parent is None).items():
@@ -63,7 +68,8 @@ def make_plan(
     for node, parent in others.items():
         if parent.state == "done":
             continue
-        if parent.state in ("queued", "running") and parent.job and parent.info and not parent.info.ended:
+        # A job that has ended cannot be waited for: SLURM would refuse the dependency, or never satisfy it.
+        if parent.state in ACTIVE and parent.job and parent.info and not parent.info.ended:
             resources = cluster.stages[node.stage.name]
             plan.batches.append(JobBatch(node.part, (node,), resources, after_job=f"afterok:{parent.job.job}"))
         else:
@@ -79,7 +85,7 @@ def _by_part(nodes: Iterable[Node]) -> dict[str, list[Node]]:
 
 
 def _arrays(part: str, nodes: Sequence[Node], cluster: ClusterConfig, size: int) -> list[JobBatch]:
-    """Arrays of an equal number of runs, which share the limit on runs at a time."""
+    """Split the runs into arrays of equal length, which share the limit on runs at a time."""
     resources = cluster.stages[nodes[0].stage.name]
     count = -(-len(nodes) // size)
     length = -(-len(nodes) // count)
@@ -89,9 +95,9 @@ def _arrays(part: str, nodes: Sequence[Node], cluster: ClusterConfig, size: int)
 
 
 def _evaluations_after(batch: JobBatch, queued: Collection[Node], cluster: ClusterConfig) -> Iterator[JobBatch]:
-    """The evaluations of a batch of pretrainings.
+    """Yield the evaluations of a batch of pretrainings.
 
-    One array per part, where every pretraining needs that evaluation: aftercorr lets task i wait for task i alone.
+    One array per part if every pretraining needs that evaluation: with aftercorr task i waits for task i alone.
     Otherwise the tasks would not correspond, and each evaluation is a job of its own.
     """
     children = (child for node in batch.nodes for child in node.children if child in queued)
@@ -105,7 +111,7 @@ def _evaluations_after(batch: JobBatch, queued: Collection[Node], cluster: Clust
 
 
 def gpu_hours(batches: Iterable[JobBatch], seconds: Callable[[Node], float | None]) -> tuple[float, bool]:
-    """GPU-hours of the batches, and whether the time of every run is known."""
+    """Return the GPU-hours of the batches, and whether the time of every run is known."""
     total, complete = 0.0, True
     for batch in batches:
         gpus = batch.resources.nodes * batch.resources.gpus
@@ -114,3 +120,89 @@ def gpu_hours(batches: Iterable[JobBatch], seconds: Callable[[Node], float | Non
             complete = complete and needed is not None
             total += gpus * (needed or 0.0) / 3600
     return total, complete
+
+
+@dataclass(frozen=True)
+class PlannedJobs:
+    """What `submit` would queue on SLURM, and the GPU-hours that this would take, for `plan` to show."""
+
+    plan: Plan
+    estimator: Estimator
+    used_gpu_hours: float  # of the runs that are done and were jobs
+    array_size: int
+    array_size_is_known: bool
+    file: str  # of the cluster config; "": built-in defaults
+
+    @property
+    def title(self) -> str:
+        arrays = sum(len(batch.nodes) > 1 for batch in self.plan.batches)
+        kinds = [(arrays, "arrays"), (len(self.plan.batches) - arrays, "single jobs")]
+        shown = " and ".join(f"{count} {kind}" for count, kind in kinds if count)
+        return f"`submit` would queue {self.plan.runs} runs in {shown}"
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield one row for each kind of batch: runs, part, after, each, GPU-hours."""
+        alike: dict[tuple[int, str, bool, str], list[JobBatch]] = defaultdict(list)
+        for batch in self.plan.batches:
+            alike[len(batch.nodes), batch.part, batch.waits, describe(batch.resources)].append(batch)
+        for (size, part, waits, each), batches in alike.items():
+            hours, complete = gpu_hours(batches, self.estimator.seconds)
+            known = f"{hours:.2f}" if complete else (f"{hours:.2f} or more" if hours else "not measured yet")
+            runs = str(size) if len(batches) == 1 else f"{len(batches)} x {size}"
+            yield runs, part, "its pretraining" if waits else "", each, known
+
+    def caption(self) -> str:
+        hours, complete = gpu_hours(self.plan.batches, self.estimator.seconds)
+        parts = [f"{'about' if complete else 'at least'} {hours:.2f} GPU-hours to come"]
+        if not complete and not hours:
+            parts = ["GPU-hours: no run was measured yet"]
+        if self.used_gpu_hours:
+            parts.append(f"{self.used_gpu_hours:.2f} used by what is done")
+        if not self.array_size_is_known:
+            parts.append(f"SLURM does not answer: arrays of {self.array_size} assumed")
+        if self.plan.left_out:
+            parts.append(f"{len(self.plan.left_out)} runs wait for a pretraining that runs outside of SLURM")
+        parts.append(f"resources: {self.file or 'built-in defaults'}")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        hours, complete = gpu_hours(self.plan.batches, self.estimator.seconds)
+        return {
+            "cluster_config": self.file or None,
+            "gpu_hours": hours,
+            "gpu_hours_is_complete": complete,
+            "gpu_hours_used": self.used_gpu_hours,
+            "jobs": [
+                {
+                    "part": batch.part,
+                    "runs": [node.name for node in batch.nodes],
+                    "array": len(batch.nodes) > 1,
+                    "waits_for_pretraining": batch.waits,
+                    "resources": describe(batch.resources),
+                }
+                for batch in self.plan.batches
+            ],
+        }
+
+
+def plan_jobs(statuses: Mapping[Node, RunStatus], file: Path | None, estimator: Estimator) -> PlannedJobs:
+    """Plan what `submit` would queue now. UserError for an impossible cluster config."""
+    cluster = load_cluster(file)
+    known = True
+    try:
+        size = commands.max_array_size()
+    except UserError:
+        size, known = DEFAULT_ARRAY_SIZE, False
+    plan = make_plan(statuses, cluster, size, set(statuses))
+    return PlannedJobs(plan, estimator, _used_gpu_hours(statuses), size, known, cluster.file)
+
+
+def _used_gpu_hours(statuses: Mapping[Node, RunStatus]) -> float:
+    """Sum up the runs that are done and were jobs; what a run lost by being preempted is not included."""
+    total = 0.0
+    for status in statuses.values():
+        result = status.node.run.result() if status.state == "done" and status.job is not None else None
+        if status.job is not None and isinstance(result, dict) and isinstance(result.get("seconds"), int | float):
+            gpus = status.job.resources.get("nodes", 0) * status.job.resources.get("gpus", 0)
+            total += gpus * result["seconds"] / 3600
+    return total

@@ -1,12 +1,12 @@
-"""What was submitted: `<runs>/jobs/<submission>/`. Results are never read here: they are in the run directories.
+"""The records of submissions: `<runs>/jobs/<submission>/`. Results are in the run directories alone.
 
 submission.yaml     who submitted what, from where; written first
 arrays/<name>.json  the plan of one job (or array): its runs, in order, and their commands. It is written before sbatch
-                    is called, so that a submitter that is killed in between leaves the name by which squeue knows it
-jobs.jsonl          one line per run, with its job; appended once sbatch has returned
+                    is called: if the submitter is killed and sbatch's answer is lost, squeue still knows that name
+jobs.jsonl          one line per run, with its job; appended once sbatch has answered
 configs/            the resolved config of every run
 logs/               the output of the jobs, and submitit's files
-code/               the code of this submission
+code/               the code of this submission, which its jobs run
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime import files, yaml_files
+from runtime import files, provenance, yaml_files
+from runtime.provenance import PROJECT, SNAPSHOT, Code, NoCommitError
 from runtime.rundir import ELSEWHERE
 
 JOBS = "jobs"
+# In a checkout: made by the code, or of no use to a run.
+_NOT_COPIED = frozenset({"reports", "runs", ".ci", ".github"})
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,14 @@ class Job:
     run: str  # <stage>/<name>
     job: str  # 1234, or 1234_5 in an array
     submission: str
-    name: str = ""  # of the job; every task of an array has the same
+    name: str = ""  # in SLURM; every task of an array has the same
     resources: dict[str, Any] = field(default_factory=dict)
-    time: float = 0.0  # when it was recorded, in seconds since 1970
+    time: float = 0.0  # of this record, in seconds since 1970
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission's folder."""
+    """The folder of one submission."""
 
     path: Path
 
@@ -65,7 +69,7 @@ class Submission:
 
     @classmethod
     def begin(cls, runs: Path, study: dict[str, str]) -> Submission:
-        """Create the folder and submission.yaml. Nothing is queued by that."""
+        """Create the folder and submission.yaml; nothing is queued yet."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         submission = cls(runs / JOBS / f"{stamp}-{secrets.token_hex(2)}")
         for folder in ("arrays", "configs", "logs"):
@@ -81,18 +85,17 @@ class Submission:
         yaml_files.write_yaml(file, {**known, **values})
 
     def write_plan(self, name: str, array: dict[str, Any]) -> Path:
-        """Write the plan of job `name`; from here on, `adopt` finds the job should this process be killed."""
+        """Write the plan of job `name`; from here on, `adopt` finds the job if this process is killed."""
         files.write_json(self.array_file(name), array)
         return self.array_file(name)
 
     def record(self, name: str, job: str) -> list[Job]:
-        """Record the job `name`, to which SLURM gave the number `job`; one Job per run."""
+        """Record that SLURM gave the job `name` the id `job`; return one Job per run."""
         array = files.read_json(self.array_file(name)) or {"tasks": [], "resources": {}}
         tasks, now = array["tasks"], time.time()
-        numbers = [f"{job}_{index}" for index in range(len(tasks))] if len(tasks) > 1 else [job]
+        ids = [f"{job}_{index}" for index in range(len(tasks))] if len(tasks) > 1 else [job]
         jobs = [
-            Job(task["run"], number, self.id, name, array["resources"], now)
-            for task, number in zip(tasks, numbers, strict=True)
+            Job(task["run"], one, self.id, name, array["resources"], now) for task, one in zip(tasks, ids, strict=True)
         ]
         self._append([{**asdict(one), "part": array["part"]} for one in jobs])
         return jobs
@@ -102,7 +105,7 @@ class Submission:
         self._append([{"name": name, "abandoned": True, "time": time.time()}])
 
     def unrecorded(self) -> list[str]:
-        """Names of planned jobs with no recorded sbatch result."""
+        """List the names of planned jobs with no recorded answer of sbatch."""
         planned = {file.stem for file in (self.path / "arrays").glob("*.json")}
         return sorted(planned - {row["name"] for row in self._rows()})
 
@@ -118,19 +121,19 @@ class Submission:
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
         with open(self.path / "jobs.jsonl", "a+b") as file:
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # drops half a line of a submitter that was killed
+            file.truncate(file.read().rfind(b"\n") + 1)  # drop half a line of a submitter that was killed
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
 
 
 def submissions(runs: str | Path) -> list[Submission]:
-    """All submissions, oldest first."""
+    """List all submissions, oldest first."""
     return [Submission(folder) for folder in sorted(Path(runs).glob(f"{JOBS}/*/")) if folder.is_dir()]
 
 
 def read_jobs(runs: str | Path) -> dict[str, Job]:
-    """The newest job of each run that was ever submitted, by the run's <stage>/<name>."""
+    """Return the newest job of each run that was ever submitted, by the run's <stage>/<name>."""
     newest: dict[str, Job] = {}
     for submission in submissions(runs):
         for job in submission.jobs():
@@ -141,8 +144,38 @@ def read_jobs(runs: str | Path) -> dict[str, Job]:
 
 @contextmanager
 def lock(runs: str | Path) -> Iterator[None]:
-    """Submit one at a time: a second submitter waits, and then sees what the first one queued."""
+    """Let one submitter work at a time: a second one waits, and then sees what the first one queued."""
     folder = Path(runs) / JOBS
     files.make_folder(folder, ELSEWHERE)
     with files.lock(folder / "lock"):
         yield
+
+
+def copy_code(folder: Path) -> Code:
+    """Copy the project's files, uncommitted and untracked ones too, to `folder`; return what identifies them.
+
+    Python pickles functions by name, so without a copy a job would read the code as it is when the job starts: an edit
+    would change runs that were submitted before it, half of a study, or a run between two attempts.
+    """
+    for name in _code_files():
+        source, target = PROJECT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+    code = provenance.code()
+    try:
+        untracked = provenance.checkout_files("--others")
+    except NoCommitError:
+        untracked = []
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    files.write_json(folder / SNAPSHOT, {**asdict(code), "untracked": untracked, "taken": stamp})
+    return code
+
+
+def _code_files() -> list[str]:
+    """List files below the project's folder: in a checkout those that git tracks or would, else our own packages."""
+    try:
+        listed = provenance.checkout_files("--cached", "--others")
+    except NoCommitError:
+        listed = [*provenance.package_files(), "pyproject.toml"]
+    chosen = [name for name in listed if not _NOT_COPIED & set(Path(name).parts)]
+    return [name for name in chosen if (PROJECT / name).is_file()]  # a deletion may not be committed yet

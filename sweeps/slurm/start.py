@@ -1,14 +1,14 @@
-"""Where a job begins: `python start.py LOGS`, by path, in every task of the job.
+"""The start of a job: `python start.py LOGS`, by path, in every task of the job.
 
-Signals first. One that SLURM sends while Python imports would end the task, with nothing saved; blocked, it waits until
-the supervisor handles it.
+It blocks signals before it imports anything slow: a signal that SLURM sends meanwhile would end the task, with nothing
+saved; blocked, it waits until the supervisor handles it.
 """
 
 import signal
 import sys
 
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
-# Python has put this file's own folder here, whose modules could hide the standard library's.
+# Python put this file's own folder there, whose modules could hide the standard library's.
 sys.path[0] = __file__.rpartition("/sweeps/slurm/")[0]
 
 import os  # noqa: E402
@@ -27,7 +27,8 @@ def main(logs: Path) -> None:
         leftover.unlink(missing_ok=True)  # of an attempt that was killed: submitit refuses to write beside it
     pickle = logs / f"{job}_submitted.pkl"
     if not pickle.exists():
-        # The submitter was killed, or is slow: the name of the job says which runs it has.
+        # The submitter was killed before it wrote the pickle, or is slow. The plan is older than the job: take it from
+        # there. Every rank may do so, each by a file of its own that replaces the pickle in one step.
         array = logs.parent / "arrays" / f"{os.environ['SLURM_JOB_NAME']}.json"
         index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
         temporary = pickle.with_name(f".{pickle.name}.{rank}.{os.getpid()}")

@@ -1,7 +1,7 @@
 """Queue a plan's jobs by submitit, each run once, whatever happens to the submitter.
 
-One submitter works at a time (a lock). It writes down each job, under a unique name, before it calls sbatch. Where it
-is killed before sbatch's answer is recorded, the next one asks SLURM for those names.
+One submitter works at a time (a lock). It writes down each job, under a unique name, before it calls sbatch. If it is
+killed before it records sbatch's answer, the next submitter asks SLURM for those names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,66 +24,59 @@ from runtime import config as configs
 from runtime.errors import UserError
 from sweeps.failures import clear_cancelled
 from sweeps.graph import Graph, Node
-from sweeps.slurm import commands, snapshot
+from sweeps.slurm import commands, parse
 from sweeps.slurm.config import ClusterConfig, Resources
 from sweeps.slurm.job import Task
 from sweeps.slurm.plan import JobBatch, Plan, make_plan
-from sweeps.slurm.records import Submission, lock, submissions
-from sweeps.status import RunStatus, read_status
+from sweeps.slurm.records import Submission, copy_code, lock, submissions
+from sweeps.status import RunStatus, count_states, read_status
 
 # A submitter may be killed while sbatch talks to the controller: its job may appear this much later.
 SETTLE_SECONDS = 15.0
-Say = Callable[[str], None]
 _RECORDED_RESOURCES = ("nodes", "gpus", "tasks_per_node", "cpus", "memory_gb", "minutes", "partition")
-# The same as yaml.safe_dump, many times as quick where PyYAML was built with libyaml.
+# The same as yaml.safe_dump, many times faster if PyYAML was built with libyaml.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def submit(
-    graph: Graph,
-    cluster: ClusterConfig,
-    machine: Sequence[str] = (),
-    wanted: Callable[[RunStatus], bool] = lambda status: True,
-    say: Say = print,
-) -> int:
-    """Queue the runs of `graph` that are not done, have no job, and for which `wanted` holds; return how many.
+def submit(graph: Graph, cluster: ClusterConfig, machine: Sequence[str], nodes: Collection[Node] | None) -> None:
+    """Queue those of `nodes` (None: of all runs) that are not done and have no job.
 
-    Raises UserError, before anything is queued, where a run cannot be written, or SLURM refuses the resources of a part
-    or does not answer.
+    Raises UserError, before anything is queued, if a run cannot be written, or SLURM refuses the resources of a part or
+    does not answer.
     """
     runs = Path(graph.nodes[0].root).resolve()
     with lock(runs):
-        adopt(runs, say)
+        adopt(runs)
         statuses = read_status(graph)
         _require_answers(statuses)
-        chosen = {node for node, status in statuses.items() if wanted(status)}
-        plan = make_plan(statuses, cluster, commands.max_array_size(), chosen)
+        plan = make_plan(statuses, cluster, commands.max_array_size(), set(graph.nodes if nodes is None else nodes))
         if plan.batches:
-            _Submitter(graph, runs, machine, say).queue(plan)
+            _Submitter(graph, runs, machine).queue(plan)
     for line in _summary(statuses, plan):
-        say(line)
-    return plan.runs
+        print(line)
 
 
-def adopt(runs: Path, say: Say = print) -> None:
-    """Record the jobs of submitters that were killed after sbatch and before their record. The lock must be held."""
+def adopt(runs: Path) -> None:
+    """Record the jobs of submitters that were killed between sbatch and their record. The lock must be held."""
     for submission in submissions(runs):
         for name in submission.unrecorded():
             planned = submission.array_file(name).stat().st_mtime
-            while (job := commands.numbers_by_name().get(name)) is None and time.time() - planned < SETTLE_SECONDS:
+            # Absence counts only after a while: sbatch may have been sent, and the controller not have queued it yet.
+            while (job := commands.job_ids_by_name().get(name)) is None and time.time() - planned < SETTLE_SECONDS:
                 time.sleep(1.0)
             if job is None:
                 submission.abandon(name)
                 continue
             jobs = submission.record(name, job)
-            say(f"job {job} ({name}, {len(jobs)} runs) was queued by a submitter that was killed: recorded now")
+            print(f"job {job} ({name}, {len(jobs)} runs) was queued by a submitter that was killed: recorded now")
 
 
 def _require_answers(statuses: Mapping[Node, RunStatus]) -> None:
+    """Refuse to queue a run that may have a job already."""
     unknown = [one for one in statuses.values() if one.state != "done" and one.info and not one.info.source]
     if unknown:
         raise UserError(
-            f"SLURM does not answer about {len(unknown)} runs that were submitted before, as "
+            f"SLURM does not answer about {len(unknown)} runs that were submitted before, for example "
             f"{unknown[0].node.name}; nothing was queued; repeat the command when `squeue` answers"
         )
 
@@ -91,13 +84,12 @@ def _require_answers(statuses: Mapping[Node, RunStatus]) -> None:
 class _Submitter:
     """Queues a plan, one batch after the other."""
 
-    def __init__(self, graph: Graph, runs: Path, machine: Sequence[str], say: Say) -> None:
+    def __init__(self, graph: Graph, runs: Path, machine: Sequence[str]) -> None:
         self.graph = graph
         self.runs = runs
         self.machine = [text for text in machine if not text.startswith("machine.runs=")]
-        self.say = say
         self.jobs: dict[Node, str] = {}  # of this submission
-        self.machines: dict[tuple[str, str], dict[str, Any]] = {}
+        self.machine_sections: dict[tuple[str, str], dict[str, Any]] = {}
 
     def queue(self, plan: Plan) -> None:
         for node in (node for batch in plan.batches for node in batch.nodes):
@@ -105,14 +97,14 @@ class _Submitter:
         for batch in {batch.part: batch for batch in plan.batches}.values():
             check_resources(batch, self.runs)
         self.submission = Submission.begin(self.runs, {"file": self.graph.study.file, "name": self.graph.study.name})
-        code = snapshot.take(self.submission.code)
+        code = copy_code(self.submission.code)
         self.submission.describe(**code.to_record(), snapshot=str(self.submission.code))
         for number, batch in enumerate(plan.batches):
             self._queue_batch(number, batch)
 
     def _queue_batch(self, number: int, batch: JobBatch) -> None:
         submission = self.submission
-        name = f"{self.graph.study.name}-{_plain(batch.part)}-{submission.id}-{number}"
+        name = f"{self.graph.study.name}-{_job_name(batch.part)}-{submission.id}-{number}"
         dependency = self._dependency(batch)
         for node in batch.nodes:
             clear_cancelled(node.run)
@@ -122,25 +114,25 @@ class _Submitter:
         try:
             with executor.batch():
                 queued = [executor.submit(task) for task in tasks]
-        except Exception as error:  # submitit raises FailedJobError, with sbatch's words at its end
+        except Exception as error:  # submitit raises FailedJobError, with sbatch's message at its end
             submission.abandon(name)
-            raise UserError(f"sbatch refused {name}: {commands.last_words(str(error))}") from error
-        job = commands.number_of(str(queued[0].job_id))
+            raise UserError(f"sbatch refused {name}: {parse.error_summary(str(error))}") from error
+        job = parse.array_id(str(queued[0].job_id))
         recorded = submission.record(name, job)
         self.jobs |= {node: one.job for node, one in zip(batch.nodes, recorded, strict=True)}
-        self.say(f"job {job}: {len(batch.nodes)} x {batch.part}{f' after {dependency}' if dependency else ''}")
+        print(f"job {job}: {len(batch.nodes)} x {batch.part}{f' after {dependency}' if dependency else ''}")
 
     def _dependency(self, batch: JobBatch) -> str:
-        """What the batch waits for, as sbatch takes it; "" for nothing."""
+        """Return the batch's dependency for sbatch; "" for none."""
         parent = batch.nodes[0].parent
         if batch.after_batch is None or parent is None:
             return batch.after_job
         if len(batch.nodes) > 1:
-            return f"aftercorr:{commands.number_of(self.jobs[parent])}"
+            return f"aftercorr:{parse.array_id(self.jobs[parent])}"
         return f"afterok:{self.jobs[parent]}"
 
     def _document(self, batch: JobBatch) -> dict[str, Any]:
-        """All that a job needs to know; paths are absolute, whatever the job's working directory."""
+        """Collect what a job needs to know; paths are absolute, whatever the job's working directory."""
         return {
             "part": batch.part,
             "time": time.time(),
@@ -155,24 +147,24 @@ class _Submitter:
 
     def _task(self, node: Node, resources: Resources) -> dict[str, Any]:
         config = self.submission.path / "configs" / f"{node.identity.stage}-{node.identity.hash}.yaml"
-        values = {**node.identity.config, "machine": self._machine(node)}
+        values = {**node.identity.config, "machine": self._machine_section(node)}
         config.write_text(yaml.dump(values, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
         parent = None if node.parent is None else (self.runs / node.parent.run.path.relative_to(node.root)).resolve()
         _, *arguments = node.stage.argv(str(config), [f"machine.runs={self.runs}", *self.machine], parent)
         argv = [resources.python or sys.executable, *arguments]
         return {"run": node.name, "path": str(self.runs / node.name), "argv": argv}
 
-    def _machine(self, node: Node) -> dict[str, Any]:
-        """The `machine` section of the node's config: of its file, since a study cannot set it."""
+    def _machine_section(self, node: Node) -> dict[str, Any]:
+        """Read the `machine` section of the node's config from its file, since a study cannot set it."""
         key = (node.stage.name, node.config_file)
-        if key not in self.machines:
+        if key not in self.machine_sections:
             config = node.stage.load(node.config_file, node.overrides)
-            self.machines[key] = configs.split_machine(config)[1]
-        return self.machines[key]
+            self.machine_sections[key] = configs.split_machine(config)[1]
+        return self.machine_sections[key]
 
 
 class Executor(SlurmExecutor):
-    """Submitit's, but a job begins at start.py of the submission's code instead of submitit's own module."""
+    """Submitit's executor, but a job begins at start.py of the submission's code, not at submitit's own module."""
 
     def __init__(self, logs: Path, code: Path) -> None:
         super().__init__(folder=logs)
@@ -184,9 +176,9 @@ class Executor(SlurmExecutor):
 
 
 def _executor(name: str, batch: JobBatch, dependency: str, logs: Path, code: Path) -> Executor:
-    """The executor of one job: submitit cannot take a dependency, once set, from an executor again."""
+    """Make the executor of one job; one for all would not do, because submitit cannot unset a dependency."""
     resources = batch.resources
-    optional: dict[str, Any] = {
+    optional = {
         "gpus_per_node": resources.gpus or None,
         "partition": resources.partition,
         "account": resources.account,
@@ -220,8 +212,8 @@ def _executor(name: str, batch: JobBatch, dependency: str, logs: Path, code: Pat
 
 
 def check_resources(batch: JobBatch, folder: Path) -> None:
-    """Let sbatch check the resources of a batch without queueing it; UserError with its words where it refuses."""
-    name = f"check-{_plain(batch.part)}"
+    """Let sbatch check the resources of a batch without queueing it; UserError with its message if it refuses."""
+    name = f"check-{_job_name(batch.part)}"
     executor = _executor(name, JobBatch(batch.part, batch.nodes[:1], batch.resources), "", folder, folder)
     script = executor._make_submission_file_text(executor._submitit_command_str, uuid.uuid4().hex)
     try:
@@ -230,16 +222,15 @@ def check_resources(batch: JobBatch, folder: Path) -> None:
         raise UserError(f"{name}: {error}; correct the cluster config (nothing was queued)") from error
 
 
-def _plain(part: str) -> str:
-    """Fit for the name of a job and of a file."""
+def _job_name(part: str) -> str:
+    """Replace what does not belong in the name of a job and of a file."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", part)
 
 
 def _summary(statuses: Mapping[Node, RunStatus], plan: Plan) -> Iterator[str]:
-    states = [status.state for status in statuses.values()]
-    parts = [f"{plan.runs} runs queued now"]
-    parts += [f"{states.count(state)} {state}" for state in ("done", "queued", "running") if state in states]
-    yield ", ".join(parts) + f" of {len(states)}"
+    counts = count_states(statuses)
+    before = [f"{counts[state]} {state}" for state in ("done", "queued", "running") if state in counts]
+    yield ", ".join([f"{plan.runs} runs queued now", *before]) + f" of {len(statuses)}"
     if plan.left_out:
         first = plan.left_out[0].title
         yield f"{len(plan.left_out)} runs wait for a pretraining that is neither done nor queued, as {first}"

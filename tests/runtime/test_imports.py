@@ -9,7 +9,7 @@ import pytest
 
 from runtime.errors import UserError, run_command
 from runtime.provenance import PROJECT, import_path
-from sweeps import children
+from sweeps import processes
 from vicregl.criterion import VICRegLCriterion
 from vicregl.errors import InvalidInputError
 
@@ -39,7 +39,7 @@ def test_processes_that_we_start_import_ours(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "__init__.py").write_text("")
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    child = children._environment(1)
+    child = processes._environment({})
     assert {key: child[key] for key in import_path()} == import_path()
     code = "import data, pretrain; print(data.__file__)"
     done = subprocess.run(

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ASK = (
     "import json, dataclasses; from runtime import provenance; print(json.dumps(dataclasses.asdict(provenance.code())))"
 )
-TAKE = "import sys; from pathlib import Path; from sweeps.slurm import snapshot; snapshot.take(Path(sys.argv[1]))"
+TAKE = "import sys; from pathlib import Path; from sweeps.slurm.records import copy_code; copy_code(Path(sys.argv[1]))"
 
 
 def git(folder: Path, *arguments: str) -> str:

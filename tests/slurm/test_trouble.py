@@ -12,7 +12,7 @@ from cluster import Cluster, wait_until
 from sweep import CLUSTER, PROJECT, Sweep, study, undisturbed
 
 from runtime.rundir import Run
-from sweeps.slurm.commands import number_of
+from sweeps.slurm.parse import array_id
 from sweeps.slurm.records import Job, read_jobs
 
 pytestmark = pytest.mark.slurm
@@ -135,7 +135,7 @@ def test_what_slurmctld_forgot_in_a_crash_is_submitted_again(cluster: Cluster, t
     with cluster.crash_and_forget():
         sweep.submit()
         sweep.wait_for(lambda: {run_of(sweep, alpha).state() for alpha in ("0.5", "1")} == {"running"}, "both run", 90)
-        array = number_of(job_of(sweep, "0.5").job)
+        array = array_id(job_of(sweep, "0.5").job)
         sweep.wait_for(
             lambda: sorted(cluster.run("sacct", "-X", "-n", "-P", "-j", array, "-o", "State").split()) == ACCOUNTED,
             "accounting knows the array as it is",

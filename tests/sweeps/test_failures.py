@@ -16,7 +16,7 @@ from runtime.errors import NotFiniteError
 from runtime.rundir import Identity, Run, open_run
 from sweeps import failures
 from sweeps.failures import classify, record_death, tail
-from sweeps.slurm.job_states import JobInfo, parse_accounting
+from sweeps.slurm.parse import JobInfo, parse_accounting
 
 RECORDED = Path(__file__).parent / "recorded"
 IDENTITY = Identity("pretrain", "some", 1, {})

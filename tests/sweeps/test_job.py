@@ -18,7 +18,7 @@ from runtime.errors import Unfinished
 from runtime.provenance import PROJECT
 from runtime.rundir import Run
 from sweeps.failures import classify
-from sweeps.slurm import job, requeue
+from sweeps.slurm import job
 from sweeps.slurm.job import Supervisor
 
 # Saves and ends with 75 when it is told to, and says by whom; the signal may come before it listens.
@@ -63,7 +63,7 @@ def test_a_signal_while_the_run_imports_is_not_lost(
     array: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
-    monkeypatch.setattr(requeue, "requeue", lambda number: asked.append(number))  # no scheduler here
+    monkeypatch.setattr(job, "requeue", lambda number: asked.append(number))  # no scheduler here
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, job.STOP_SIGNALS)
     assert supervise(array, "-c", STAGE).run() == Unfinished.exit_code

@@ -28,7 +28,7 @@ Edit = Callable[..., Path]
 
 def run(graph: Graph, workers: int = 2, terminal: bool = False) -> tuple[int, str]:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, highlight=False)
-    code = local.run(graph, workers, Display(console))
+    code = local.LocalSweep(graph, workers, Display(console)).run()
     return code, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -80,7 +80,7 @@ def test_each_slot_gets_its_share_of_the_cores(edit: Edit, make_graph: MakeGraph
 def test_the_users_number_of_threads_counts(edit: Edit, make_graph: MakeGraph) -> None:
     edit(pretrain__grid={"loss.alpha": [1.0]}, pretrain__controls={}, evals={}, report__x="pretrain.rank_pooled")
     graph = make_graph()
-    assert local.run(graph, 1, Display(Console(file=io.StringIO())), ["machine.threads=3"]) == 0
+    assert local.LocalSweep(graph, 1, Display(Console(file=io.StringIO())), ["machine.threads=3"]).run() == 0
     (node,) = graph.nodes
     assert node.run.result()["threads"] == "3"  # type: ignore[index]
     assert node.run.document()["machine"]["threads"] == 3

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sweeps.graph import Graph, Node
 from sweeps.slurm.config import ClusterConfig, Resources
-from sweeps.slurm.job_states import JobInfo
+from sweeps.slurm.parse import JobInfo
 from sweeps.slurm.plan import Plan, gpu_hours, make_plan
 from sweeps.slurm.records import Job
 from sweeps.status import RunStatus

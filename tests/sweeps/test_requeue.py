@@ -13,7 +13,7 @@ import pytest
 from runtime.rundir import Run
 from sweeps.failures import classify, clear_cancelled, mark_cancelled
 from sweeps.slurm import commands as slurm_commands
-from sweeps.slurm.requeue import reached_limit_idle, requeue_unless_pointless
+from sweeps.slurm.job import reached_limit_idle, requeue_unless_pointless
 
 Fake = Callable[..., Path]
 
@@ -25,8 +25,8 @@ def array(tmp_path: Path) -> dict[str, Any]:
 
 
 def requeued(array: dict[str, Any], started: float | None = None) -> bool:
-    task = {"run": "pretrain/x", "path": str(Path(array["logs"]) / "run")}
-    return requeue_unless_pointless("7", array, task, time.time() if started is None else started)
+    run = Run(Path(array["logs"]) / "run")
+    return requeue_unless_pointless("7", array, run, time.time() if started is None else started)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def requeued(array: dict[str, Any], started: float | None = None) -> bool:
 def test_what_the_controller_says_decides(
     shown: str, expected: bool, asked: bool, array: dict[str, Any], commands: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_commands, "UNKNOWN_ASKED", 0 if not shown else 1)
+    monkeypatch.setattr(slurm_commands, "UNKNOWN_JOB_QUERIES", 0 if not shown else 1)
     commands("squeue", f"{shown}\n")
     calls = commands("scontrol")
     assert requeued(array) == expected
@@ -85,8 +85,8 @@ def test_a_full_disk_does_not_keep_a_job_from_the_queue(array: dict[str, Any], c
     commands("scontrol")
     array["logs"] = f"{array['logs']}/missing"
     (Path(array["logs"]).parent / "missing").touch()  # nothing can be written below it
-    task = {"run": "pretrain/x", "path": str(Path(array["logs"]).parent / "run")}
-    assert requeue_unless_pointless("7", array, task, time.time() - 50)
+    run = Run(Path(array["logs"]).parent / "run")
+    assert requeue_unless_pointless("7", array, run, time.time() - 50)
 
 
 def test_a_job_that_reaches_its_limit_again_and_again_without_a_step_gives_up(array: dict[str, Any]) -> None:

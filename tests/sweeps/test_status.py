@@ -20,7 +20,7 @@ def test_a_task_with_an_output_was_not_cancelled_before_it_began(
     tasks = [{"run": node.name} for node in (first, second)]
     submission.write_plan("pretrain", {"part": "pretrain", "resources": {}, "tasks": tasks})
     submission.record("pretrain", "7")
-    commands("sacct", "7_2|COMPLETED|0:0|n1|1|1700000000|None\n")
+    commands("sacct", "7_2|COMPLETED|0:0|n1|1700000000|None\n")
     commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
 
     def kinds() -> list[str]:

@@ -53,7 +53,7 @@ def test_a_base_study_is_read_first(folder: Path) -> None:
         ({"pretrain__grid": {"loss.alfa": [0.5], "loss.alpha": [1.0]}}, ["grid", "'loss.alfa'", "loss.alpha"]),
         ({"pretrain__grid": {"alpha": [0.5], "loss.alpha": [1.0]}}, ["'alpha'", "did you mean loss.alpha"]),
         ({"pretrain__grid": {"loss.alpha": [0.5, 1.5, 1.0]}}, ["loss.alpha = 1.5", "0 to 1"]),
-        ({"pretrain__grid": {"loss.alpha": []}}, ["loss.alpha", "one value or more"]),
+        ({"pretrain__grid": {"loss.alpha": []}}, ["loss.alpha", "1 or more values"]),
         ({"pretrain__grid": {"loss.alpha": [1.0, 1.0]}}, ["each value once"]),
         ({"pretrain__grid": {"loss.alpha": ["many", 1.0]}}, ["loss.alpha", "many"]),
         ({"pretrain__grid": {"loss.alpha": [1.0], "machine.threads": [1]}}, ["machine.threads", "cannot change"]),

@@ -16,7 +16,7 @@ from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from runtime.rundir import open_run
 from sweeps import __main__ as command
-from sweeps import detached, local
+from sweeps import local, processes
 from sweeps.graph import Graph, build
 from sweeps.study import load_study
 
@@ -35,10 +35,10 @@ def small(edit: Edit, make_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch) ->
         "from runtime.errors import run_command\n"
         "stages.STAGES.clear(); stages.STAGES.update(fake_study.fake_registry()); run_command(__main__.main)"
     )
-    monkeypatch.setattr(detached, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(processes, "SWEEP_COMMAND", (sys.executable, "-c", code))
     graph = make_graph()
     yield graph
-    detached.stop(graph)
+    processes.stop_background(graph)
 
 
 def sweeps(verb: str, *arguments: str) -> int:
@@ -67,9 +67,9 @@ def test_in_the_background_once(small: Graph, capsys: Capture, folder: Path) -> 
     assert shown["pretrain loss.alpha=0.5"]["state"] == "running"
     assert shown["pretrain loss.alpha=0.5"]["progress"] == {"done": 1, "total": 4, "unit": "steps"}
     (folder / "hold").unlink()
-    wait_until(lambda: detached.running(small) is None)
+    wait_until(lambda: processes.read_background(small) is None)
     assert states(capsys) == ["done"] * 4
-    assert "all 4 runs done" in detached.log_of(small).read_text()
+    assert "all 4 runs done" in processes.background_log(small).read_text()
 
 
 def test_cancelled_here_and_taken_up_again(small: Graph, capsys: Capture, folder: Path) -> None:
@@ -78,7 +78,7 @@ def test_cancelled_here_and_taken_up_again(small: Graph, capsys: Capture, folder
     wait_until(lambda: len(working_pids(folder)) == 2)
     assert sweeps("cancel") == 0
     assert "cancelled 2 of" in capsys.readouterr().out
-    assert detached.running(small) is None
+    assert processes.read_background(small) is None
     wait_until(lambda: not any(alive(pid) for pid in working_pids(folder)))
     shown = status(capsys)
     assert shown["pretrain loss.alpha=1.0"]["failure"]["kind"] == "cancelled"  # type: ignore[index]
@@ -87,10 +87,10 @@ def test_cancelled_here_and_taken_up_again(small: Graph, capsys: Capture, folder
     assert "nothing is missing" in capsys.readouterr().out
     (folder / "hold").unlink()
     sweeps("retry", "--cluster", "local", "--run", "pretrain loss.alpha=1.0")
-    wait_until(lambda: detached.running(small) is None)
+    wait_until(lambda: processes.read_background(small) is None)
     assert states(capsys) == ["failed", "blocked", "done", "done"]
     sweeps("retry", "--cluster", "local", "--kind", "cancelled")
-    wait_until(lambda: detached.running(small) is None)
+    wait_until(lambda: processes.read_background(small) is None)
     assert states(capsys) == ["done"] * 4
 
 
@@ -102,7 +102,7 @@ def test_one_run_is_cancelled_while_the_others_go_on(small: Graph, capsys: Captu
     first, second = ("0.5", "1.0") if (small.points[0].pretrain.run.state() == "running") else ("1.0", "0.5")
     assert sweeps("cancel", "--run", f"pretrain loss.alpha={second}") == 0  # it has not begun, and will not
     assert sweeps("cancel", "--subtree", f"pretrain loss.alpha={first}") == 0
-    wait_until(lambda: detached.running(small) is None)
+    wait_until(lambda: processes.read_background(small) is None)
     assert sorted(map(str, states(capsys))) == ["blocked", "blocked", "failed", "failed"]
     assert len(working_pids(folder)) == 1
 
@@ -182,8 +182,8 @@ def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str
     (tmp_path / "bin").mkdir()
 
     def say(found: list[str]) -> None:
-        rows = [f"7_{i}|{state}|0:0|n1|60|{int(time.time()) - 3600}|Priority" for i, state in enumerate(found)]
-        active = [f"7_{i}|{state}|Priority|n1|1:00|0" for i, state in enumerate(found) if state.endswith("ING")]
+        rows = [f"7_{i}|{state}|0:0|n1|{int(time.time()) - 3600}|Priority" for i, state in enumerate(found)]
+        active = [f"7_{i}|{state}|Priority|n1|0" for i, state in enumerate(found) if state.endswith("ING")]
         for name, text in (("sacct", "\n".join(rows)), ("squeue", "\n".join(active))):
             (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ncat <<'E'\n{text}\nE\n")
             (tmp_path / "bin" / name).chmod(0o755)

@@ -1,0 +1,190 @@
+"""The commands that start and stop runs: `run` here, `submit`, `retry` failures, `reconcile` lost runs, `cancel`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from argparse import Namespace
+from collections.abc import Collection, Mapping, Sequence
+
+from runtime import files
+from runtime.errors import UserError
+from sweeps import local, processes
+from sweeps.display import Display
+from sweeps.failures import ASK_OWNER, MAY_SUCCEED_UNCHANGED, mark_cancelled
+from sweeps.graph import Graph, Node
+from sweeps.slurm import commands
+from sweeps.slurm.config import load_cluster
+from sweeps.status import ACTIVE, NOT_BEGUN, RunStatus, read_status
+
+
+def run(graph: Graph, options: Namespace) -> int:
+    """Run what is not done, on this machine, and wait for it.
+
+    On a machine with GPUs each run gets one of them.
+    """
+    if options.only is not None:
+        graph = _select(graph, options.only.split(","))
+    gpus = local.choose_gpus(options.gpus)
+    workers = options.workers or len(gpus) or local.default_workers()
+    return local.LocalSweep(graph, workers, Display(), options.machine, gpus).run()
+
+
+def _select(graph: Graph, names: Sequence[str]) -> Graph:
+    """Return the graph of these runs, and of the pretrainings that they need."""
+    chosen = {graph.find(name) for name in names}
+    needed = chosen | {node.parent for node in chosen if node.parent is not None}
+    return Graph(graph.study, graph.points, [node for node in graph.nodes if node in needed])
+
+
+def submit(graph: Graph, options: Namespace) -> int:
+    """Queue what is not done: on SLURM, or on this machine in the background.
+
+    On SLURM the evaluations of each checkpoint wait for its pretraining. Repeat it at will: what is done, running or
+    queued is left alone.
+    """
+    return _submit(graph, options, None)
+
+
+def retry(graph: Graph, options: Namespace) -> int:
+    """Submit failed runs again, with their evaluations: all, one kind of failure, or one run."""
+    statuses = read_status(graph)
+    failed = [status for status in statuses.values() if status.state == "failed"]
+    if options.run is not None:
+        named = statuses[graph.find(options.run)]
+        if named.state != "failed":
+            hint = ": its pretraining failed, so retry that" if named.state == "blocked" else ""
+            raise UserError(f"{named.node.title} is {named.state}, not failed{hint}")
+        failed = [named]
+    elif options.kind is not None:
+        failed = [status for status in failed if status.failure and status.failure.kind == options.kind]
+    if not failed:
+        print("nothing to retry: no run has failed" + (f" by {options.kind}" if options.kind else ""))
+        return 0
+    chosen = {status.node for status in failed}
+    chosen |= {node for node in statuses if node.parent in chosen and statuses[node].state != "done"}
+    return _submit(graph, options, [node for node in statuses if node in chosen])
+
+
+def reconcile(graph: Graph, options: Namespace) -> int:
+    """Submit runs that are missing and may succeed with nothing changed; fit for cron.
+
+    That is what was never submitted, and what SLURM lost, preempted, ended at its limit or on a failed node without
+    requeueing it. What raised, ran out of memory or was cancelled is left to `retry`.
+    """
+    missing = missing_runs(read_status(graph))
+    if not missing:
+        print("nothing is missing")
+        return 0
+    return _submit(graph, options, missing)
+
+
+def missing_runs(statuses: Mapping[Node, RunStatus]) -> list[Node]:
+    """List what `reconcile` submits, in the graph's order: pretrainings come before their evaluations."""
+    missing: list[Node] = []
+    for node, status in statuses.items():
+        parent_is_missing = status.state == "blocked" and node.parent in missing
+        if status.state in NOT_BEGUN or parent_is_missing or _may_succeed_unchanged(status):
+            missing.append(node)
+    return missing
+
+
+def _may_succeed_unchanged(status: RunStatus) -> bool:
+    if status.failure is None or status.failure.kind not in MAY_SUCCEED_UNCHANGED:
+        return False
+    # A job that reaches its limit several times without a step writes failure.json (slurm/job.py): the next one would
+    # reach it too.
+    return status.failure.kind != "time_limit" or status.node.run.failure() is None
+
+
+def _submit(graph: Graph, options: Namespace, nodes: Collection[Node] | None) -> int:
+    """Queue these runs (None: all that are not done) on the cluster that the options name."""
+    if options.cluster == "local":
+        return _submit_here(graph, options, nodes)
+    cluster = load_cluster(options.cluster_config)  # its errors come before SLURM is asked
+    from sweeps.slurm import submit as slurm  # loads submitit
+
+    slurm.submit(graph, cluster, options.machine, nodes)
+    return 0
+
+
+def _submit_here(graph: Graph, options: Namespace, nodes: Collection[Node] | None) -> int:
+    """Run them on this machine, in the background."""
+    states = graph.states()
+    for node in graph.nodes if nodes is None else nodes:
+        if states[node] != "done":
+            node.run.require_writable()
+    given = {key: getattr(options, key) for key in ("workers", "gpus")}
+    argv = [f"--{key}={value}" for key, value in given.items() if value is not None]
+    if nodes is not None:
+        argv.append(f"--only={','.join(node.identity.hash for node in nodes)}")
+    sweep = processes.start_background(graph, [*argv, *options.machine])
+    log = processes.background_log(graph)
+    if sweep is None:
+        print(f"a sweep of {graph.study.name} is running already: {log}; repeat this when it has ended")
+        return 0
+    print(f"running in the background, process {sweep['pid']}: {log}")
+    return 0
+
+
+def cancel(graph: Graph, options: Namespace) -> int:
+    """Cancel what runs or waits: the whole study, one pretraining with its evaluations, or one run.
+
+    An active run saves first. Cancelled runs are not requeued; `retry` submits them again. What is done stays.
+    """
+    nodes = _choose(graph, options.subtree, options.run)
+    statuses = read_status(graph)
+    active = [statuses[node] for node in nodes if statuses[node].state in ACTIVE]
+    whole_study = len(nodes) == len(graph.nodes)
+    sweep = processes.read_background(graph)
+    # A background sweep that goes on with other runs must not begin these.
+    not_begun = [] if whole_study or sweep is None else [n for n in nodes if statuses[n].state in NOT_BEGUN]
+    to_mark = [*(status.node for status in active), *not_begun]
+    for node in to_mark:
+        files.require_writable(node.run.path, ASK_OWNER)
+    # Before any signal: the job of a run that saves and stops looks for this mark when it decides whether to requeue.
+    for node in to_mark:
+        mark_cancelled(node.run)
+    commands.scancel([status.job.job for status in active if status.job is not None and _is_in_job(status)])
+    stopped = whole_study and sweep is not None and processes.stop_background(graph)
+    here = [status for status in active if not _is_in_job(status) and not stopped]
+    missed = [status for status in here if not _stop_here(status)]
+    count = len(to_mark) - len(missed)
+    print(f"cancelled {count} of {graph.study.name}'s runs" if count else "nothing runs or waits")
+    for status in missed:
+        print(f"{status.node.title} is running on {status.host}; its owner can stop it there")
+    return 1 if missed else 0
+
+
+def _choose(graph: Graph, subtree: str | None, run: str | None) -> Sequence[Node]:
+    """Return the runs that the options name: one pretraining with its evaluations, one run, or all."""
+    if run is not None:
+        return [graph.find(run)]
+    if subtree is None:
+        return graph.nodes
+    pretrainings = [node for node in graph.nodes if node.parent is None]
+    try:
+        top = Graph(graph.study, graph.points, pretrainings).find(subtree)
+    except UserError:  # it may name one of the evaluations
+        node = graph.find(subtree)
+        top = node if node.parent is None else node.parent
+    return [top, *top.children]
+
+
+def _is_in_job(status: RunStatus) -> bool:
+    return status.info is not None and (status.info.waiting or status.info.working)
+
+
+def _stop_here(status: RunStatus) -> bool:
+    """Ask the process that holds the run to stop; False if it is on another machine, or belongs to another user."""
+    beat = status.heartbeat
+    if beat.get("host") != socket.gethostname() or not isinstance(beat.get("pid"), int):
+        return False
+    # The heartbeat may be of a process that has died, and its number another's by now. Whoever holds the lock lives.
+    if status.node.run.state() == "running":
+        try:
+            os.kill(beat["pid"], signal.SIGTERM)
+        except PermissionError:  # another user's, in a folder that both can write
+            return False
+    return True
