@@ -4,4 +4,4 @@ Read first: study.py (the YAML file), graph.py (its runs), status.py (their stat
 The commands are in show.py, control.py and clean.py.
 """
 
-import runtime  # noqa: F401  (prepares torchvision where the machine needs it)
+import runtime  # noqa: F401  (prepares torchvision if the machine needs it)

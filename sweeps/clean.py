@@ -23,7 +23,7 @@ class Item:
     """One file or folder that can be removed."""
 
     path: Path
-    why: str
+    reason: str
     run: Path | None = None  # the run directory that holds it
 
     def size(self) -> int:
@@ -48,7 +48,7 @@ def clean(graph: Graph, options: Namespace) -> int:
         return 0
     sizes = [item.size() for item in items]
     for item, size in zip(items, sizes, strict=True):
-        console.print(f"{_megabytes(size):>12}  {item.path}  ({item.why})", markup=False)
+        console.print(f"{_megabytes(size):>12}  {item.path}  ({item.reason})", markup=False)
     total = _megabytes(sum(sizes))
     if not options.yes:
         console.print(f"{total} in all; nothing was removed: --yes removes it")

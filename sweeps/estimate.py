@@ -71,7 +71,7 @@ class Estimator:
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """Seconds until the graph is done; `complete` is false where the time of some run left is unknown."""
+    """Seconds until the graph is done; `complete` is false if the time of some remaining run is unknown."""
 
     seconds: float
     complete: bool

@@ -147,7 +147,7 @@ class _Builder:
         self.pretrain_stage = get_stage(PRETRAIN, study.file)
         self._check_pretrain_keys()
         self.evals = {name: self._load_eval(name, part) for name, part in study.evals.items()}
-        file = _find(study.pretrain.config)
+        file = _config_path(study.pretrain.config)
         self.base = self._read_once(file)
 
     def _read_once(self, file: str) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class _Builder:
         if stage.name == PRETRAIN:
             raise UserError(f"{where}: {PRETRAIN} is no evaluation; allowed: any other stage")
         _check_keys(f"{where}.set", part.set, stage.schema())
-        file, overrides = _find(part.config), tuple(as_override(k, v) for k, v in part.set.items())
+        file, overrides = _config_path(part.config), tuple(as_override(k, v) for k, v in part.set.items())
         return stage, file, overrides, _load(where, stage, file, [*overrides, *self.machine])
 
     def point(self, varied: dict[str, Any], control: str | None) -> Point:
@@ -181,7 +181,7 @@ class _Builder:
             [*([control] if control else []), *(f"{k}={v}" for k, v in varied.items() if len(part.grid[k]) > 1)]
         )
         overrides = tuple(as_override(k, v) for k, v in changes.items())
-        file, stage = _find(part.config), self.pretrain_stage
+        file, stage = _config_path(part.config), self.pretrain_stage
         try:
             layers = [(file, self.base), ("command line", nested(changes))]
             config = configs.from_layers(stage.schema(), layers)
@@ -261,8 +261,8 @@ def _require_machine_keys(overrides: Sequence[str]) -> None:
             )
 
 
-def _find(config: str) -> str:
-    """Resolve the path of a config: from here, or else from the project's folder."""
+def _config_path(config: str) -> str:
+    """Resolve the path of a config: from the working directory, or else from the project's folder."""
     in_project = PROJECT / config
     return str(in_project) if not Path(config).is_file() and in_project.is_file() else config
 

@@ -149,12 +149,11 @@ def _status_table(title: str, shown: Sequence[RunStatus], estimator: Estimator) 
         title, ("part", "what", "hash", *(["job"] if with_jobs else []), "state", "node", "restarts", "progress")
     )
     for status in shown:
-        host = status.host if status.state in ("running", "failed") else ""
         restarts = status.restarts if status.state in ("running", "failed", "queued", "interrupted") else 0
         job = [status.job.job if status.job else ""] if with_jobs else []
         state = Text(status.state, STYLES.get(status.state, ""))
         cells = [status.node.part, status.node.label, status.node.identity.hash, *job]
-        table.add_row(*cells, state, host, str(restarts or ""), _note(status, estimator))
+        table.add_row(*cells, state, status.host, str(restarts or ""), _note(status, estimator))
     return table
 
 
@@ -174,8 +173,7 @@ def _note(status: RunStatus, estimator: Estimator) -> str:
             parts.append(f"epoch {epoch}")
         if (loss := status.latest("loss")) is not None:
             parts.append(f"loss {loss:.3f}")
-        left = status.seconds_left(estimator) if status.state == "running" else None
-        if left is not None:
+        if (left := status.seconds_left(estimator)) is not None:
             parts.append(f"{describe_seconds(left)} left")
     return ", ".join(part for part in parts if part)
 
@@ -223,11 +221,11 @@ def _plan_json(status: RunStatus, estimator: Estimator) -> dict[str, Any]:
 def _status_json(status: RunStatus, estimator: Estimator) -> dict[str, Any]:
     failure, info = status.failure, status.info
     return _plan_json(status, estimator) | {
-        "progress": status.progress if status.state in ("running", "interrupted", "queued") else {},
+        "progress": status.progress,
         "epoch": status.latest("epoch"),
         "loss": status.latest("loss"),
-        "seconds_left": status.seconds_left(estimator) if status.state == "running" else None,
-        "node": status.host if status.state in ("running", "failed") else "",
+        "seconds_left": status.seconds_left(estimator),
+        "node": status.host,
         "restarts": status.restarts if status.state != "done" else None,
         "job": status.job.job if status.job else None,
         "job_state": info.state if info else None,

@@ -23,12 +23,14 @@ from sweeps.slurm import commands
 from sweeps.slurm.parse import JobInfo
 from sweeps.slurm.records import Job, read_jobs
 
-# In the order in which they are counted. `queued` (its job waits) is a state of jobs; the directory knows the others.
+# The states of a run, in the order in which they are counted. Run.state reads done, running, failed, interrupted and
+# new from its directory; graph.is_blocked decides blocked; _combine, below, adds what its job says: queued, or failed
+# if the job ended without a record.
 STATES = ("done", "running", "queued", "failed", "blocked", "interrupted", "new")
 ACTIVE = ("running", "queued")
 NOT_BEGUN = ("interrupted", "new")  # no process has begun this attempt
 STARTABLE = ("failed", "blocked", *NOT_BEGUN)  # what failed is tried again: that is why a user repeats the command
-_LAST_ROWS = 80
+_ROWS_READ = 80
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ class RunStatus:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """Its done, total and unit; empty before the run reports any."""
-        progress = self.heartbeat.get("progress")
+        """Its done, total and unit; empty before the run reports any, and after its end."""
+        progress = self.heartbeat.get("progress") if self.state != "failed" else None
         return progress if isinstance(progress, dict) and progress.get("total") else {}
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The last rows of metrics.jsonl."""
-        return last_rows(self.node.run.path / "metrics.jsonl") if self.state == "running" else []
+        return _last_rows(self.node.run.path / "metrics.jsonl") if self.state == "running" else []
 
     def latest(self, key: str) -> Any:
         """Return the number that was last logged as `key`, for example loss or epoch; None if there is none."""
@@ -63,7 +65,9 @@ class RunStatus:
 
     @property
     def host(self) -> str:
-        """The node of its job, else the host of its last heartbeat."""
+        """The node of its job, else the host of its last heartbeat; "" unless it is running or failed."""
+        if self.state not in ("running", "failed"):
+            return ""
         return (self.info.node if self.info else "") or str(self.heartbeat.get("host", ""))
 
     @property
@@ -73,10 +77,12 @@ class RunStatus:
         return max(attempts - 1, self.info.restarts if self.info else 0, 0)
 
     def seconds_left(self, estimator: Estimator) -> float | None:
-        """Estimate from the speed of its last logged rows, else from finished runs of its part."""
+        """Estimate from the speed of its last logged rows, else from finished runs; None unless it is running."""
+        if self.state != "running":
+            return None
         progress = self.progress
-        if self.state == "running" and progress:
-            speed = steps_per_second(self.rows)
+        if progress:
+            speed = _steps_per_second(self.rows)
             if speed and progress["unit"] == "steps":
                 return (progress["total"] - progress["done"]) / speed
         whole = estimator.seconds(self.node)
@@ -170,16 +176,16 @@ def exit_code(statuses: Mapping[Node, RunStatus]) -> int:
     return 0 if counts.keys() <= {"done"} else 3
 
 
-def last_rows(file: Path) -> list[dict[str, Any]]:
+def _last_rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows at the end of a .jsonl file, without reading the rest."""
     rows = []
-    for line in tail(file, _LAST_ROWS):
+    for line in tail(file, _ROWS_READ):
         with suppress(ValueError):  # the first one may be cut off, and the last one not yet complete
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
 
 
-def steps_per_second(rows: list[dict[str, Any]]) -> float | None:
+def _steps_per_second(rows: list[dict[str, Any]]) -> float | None:
     """Measure the speed over these rows; their `seconds` count training alone, so gaps across restarts are excluded."""
     timed = [(row["step"], row["seconds"]) for row in rows if "step" in row and row.get("seconds") is not None]
     if len(timed) < 2 or timed[-1][1] <= timed[0][1]:

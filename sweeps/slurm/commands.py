@@ -85,7 +85,7 @@ def _query_in_parts(argv: Sequence[str], jobs: Sequence[str], options: Sequence[
             done = _run([*argv, f"--jobs={chosen}", *options], timeout_s=QUERY_SECONDS)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        if done.returncode and not parse.says_unknown_job(done.stderr):
+        if done.returncode and parse.UNKNOWN_JOB not in done.stderr:
             return None
         text += done.stdout
     return text
@@ -115,7 +115,7 @@ def scancel(jobs: Sequence[str]) -> None:
             done = _run(argv, timeout_s=120)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UserError(f"scancel cannot be run: {error}") from error
-        if done.returncode and not parse.says_unknown_job(done.stderr):
+        if done.returncode and parse.UNKNOWN_JOB not in done.stderr:
             raise UserError(f"scancel failed: {done.stderr.strip()}; repeat the command")
 
 
@@ -139,7 +139,7 @@ def requeue(job: str) -> str:
     if _has_no_controller(done):
         return "the controller does not answer"
     # An answer that was lost while the controller restarted: the repeated call finds the job pending already.
-    return done.stderr.strip() if done.returncode and not parse.says_already_pending(done.stderr) else ""
+    return done.stderr.strip() if done.returncode and not parse.ALREADY_PENDING.search(done.stderr) else ""
 
 
 def _run(
@@ -169,7 +169,7 @@ def _run(
 
 
 def _has_no_controller(done: subprocess.CompletedProcess[str]) -> bool:
-    return done.returncode != 0 and parse.says_no_controller(done.stderr)
+    return done.returncode != 0 and parse.NO_CONTROLLER.search(done.stderr) is not None
 
 
 def _require(argv: Sequence[str], script: str | None = None) -> str:

@@ -38,7 +38,10 @@ _KIND_BY_MESSAGE = {
     "DUE TO NODE FAILURE": "node_failure",
     "CANCELLED AT": "cancelled",
 }
-_NO_CONTROLLER = re.compile(r"unable to contact|timed out|connection refused", re.IGNORECASE)
+# Parts of error messages.
+NO_CONTROLLER = re.compile(r"unable to contact|timed out|connection refused", re.IGNORECASE)
+UNKNOWN_JOB = "Invalid job id"
+ALREADY_PENDING = re.compile("pending", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -223,18 +226,6 @@ def failure_kind_of_log(line: str) -> str | None:
     if "CANCELLED AT" not in line:
         return None
     return next(kind for message, kind in _KIND_BY_MESSAGE.items() if message in line)
-
-
-def says_no_controller(error: str) -> bool:
-    return _NO_CONTROLLER.search(error) is not None
-
-
-def says_unknown_job(error: str) -> bool:
-    return "Invalid job id" in error
-
-
-def says_already_pending(error: str) -> bool:
-    return "pending" in error.lower()
 
 
 def error_summary(text: str) -> str:

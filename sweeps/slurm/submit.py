@@ -191,7 +191,7 @@ def _executor(name: str, batch: JobBatch, dependency: str, logs: Path, code: Pat
     executor = Executor(logs, code)
     executor.update_parameters(
         job_name=name,
-        time=int(resources.minutes),  # submitit compares it, as an integer
+        time=int(resources.minutes),  # submitit compares it as an integer
         nodes=resources.nodes,
         ntasks_per_node=resources.tasks_per_node,
         cpus_per_task=resources.cpus,
@@ -233,4 +233,4 @@ def _summary(statuses: Mapping[Node, RunStatus], plan: Plan) -> Iterator[str]:
     yield ", ".join([f"{plan.runs} runs queued now", *before]) + f" of {len(statuses)}"
     if plan.left_out:
         first = plan.left_out[0].title
-        yield f"{len(plan.left_out)} runs wait for a pretraining that is neither done nor queued, as {first}"
+        yield f"{len(plan.left_out)} runs wait for a pretraining that is neither done nor queued, for example {first}"

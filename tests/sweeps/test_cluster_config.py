@@ -1,4 +1,4 @@
-"""The cluster file says what it says, and what is wrong in it is named before SLURM is asked."""
+"""The cluster file is read section over section, and an error in it is named before SLURM is asked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_stage_over_evals_over_all(tmp_path: Path) -> None:
     assert cluster.max_array_size == 500
 
 
-def test_the_user_s_file_is_read_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_s_file_is_read_if_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_config, "USER_FILE", tmp_path / "cluster.yaml")
     assert load_cluster().stages["pretrain"].partition is None
     assert load_cluster().file == ""
@@ -60,13 +60,13 @@ def test_the_user_s_file_is_read_where_there_is_one(tmp_path: Path, monkeypatch:
         ("all: [", ["not readable YAML"]),
     ],
 )
-def test_what_is_wrong_is_named(text: str, expected: list[str], tmp_path: Path) -> None:
+def test_an_error_is_named(text: str, expected: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_cluster(write(tmp_path, text))
     for part in expected:
         assert part in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_cluster(tmp_path / "none.yaml")

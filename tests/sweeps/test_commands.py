@@ -1,4 +1,4 @@
-"""What SLURM prints is read right: recorded from a real cluster (22.05), and odd ones by hand."""
+"""SLURM's output is parsed correctly: recordings from a real cluster (22.05), and odd cases written by hand."""
 
 from __future__ import annotations
 
@@ -23,68 +23,68 @@ def recorded(name: str) -> str:
 
 
 def test_accounting_of_ended_jobs() -> None:
-    found = parse_accounting(recorded("sacct_ended.txt"), JOBS)
-    states = {job: info.state for job, info in found.items()}
+    infos = parse_accounting(recorded("sacct_ended.txt"), JOBS)
+    states = {job: info.state for job, info in infos.items()}
     assert [states[job] for job in TASKS] == [
         *["COMPLETED", "FAILED", "FAILED", "CANCELLED", "TIMEOUT", "CANCELLED", "FAILED"],
         *["COMPLETED", "COMPLETED", "CANCELLED"],
     ]
-    assert found["1_1"] == JobInfo("FAILED", "", 7, None, "n1", 1795401095, source="sacct")
-    assert found["1_2"].signal == found["1_6"].signal == 9
+    assert infos["1_1"] == JobInfo("FAILED", "", 7, None, "n1", 1795401095, source="sacct")
+    assert infos["1_2"].signal == infos["1_6"].signal == 9
     assert states["10"] == "CANCELLED"
-    assert found["10"].reason == "Dependency"
+    assert infos["10"].reason == "Dependency"
     assert states["16_0"] == "NODE_FAIL"
 
 
-def test_a_requeued_job_is_its_newest_life() -> None:
-    found = parse_accounting(recorded("sacct_working.txt"), JOBS)
-    assert found["1_5"].state == "PENDING"
-    assert found["1_5"].restarts == 1
+def test_a_requeued_job_has_the_state_of_its_newest_attempt() -> None:
+    infos = parse_accounting(recorded("sacct_working.txt"), JOBS)
+    assert infos["1_5"].state == "PENDING"
+    assert infos["1_5"].restarts == 1
     preempted = parse_accounting(recorded("sacct_ended.txt"), JOBS)["15"]
     assert (preempted.state, preempted.reason, preempted.restarts) == ("PENDING", "BeginTime", 1)
     assert preempted.waiting
-    assert found["1_4"].working
-    assert found["1_4"].node == "n1"
+    assert infos["1_4"].working
+    assert infos["1_4"].node == "n1"
 
 
-def test_a_row_for_many_tasks_is_each_of_them() -> None:
-    found = parse_accounting(recorded("sacct_working.txt"), JOBS)
-    assert [found[f"12_{i}"].state for i in range(4)] == ["PENDING"] * 4
+def test_a_row_for_many_tasks_counts_for_each_of_them() -> None:
+    infos = parse_accounting(recorded("sacct_working.txt"), JOBS)
+    assert [infos[f"12_{i}"].state for i in range(4)] == ["PENDING"] * 4
     later = parse_accounting(recorded("sacct_ended.txt"), JOBS)
     assert later["12_1"].state == "COMPLETED"
     assert not later["12_2"].ended  # it has no row, which may mean either of the two below
 
 
 def test_a_task_without_a_row_has_begun_or_was_cancelled_while_it_waited(commands: Fake) -> None:
-    """While an array is taken apart, accounting leaves out tasks that have begun; seen with 22.05 on a busy machine."""
+    """While SLURM splits an array, accounting leaves out tasks that have begun; seen with 22.05 on a busy machine."""
     commands("sacct", "132_2|RUNNING|0:0|n1|1795425250|None\n")
     commands("squeue", "132_0|RUNNING|None|n1|1795425250\n132_2|RUNNING|None|n1|1795425250\n")
-    found = query(["132_0", "132_1", "132_2"])
-    assert found["132_0"].working
-    assert (found["132_1"].state, found["132_1"].reason) == ("CANCELLED", "while it waited")
+    infos = query(["132_0", "132_1", "132_2"])
+    assert infos["132_0"].working
+    assert (infos["132_1"].state, infos["132_1"].reason) == ("CANCELLED", "while it waited")
     commands("squeue", "132_0|COMPLETED|None|n1|1795425250\n")
     assert query(["132_0"])["132_0"].state == "COMPLETED"
     commands("squeue", code=1, error="slurm_load_jobs error: Invalid job id specified")
     assert query(["132_1"])["132_1"].state == "CANCELLED"
     commands("squeue", code=1, error="Unable to contact slurm controller")
-    assert query(["132_0"])["132_0"] == JobInfo()  # nobody knows: nothing may be queued on that
+    assert query(["132_0"])["132_0"] == JobInfo()  # unknown: nothing may be queued on that
 
 
 def test_the_controller_says_which_task_no_longer_waits(commands: Fake) -> None:
     commands("sacct", recorded("sacct_working.txt"))
     commands("squeue", recorded("squeue_working.txt"))
-    found = query(JOBS[:16])
-    assert [found[f"12_{i}"].state for i in range(4)] == ["PENDING", "PENDING", "CANCELLED", "PENDING"]
-    assert found["12_0"].source == "squeue"
+    infos = query(JOBS[:16])
+    assert [infos[f"12_{i}"].state for i in range(4)] == ["PENDING", "PENDING", "CANCELLED", "PENDING"]
+    assert infos["12_0"].source == "squeue"
 
 
-def test_what_the_controller_forgot_is_over_whatever_accounting_says(commands: Fake) -> None:
-    """slurmctld crashed: nobody tells slurmdbd of an end, and the job stays RUNNING there for ever."""
+def test_a_job_that_the_controller_forgot_is_over_whatever_accounting_says(commands: Fake) -> None:
+    """slurmctld crashed: slurmdbd never learns of the end, and the job stays RUNNING there for ever."""
     commands("sacct", "7|RUNNING|0:0|n1|1700000000|None\n8|PENDING|0:0|None assigned|1700000000|Priority\n")
     commands("squeue", "8|PENDING|Priority||1700000000\n")
-    found = query(["7", "8"])
-    assert found["7"].gone
-    assert found["8"].waiting
+    infos = query(["7", "8"])
+    assert infos["7"].gone
+    assert infos["8"].waiting
     commands("squeue", code=1, error="Unable to contact slurm controller")
     assert query(["7"])["7"].working
 
@@ -107,13 +107,13 @@ def test_one_call_for_all(commands: Fake) -> None:
 def test_squeue_where_accounting_is_off(commands: Fake) -> None:
     commands("sacct", code=1, error="Slurm accounting storage is disabled")
     commands("squeue", recorded("squeue_working.txt"))
-    found = query(JOBS)
-    assert {found[job].state for job in ("1_4", "1_6", "1_7", "1_8")} == {"RUNNING"}
-    assert (found["1_4"].node, found["1_4"].submitted) == ("n1", 1795401095)
-    assert found["11"].reason == "DependencyNeverSatisfied"
-    assert found["1_1"].ended
-    assert found["15"].gone
-    assert found["15"].source == "squeue"
+    infos = query(JOBS)
+    assert {infos[job].state for job in ("1_4", "1_6", "1_7", "1_8")} == {"RUNNING"}
+    assert (infos["1_4"].node, infos["1_4"].submitted) == ("n1", 1795401095)
+    assert infos["11"].reason == "DependencyNeverSatisfied"
+    assert infos["1_1"].ended
+    assert infos["15"].gone
+    assert infos["15"].source == "squeue"
 
 
 def test_squeue_where_accounting_is_slow(commands: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_squeue_where_accounting_is_slow(commands: Fake, monkeypatch: pytest.Mon
     assert query(["1_4"])["1_4"].source == "squeue"
 
 
-def test_nobody_answers(commands: Fake) -> None:
+def test_neither_command_answers(commands: Fake) -> None:
     commands("sacct", code=1)
     commands("squeue", code=1, error="Unable to contact slurm controller")
     info = query(["1_4"])["1_4"]
@@ -154,24 +154,24 @@ def test_memory_that_ran_out_in_a_step() -> None:
         "3|FAILED|1:0|n1|1795401194|None\n3.batch|FAILED|1:0|n1|1795401194|\n"
         "3.0|OUT_OF_MEMORY|0:125|n1|1795401194|\n4|OUT_OF_MEMORY|0:125|n1|1795401194|None\n"
     )
-    found = parse_accounting(text, ["3", "4"])
-    assert {info.state for info in found.values()} == {"OUT_OF_MEMORY"}
+    infos = parse_accounting(text, ["3", "4"])
+    assert {info.state for info in infos.values()} == {"OUT_OF_MEMORY"}
 
 
-def test_steps_of_a_former_life_change_nothing() -> None:
+def test_steps_of_an_earlier_attempt_change_nothing() -> None:
     text = (
         "3|NODE_FAIL|1:0|n1|100|None\n3.0|OUT_OF_MEMORY|0:125|n1|100|\n"
         "3|FAILED|2:0|n1|200|None\n3.batch|FAILED|2:0|n1|200|\n"
     )
-    found = parse_accounting(text, ["3"])["3"]
-    assert (found.state, found.exit_code, found.restarts) == ("FAILED", 2, 1)
+    info = parse_accounting(text, ["3"])["3"]
+    assert (info.state, info.exit_code, info.restarts) == ("FAILED", 2, 1)
 
 
-def test_lines_that_are_no_rows() -> None:
+def test_lines_that_are_not_rows() -> None:
     text = "sacct: warning\n\n1|RUNNING\n2|CANCELLED by 1000|0:15|n1|Unknown|None\n"
-    found = parse_accounting(text, ["1", "2"])
-    assert list(found) == ["2"]
-    assert (found["2"].state, found["2"].exit_code, found["2"].submitted) == ("CANCELLED", 0, None)
+    infos = parse_accounting(text, ["1", "2"])
+    assert list(infos) == ["2"]
+    assert (infos["2"].state, infos["2"].exit_code, infos["2"].submitted) == ("CANCELLED", 0, None)
     assert parse_queue("slurm_load_jobs error\n", ["1"]) == {}
 
 
@@ -211,7 +211,7 @@ def test_jobs_by_name(commands: Fake) -> None:
     assert "--me" in calls.read_text()
 
 
-def test_a_controller_that_restarts_is_waited_for_and_a_refusal_is_told(commands: Fake, monkeypatch) -> None:
+def test_a_restarting_controller_is_waited_for_and_a_refusal_is_shown(commands: Fake, monkeypatch) -> None:
     monkeypatch.setattr(slurm_commands, "RESTART_SECONDS", 1.0)
     calls = commands("scontrol", code=1, error="slurm_load_ctl_conf error: Unable to contact slurm controller")
     with pytest.raises(UserError, match="Unable to contact slurm controller"):

@@ -1,4 +1,4 @@
-"""Each way to fail has its own kind: from what stages really raise, and from what SLURM said on a real cluster."""
+"""Each way to fail has its own kind: from exceptions that stages really raise, and from answers of a real cluster."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def raised(folder: Path, error: Exception) -> Run:
 
 
 def real_error_of(code: str) -> Exception:
-    """What Python or torch really raises where memory runs out."""
+    """Exceptions that Python and torch really raise if memory runs out."""
     try:
         exec(code, {"np": np})
     except Exception as error:
@@ -52,14 +52,14 @@ def real_error_of(code: str) -> Exception:
 
 
 def test_an_exception(tmp_path: Path) -> None:
-    found = classify(raised(tmp_path, ValueError("no such thing\nand more")), JobInfo("FAILED", exit_code=1))
-    assert (found.kind, found.last_line) == ("exception", "ValueError: no such thing")
+    failure = classify(raised(tmp_path, ValueError("no such thing\nand more")), JobInfo("FAILED", exit_code=1))
+    assert (failure.kind, failure.last_line) == ("exception", "ValueError: no such thing")
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    found = classify(raised(tmp_path, NotFiniteError("the loss is not finite at step 3")))
-    assert found.kind == "not_finite"
-    assert "step 3" in found.last_line
+    failure = classify(raised(tmp_path, NotFiniteError("the loss is not finite at step 3")))
+    assert failure.kind == "not_finite"
+    assert "step 3" in failure.last_line
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_step_of_a_worker_killed_for_memory_is_not_its_exception(tmp_path: Pat
         ("10", "lost"),  # by SLURM itself: the job that it waited for had failed
     ],
 )
-def test_without_a_record_the_job_tells(tmp_path: Path, job: str, kind: str) -> None:
+def test_without_a_record_the_job_decides(tmp_path: Path, job: str, kind: str) -> None:
     info = parse_accounting((RECORDED / "sacct_ended.txt").read_text(), [job, "12_1"])[job]
     failure = classify(begun(tmp_path), info)
     assert failure.kind == kind
@@ -122,28 +122,28 @@ MEMORY = (
     ("text", "kind"),
     [(LIMIT, "time_limit"), (PREEMPTION, "preempted"), (CANCELLED, "cancelled"), (MEMORY, "out_of_memory")],
 )
-def test_where_nothing_is_accounted_the_log_tells(tmp_path: Path, text: str, kind: str) -> None:
+def test_without_accounting_the_log_decides(tmp_path: Path, text: str, kind: str) -> None:
     log = tmp_path / "1.out"
     log.write_text(f"step 1\n{text}\n\n")
     assert classify(begun(tmp_path), JobInfo(source="squeue"), [log]).kind == kind
     assert classify(begun(tmp_path), None, [tmp_path / "none.out"]).kind == "lost"
 
 
-def test_memory_that_the_job_exceeded_is_told_by_its_log(tmp_path: Path) -> None:
+def test_the_log_shows_that_the_job_exceeded_its_memory(tmp_path: Path) -> None:
     (log := tmp_path / "1.out").write_text(MEMORY)
     info = parse_accounting((RECORDED / "sacct_ended.txt").read_text(), ["1_6"])["1_6"]
-    found = classify(begun(tmp_path), info, [log])
-    assert found.kind == "out_of_memory"
-    assert "xceeded" in found.last_line
+    failure = classify(begun(tmp_path), info, [log])
+    assert failure.kind == "out_of_memory"
+    assert "xceeded" in failure.last_line
 
 
 def test_a_program_that_could_not_begin_is_an_exception_with_its_last_line(tmp_path: Path) -> None:
     (log := tmp_path / "1.err").write_text("Traceback\nModuleNotFoundError: No module named 'timm'\n")
-    found = classify(Run.at(tmp_path, IDENTITY), JobInfo("FAILED", exit_code=1), [log])
-    assert (found.kind, found.last_line) == ("exception", "ModuleNotFoundError: No module named 'timm'")
+    failure = classify(Run.at(tmp_path, IDENTITY), JobInfo("FAILED", exit_code=1), [log])
+    assert (failure.kind, failure.last_line) == ("exception", "ModuleNotFoundError: No module named 'timm'")
 
 
-def test_a_record_of_a_former_job_does_not_explain_a_later_one(tmp_path: Path) -> None:
+def test_a_record_of_an_earlier_job_does_not_explain_a_later_one(tmp_path: Path) -> None:
     run = raised(tmp_path, ValueError("long ago"))
     later = time.time() + 100
     assert classify(run, JobInfo("CANCELLED", submitted=later, source="sacct")).kind == "cancelled"
@@ -154,9 +154,9 @@ def test_a_killed_stage_is_recorded_for_it(tmp_path: Path) -> None:
     run, since = begun(tmp_path), time.time()
     process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     record_death(run, process.wait(), since, failures.oom_kills())
-    found = classify(run)
-    assert found.kind == "lost"
-    assert "SIGKILL" in found.last_line
+    failure = classify(run)
+    assert failure.kind == "lost"
+    assert "SIGKILL" in failure.last_line
 
 
 @pytest.fixture

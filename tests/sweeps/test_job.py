@@ -1,4 +1,4 @@
-"""What a job's process does that needs no scheduler to be seen; the rest is tried on a real one, in tests/slurm."""
+"""The supervisor of a job, as far as it can be tested without a scheduler; tests/slurm tests it on a real one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sweeps.failures import classify
 from sweeps.slurm import job
 from sweeps.slurm.job import Supervisor
 
-# Saves and ends with 75 when it is told to, and says by whom; the signal may come before it listens.
+# Saves and ends with 75 on a signal, and names it; the signal may come before the handler is set.
 STAGE = """
 import signal, sys, time
 print("imports", flush=True)
@@ -71,12 +71,12 @@ def test_a_signal_while_the_run_imports_is_not_lost(
     assert asked == ["7"]
 
 
-def test_what_the_run_ends_with_is_what_the_job_ends_with(array: dict[str, Any]) -> None:
+def test_the_job_ends_with_the_exit_code_of_the_run(array: dict[str, Any]) -> None:
     assert supervise(array, "-c", "").run() == 0
     assert supervise(array, "-c", "raise SystemExit(3)").run() == 3
     assert supervise(array, "-c", "import os; os.kill(os.getpid(), 9)").run() == 128 + 9
     run = Run(Path(array["logs"]) / "run")
-    assert classify(run).kind == "lost"  # recorded by the one who saw it end
+    assert classify(run).kind == "lost"  # recorded by the supervisor, which saw it end
 
 
 def test_the_submission_s_code_comes_first(array: dict[str, Any], tmp_path: Path) -> None:

@@ -47,18 +47,18 @@ def test_a_new_study_in_chunks_of_equal_size(make_graph: MakeGraph) -> None:
     plan, _ = plan_of(graph, ["new"] * 16, 3, parallel=7)
     shown = [(batch.part, len(batch.nodes), batch.parallel) for batch in plan.batches]
     assert shown == [("pretrain", 3, 2), ("linear", 3, 0)] * 2 + [("pretrain", 2, 2), ("linear", 2, 0)]
-    for before, behind in zip(plan.batches[::2], plan.batches[1::2], strict=True):
-        assert behind.after_batch is before
-        assert [node.parent for node in behind.nodes] == list(before.nodes)
+    for before, after in zip(plan.batches[::2], plan.batches[1::2], strict=True):
+        assert after.after_batch is before
+        assert [node.parent for node in after.nodes] == list(before.nodes)
 
 
-def test_nothing_is_left_where_all_is_done_or_queued(make_graph: MakeGraph) -> None:
+def test_nothing_is_planned_if_all_is_done_or_queued(make_graph: MakeGraph) -> None:
     plan, _ = plan_of(make_graph(), ["done", "queued"] * 8, 100)
     assert plan.batches == []
     assert plan.left_out == []
 
 
-def test_an_evaluation_behind_a_pretraining_that_has_a_job(make_graph: MakeGraph) -> None:
+def test_an_evaluation_after_a_pretraining_that_has_a_job(make_graph: MakeGraph) -> None:
     graph = make_graph()
     states = ["done"] * 16
     first = graph.points[0].pretrain
@@ -66,7 +66,7 @@ def test_an_evaluation_behind_a_pretraining_that_has_a_job(make_graph: MakeGraph
     states[graph.nodes.index(first.children[0])] = "new"
     plan, statuses = plan_of(graph, states, 100)
     assert [(batch.nodes, batch.after_job) for batch in plan.batches] == [((first.children[0],), "afterok:900_0")]
-    statuses[first] = replace(statuses[first], job=None, info=None)  # at work outside of SLURM
+    statuses[first] = replace(statuses[first], job=None, info=None)  # running outside of SLURM
     outside = make_plan(statuses, cluster(), 100, set(graph.nodes))
     assert (outside.batches, outside.left_out) == ([], [first.children[0]])
 

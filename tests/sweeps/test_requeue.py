@@ -1,4 +1,4 @@
-"""The requeue rule, as far as it can be tested without a scheduler; tests/slurm tries it on a real one."""
+"""The requeue rule, as far as it can be tested without a scheduler; tests/slurm tests it on a real one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def requeued(array: dict[str, Any], started: float | None = None) -> bool:
         ("", True, True),  # the controller knows no such job: asking does no harm
     ],
 )
-def test_what_the_controller_says_decides(
+def test_the_answer_of_the_controller_decides(
     shown: str, expected: bool, asked: bool, array: dict[str, Any], commands: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_commands, "UNKNOWN_JOB_QUERIES", 0 if not shown else 1)

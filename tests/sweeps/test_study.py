@@ -1,4 +1,4 @@
-"""A study file is read as it says, and what is wrong with it is named before anything is made."""
+"""A study file is read as written, and an error in it is named before anything is made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refusal(path: str | Path = "study.yaml") -> str:
     return str(caught.value)
 
 
-def test_reads_what_the_file_says(folder: Path) -> None:
+def test_a_study_is_read_as_written(folder: Path) -> None:
     study = load_study("study.yaml")
     assert study.pretrain.grid == {"loss.alpha": [0.0, 0.5, 1.0], "seed": [0, 1]}
     assert study.pretrain.controls == {"no pretraining": {"train.duration": "0 steps"}}
@@ -72,7 +72,7 @@ def test_a_base_study_is_read_first(folder: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_wrong_is_named(edit: Edit, change: dict[str, object], expected: list[str]) -> None:
+def test_an_error_is_named(edit: Edit, change: dict[str, object], expected: list[str]) -> None:
     edit(**change)
     message = refusal()
     assert "study.yaml" in message

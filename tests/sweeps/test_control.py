@@ -1,4 +1,4 @@
-"""The verbs, as a user types them, on fake stages: in the background, cancelled, retried, cleaned, while runs fail."""
+"""The commands, as a user types them, on fake stages: background sweeps, failures, cancel, retry, clean."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def small(edit: Edit, make_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch) ->
     processes.stop_background(graph)
 
 
-def sweeps(verb: str, *arguments: str) -> int:
-    return command.main([verb, "study.yaml", *arguments])
+def sweeps(name: str, *arguments: str) -> int:
+    return command.main([name, "study.yaml", *arguments])
 
 
 def status(capsys: Capture) -> dict[str, dict[str, object]]:
@@ -107,7 +107,7 @@ def test_one_run_is_cancelled_while_the_others_go_on(small: Graph, capsys: Captu
     assert len(working_pids(folder)) == 1
 
 
-def test_logs_and_classes_of_what_failed(edit: Edit, small: Graph, capsys: Capture, folder: Path) -> None:
+def test_logs_and_kinds_of_failures(edit: Edit, small: Graph, capsys: Capture, folder: Path) -> None:
     edit(pretrain__set={"fail_at_alpha": 0.5})
     assert sweeps("run", "--workers", "2") == 1
     shown = status(capsys)
@@ -128,7 +128,7 @@ def test_logs_and_classes_of_what_failed(edit: Edit, small: Graph, capsys: Captu
     assert "nothing to retry" in capsys.readouterr().out
 
 
-def test_a_run_killed_here_says_by_what(small: Graph, capsys: Capture, folder: Path) -> None:
+def test_a_killed_run_names_the_signal(small: Graph, capsys: Capture, folder: Path) -> None:
     (folder / "hold").touch()
     sweep = start_sweep(folder, "--workers", "2")
     wait_until(lambda: len(working_pids(folder)) == 2)
@@ -139,7 +139,7 @@ def test_a_run_killed_here_says_by_what(small: Graph, capsys: Capture, folder: P
     assert status(capsys)["pretrain loss.alpha=0.5"]["failure"]["kind"] == "lost"  # type: ignore[index]
 
 
-def test_clean_shows_and_removes_only_what_nobody_needs(small: Graph, capsys: Capture, folder: Path) -> None:
+def test_clean_shows_and_removes_only_files_that_nothing_needs(small: Graph, capsys: Capture, folder: Path) -> None:
     assert sweeps("run", "--workers", "2") == 0
     node = small.points[0].pretrain
     names = ("checkpoint.pt", "backbone.safetensors", ".checkpoint.pt.7.tmp")
@@ -181,9 +181,9 @@ def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     (tmp_path / "bin").mkdir()
 
-    def say(found: list[str]) -> None:
-        rows = [f"7_{i}|{state}|0:0|n1|{int(time.time()) - 3600}|Priority" for i, state in enumerate(found)]
-        active = [f"7_{i}|{state}|Priority|n1|0" for i, state in enumerate(found) if state.endswith("ING")]
+    def say(job_states: list[str]) -> None:
+        rows = [f"7_{i}|{state}|0:0|n1|{int(time.time()) - 3600}|Priority" for i, state in enumerate(job_states)]
+        active = [f"7_{i}|{state}|Priority|n1|0" for i, state in enumerate(job_states) if state.endswith("ING")]
         for name, text in (("sacct", "\n".join(rows)), ("squeue", "\n".join(active))):
             (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ncat <<'E'\n{text}\nE\n")
             (tmp_path / "bin" / name).chmod(0o755)
@@ -191,7 +191,7 @@ def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str
     return say
 
 
-def test_what_slurm_says_of_jobs_becomes_states(
+def test_states_of_jobs_become_states_of_runs(
     small: Graph, capsys: Capture, sacct: Callable[[list[str]], None]
 ) -> None:
     submitted(small)
@@ -208,12 +208,12 @@ def test_what_slurm_says_of_jobs_becomes_states(
     assert sweeps("status") == 3
 
 
-def test_jobs_that_live_keep_their_code(small: Graph, capsys: Capture, sacct: Callable[[list[str]], None]) -> None:
+def test_active_jobs_keep_their_code(small: Graph, capsys: Capture, sacct: Callable[[list[str]], None]) -> None:
     folder = submitted(small)
-    for found in (["RUNNING"] * 4, ["COMPLETED", "PENDING", "COMPLETED", "COMPLETED"], ["FAILED"] * 4):
-        sacct(found)
+    for job_states in (["RUNNING"] * 4, ["COMPLETED", "PENDING", "COMPLETED", "COMPLETED"], ["FAILED"] * 4):
+        sacct(job_states)
         sweeps("clean", "--yes")
-        assert (folder / "code" / "x.py").exists(), found
+        assert (folder / "code" / "x.py").exists(), job_states
     assert sweeps("run", "--workers", "2") == 0
     sacct(["COMPLETED"] * 4)
     sweeps("clean", "--yes")
@@ -221,7 +221,7 @@ def test_jobs_that_live_keep_their_code(small: Graph, capsys: Capture, sacct: Ca
     assert (folder / "jobs.jsonl").exists()
 
 
-def test_where_slurm_is_silent_the_directories_speak(
+def test_if_slurm_does_not_answer_the_directories_count(
     small: Graph, capsys: Capture, sacct: Callable[[list[str]], None], tmp_path: Path
 ) -> None:
     submitted(small)
@@ -234,7 +234,7 @@ def test_where_slurm_is_silent_the_directories_speak(
         assert "neither sacct nor squeue answers" in capsys.readouterr().out
 
 
-def test_each_run_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_chosen_from_the_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
     assert local.choose_gpus(None) == ["3", "5", "7"]
     assert local.choose_gpus(2) == ["3", "5"]
@@ -243,7 +243,7 @@ def test_each_run_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         local.choose_gpus(4)
 
 
-def test_gpus_are_shared_out(edit: Edit, small: Graph, folder: Path) -> None:
+def test_each_run_sees_one_gpu(edit: Edit, small: Graph, folder: Path) -> None:
     import io
 
     from rich.console import Console
