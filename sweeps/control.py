@@ -20,7 +20,7 @@ from sweeps.status import ACTIVE, NOT_BEGUN, RunStatus, read_status
 
 
 def run(graph: Graph, options: Namespace) -> int:
-    """Run what is not done, on this machine, and wait for it.
+    """Run all that is not done, on this machine, and wait for it.
 
     On a machine with GPUs each run gets one of them.
     """
@@ -39,10 +39,10 @@ def _select(graph: Graph, names: Sequence[str]) -> Graph:
 
 
 def submit(graph: Graph, options: Namespace) -> int:
-    """Queue what is not done: on SLURM, or on this machine in the background.
+    """Queue all that is not done: on SLURM, or on this machine in the background.
 
-    On SLURM the evaluations of each checkpoint wait for its pretraining. Repeat it at will: what is done, running or
-    queued is left alone.
+    On SLURM the evaluations of each checkpoint wait for its pretraining. Repeat it at will: runs that are done, running
+    or queued are left alone.
     """
     return _submit(graph, options, None)
 
@@ -68,10 +68,10 @@ def retry(graph: Graph, options: Namespace) -> int:
 
 
 def reconcile(graph: Graph, options: Namespace) -> int:
-    """Submit runs that are missing and may succeed with nothing changed; fit for cron.
+    """Submit missing runs that may succeed with nothing changed; fit for cron.
 
-    That is what was never submitted, and what SLURM lost, preempted, ended at its limit or on a failed node without
-    requeueing it. What raised, ran out of memory or was cancelled is left to `retry`.
+    Those are runs that were never submitted, and runs that SLURM lost, preempted, ended at their limit or on a failed
+    node without requeueing them. Runs that raised, ran out of memory or were cancelled are left to `retry`.
     """
     missing = missing_runs(read_status(graph))
     if not missing:
@@ -81,7 +81,7 @@ def reconcile(graph: Graph, options: Namespace) -> int:
 
 
 def missing_runs(statuses: Mapping[Node, RunStatus]) -> list[Node]:
-    """List what `reconcile` submits, in the graph's order: pretrainings come before their evaluations."""
+    """List the runs that `reconcile` submits, in the graph's order: pretrainings before their evaluations."""
     missing: list[Node] = []
     for node, status in statuses.items():
         parent_is_missing = status.state == "blocked" and node.parent in missing
@@ -129,9 +129,9 @@ def _submit_here(graph: Graph, options: Namespace, nodes: Collection[Node] | Non
 
 
 def cancel(graph: Graph, options: Namespace) -> int:
-    """Cancel what runs or waits: the whole study, one pretraining with its evaluations, or one run.
+    """Cancel active and queued runs: of the whole study, of one pretraining with its evaluations, or one run.
 
-    An active run saves first. Cancelled runs are not requeued; `retry` submits them again. What is done stays.
+    An active run saves first. Cancelled runs are not requeued; `retry` submits them again. Finished runs stay.
     """
     nodes = _choose(graph, options.subtree, options.run)
     statuses = read_status(graph)

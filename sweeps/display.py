@@ -1,4 +1,4 @@
-"""What `sweeps run` shows: live lines on a terminal, plain lines elsewhere."""
+"""The output of `sweeps run`: live lines on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

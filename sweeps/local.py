@@ -79,7 +79,7 @@ class LocalSweep:
 
     def __post_init__(self) -> None:
         for node, state in self.graph.states().items():
-            # What failed before is tried again: that is why a user repeats the command.
+            # Failed runs are tried again: that is why a user repeats the command.
             {"done": self.done, "running": self.elsewhere}.get(state, self.waiting).append(node)
         self.estimator = Estimator.from_finished(self.done)
         self.waiting.sort(key=self.estimator.priority, reverse=True)
@@ -87,7 +87,7 @@ class LocalSweep:
         self.began = time.time()
 
     def run(self) -> int:
-        """Run what is not done; return 0 if everything is done at the end, 1 if anything failed, 128 + n on signal n.
+        """Run all that is not done; return 0 if all runs are done at the end, 1 if any failed, 128 + n on signal n.
 
         A run that fails stops none of the others; its evaluations are reported as blocked. On INT, TERM
         and HUP the active runs save and stop; the next `run` resumes them. UserError, before anything starts, if a

@@ -258,7 +258,7 @@ def _existing_logs(graph: Graph, node: Node) -> list[Path]:
 
 
 def _follow(graph: Graph, node: Node, shown: Sequence[Path]) -> None:
-    """Print what is appended to these logs and to new ones, until the run ends."""
+    """Print lines that are appended to these logs and to new ones, until the run ends."""
     read = {log: log.stat().st_size for log in shown}
     checked, ended = time.monotonic(), False
     while not ended:

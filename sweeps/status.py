@@ -1,7 +1,7 @@
 """The status of every run: from its run directory, the newest job that was submitted for it, and SLURM's answer.
 
-The run directory decides whether a run is done. A job adds what a directory cannot know: that the run waits in a queue,
-that its job was cancelled, that its node died.
+The run directory decides whether a run is done. A directory cannot know that the run waits in a queue, that its
+job was cancelled or that its node died: that comes from the job.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sweeps.slurm.parse import JobInfo
 from sweeps.slurm.records import Job, read_jobs
 
 # The states of a run, in the order in which they are counted. Run.state reads done, running, failed, interrupted and
-# new from its directory; graph.is_blocked decides blocked; _combine, below, adds what its job says: queued, or failed
-# if the job ended without a record.
+# new from its directory; graph.is_blocked decides blocked; _combine, below, adds the states that come from its job:
+# queued, or failed if the job ended without a record.
 STATES = ("done", "running", "queued", "failed", "blocked", "interrupted", "new")
 ACTIVE = ("running", "queued")
 NOT_BEGUN = ("interrupted", "new")  # no process has begun this attempt
-STARTABLE = ("failed", "blocked", *NOT_BEGUN)  # what failed is tried again: that is why a user repeats the command
+STARTABLE = ("failed", "blocked", *NOT_BEGUN)  # failed runs are tried again: the user repeats the command for that
 _ROWS_READ = 80
 
 

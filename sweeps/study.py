@@ -1,4 +1,4 @@
-"""A study: one YAML file with a question, a grid of pretrainings, their evaluations, and what the report shows.
+"""A study: one YAML file with a question, a grid of pretrainings, their evaluations, and the report's contents.
 
 name: quickstart
 question: "..."
@@ -58,7 +58,7 @@ class EvalPart(Config):
 
 
 class ReportPart(Config):
-    """What the report shows; a score is named <evaluation>.<score of its result.json>."""
+    """The report's contents; a score is named <evaluation>.<score of its result.json>."""
 
     vary: str
     baseline: Any = None  # the value of `vary` with which the other rows are compared

@@ -64,19 +64,19 @@ def _combine(accounted: JobInfo, queued: JobInfo | None, array_is_known: bool) -
 
 
 def _accounting(jobs: Sequence[str], since: float | None) -> str | None:
-    """Return what sacct prints about the jobs; None if it is missing, off, unreachable or slow."""
+    """Return the output of sacct about the jobs; None if it is missing, off, unreachable or slow."""
     argv = ["sacct", "--parsable2", "--noheader", "--duplicates", f"--format={parse.ACCOUNTING_FORMAT}"]
     start = [] if since is None else [f"--starttime=now-{max(60, int(time.time() - since) + 60)}seconds"]
     return _query_in_parts(argv, jobs, start)
 
 
 def _queue(jobs: Sequence[str]) -> str | None:
-    """Return what squeue prints about the jobs, "" if all are forgotten; None if no controller answers."""
+    """Return the output of squeue about the jobs, "" if all are forgotten; None if no controller answers."""
     return _query_in_parts(["squeue", "--noheader", "--array", "--states=all", f"--format={parse.QUEUE_FORMAT}"], jobs)
 
 
 def _query_in_parts(argv: Sequence[str], jobs: Sequence[str], options: Sequence[str] = ()) -> str | None:
-    """Return what the command prints about all of the jobs; None if one of its calls is not answered."""
+    """Return the command's output about all of the jobs; None if one of its calls is not answered."""
     numbers = list(dict.fromkeys(map(array_id, jobs)))  # whole arrays: far fewer than tasks
     text = ""
     for start in range(0, len(numbers), _JOBS_PER_QUERY):
@@ -173,7 +173,7 @@ def _has_no_controller(done: subprocess.CompletedProcess[str]) -> bool:
 
 
 def _require(argv: Sequence[str], script: str | None = None) -> str:
-    """Return what a command prints; UserError with its message if it fails."""
+    """Return a command's output; UserError with its message if it fails."""
     try:
         done = _run(argv, script, patience_s=RESTART_SECONDS)
     except OSError as error:

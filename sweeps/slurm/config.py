@@ -4,7 +4,7 @@ all:        {partition: gpu, account: vision, setup: [module load cuda]}   # of 
 pretrain:   {nodes: 2, gpus: 4, minutes: 1200, parallel: 8}                # over `all`
 evals:      {gpus: 1, minutes: 240}                                        # of every other stage, over `all`
 linear:     {memory_gb: 24}                                                # of one stage, over `evals`
-max_array_size: 500                                                        # 0: what the cluster allows
+max_array_size: 500                                                        # 0: the cluster's maximum
 """
 
 from __future__ import annotations

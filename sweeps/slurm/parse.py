@@ -229,7 +229,7 @@ def failure_kind_of_log(line: str) -> str | None:
 
 
 def error_summary(text: str) -> str:
-    """Put what a failed command says in one line: SLURM's own lines, without the warnings around them."""
+    """Put a failed command's message in one line: SLURM's own lines, without the warnings around them."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"(sbatch|squeue|scontrol): ", line)]
     return "; ".join(own[-3:] or lines[-2:] or ["it printed no message"])

@@ -1,4 +1,4 @@
-"""Which jobs a graph still needs: pretrainings in arrays, and the evaluations that wait for each of them.
+"""Plan the jobs that a graph still needs: pretrainings in arrays, and the evaluations that wait for each of them.
 
 The plan is a function of the runs' status; nothing is queued here (submit.py does that).
 """
@@ -40,7 +40,7 @@ class JobBatch:
 
 @dataclass
 class Plan:
-    """What a submission would queue, in order, and what it would leave out."""
+    """The jobs that a submission would queue, in order, and the runs that it would leave out."""
 
     batches: list[JobBatch] = field(default_factory=list)
     left_out: list[Node] = field(default_factory=list)  # their pretraining is neither done nor in a job
@@ -124,11 +124,11 @@ def gpu_hours(batches: Iterable[JobBatch], seconds: Callable[[Node], float | Non
 
 @dataclass(frozen=True)
 class PlannedJobs:
-    """What `submit` would queue on SLURM, and the GPU-hours that this would take, for `plan` to show."""
+    """The jobs that `submit` would queue on SLURM, and their GPU-hours, for `plan` to show."""
 
     plan: Plan
     estimator: Estimator
-    used_gpu_hours: float  # of the runs that are done and were jobs
+    used_gpu_hours: float  # by finished runs that were jobs
     array_size: int
     array_size_is_known: bool
     file: str  # of the cluster config; "": built-in defaults
@@ -157,7 +157,7 @@ class PlannedJobs:
         if not complete and not hours:
             parts = ["GPU-hours: no run was measured yet"]
         if self.used_gpu_hours:
-            parts.append(f"{self.used_gpu_hours:.2f} used by what is done")
+            parts.append(f"{self.used_gpu_hours:.2f} used by finished runs")
         if not self.array_size_is_known:
             parts.append(f"SLURM does not answer: arrays of {self.array_size} assumed")
         if self.plan.left_out:
@@ -186,7 +186,7 @@ class PlannedJobs:
 
 
 def plan_jobs(statuses: Mapping[Node, RunStatus], file: Path | None, estimator: Estimator) -> PlannedJobs:
-    """Plan what `submit` would queue now. UserError for an impossible cluster config."""
+    """Plan the jobs that `submit` would queue now. UserError for an impossible cluster config."""
     cluster = load_cluster(file)
     known = True
     try:
@@ -198,7 +198,7 @@ def plan_jobs(statuses: Mapping[Node, RunStatus], file: Path | None, estimator: 
 
 
 def _used_gpu_hours(statuses: Mapping[Node, RunStatus]) -> float:
-    """Sum up the runs that are done and were jobs; what a run lost by being preempted is not included."""
+    """Sum up the finished runs that were jobs; time that was lost by preemptions is not included."""
     total = 0.0
     for status in statuses.values():
         result = status.node.run.result() if status.state == "done" and status.job is not None else None

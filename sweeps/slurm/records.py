@@ -144,7 +144,7 @@ def read_jobs(runs: str | Path) -> dict[str, Job]:
 
 @contextmanager
 def lock(runs: str | Path) -> Iterator[None]:
-    """Let one submitter work at a time: a second one waits, and then sees what the first one queued."""
+    """Let one submitter work at a time: a second one waits, and then sees the jobs of the first."""
     folder = Path(runs) / JOBS
     files.make_folder(folder, ELSEWHERE)
     with files.lock(folder / "lock"):

@@ -132,7 +132,7 @@ class _Submitter:
         return f"afterok:{self.jobs[parent]}"
 
     def _document(self, batch: JobBatch) -> dict[str, Any]:
-        """Collect what a job needs to know; paths are absolute, whatever the job's working directory."""
+        """Make the plan of a job for its tasks; paths are absolute, whatever the job's working directory."""
         return {
             "part": batch.part,
             "time": time.time(),
