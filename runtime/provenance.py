@@ -22,7 +22,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "vicregl-bench"
 # Sources that can change a result. YAML configs need not be hashed: the run directory holds the resolved config.
 _HASHED = (".py", ".csv")
-# In a copy of the code for a submission (sweeps/slurm/snapshot.py): the identity of the original.
+# In a copy of the code for a submission (sweeps/slurm/records.py): the identity of the original.
 SNAPSHOT = "snapshot.json"
 VERSIONS_OF = ("torch", "torchvision", "timm", "mmengine", "mmsegmentation", "mmcv-lite", "mmcv", "numpy")
 # git sets these in hooks and aliases of another repository; ours must not be looked up by them.
