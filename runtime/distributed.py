@@ -30,6 +30,7 @@ TIMEOUT = timedelta(minutes=30)
 # How long a process may take to end by itself once another one failed.
 GRACE_SECONDS = 20.0
 _POLL_SECONDS = 1.0
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # by the device that a process computes on
 _FAILED, _LEAVING = "failed", "leaving"  # keys of the store
 
 
@@ -41,7 +42,7 @@ class ProcessLost(UserError):  # noqa: N818  # raised here for an error in anoth
 
 @contextmanager
 def join(world: World, device: torch.device) -> Iterator[None]:
-    """Connect the processes (NCCL on CUDA, gloo on the CPU) while the block works.
+    """Connect the processes (by NCCL for tensors on CUDA, by gloo for those on the CPU) while the block works.
 
     Where one of them fails the others end too, with ProcessLost and its message, instead of waiting for it. A process
     that cannot notice within GRACE_SECONDS (it hangs in a collective, say) is ended by its watch thread.
@@ -53,9 +54,8 @@ def join(world: World, device: torch.device) -> Iterator[None]:
     # Its successor is not in every torch that this runs with.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor.*deprecated", FutureWarning)
     store = _connect(world, listen=not world.hosted and world.is_main)
-    backend = "nccl" if device.type == "cuda" else "gloo"
     exit_without_cleanup()
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+    dist.init_process_group(BACKENDS[device.type], store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     _watch = _Watch(world, _connect(world, listen=False))
     try:
         with report_failures():
@@ -196,7 +196,8 @@ def largest(number: int) -> int:
     """Return the maximum over the processes."""
     if not _several():
         return number
-    values = torch.tensor([number], dtype=torch.int64, device=_device())
+    # On the CPU: to read it from a GPU would wait for all work that the GPU was given.
+    values = torch.tensor([number], dtype=torch.int64)
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return int(values)
 
@@ -206,7 +207,7 @@ def broadcast(value: T) -> T:
     if not _several():
         return value
     values: list[Any] = [value]
-    dist.broadcast_object_list(values, src=0, device=_device())
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
     return values[0]
 
 
@@ -221,12 +222,8 @@ def gather_rows(rows: torch.Tensor, world: World) -> torch.Tensor:
 
 def barrier() -> None:
     """Wait for every process."""
-    largest(0)  # as good as torch's own, which warns unless it is given the GPU
+    largest(0)  # as good as torch's own, which would be over the GPUs
 
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -32,7 +32,8 @@ class ProcessBatch:
         """Ask the default process group. InvalidInputError where the processes' sizes differ."""
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return cls(size)
-        sizes = torch.tensor([size, -size], device=device)
+        # Over the CPU where the group can: to read them from a GPU would wait for all work that the GPU was given.
+        sizes = torch.tensor([size, -size], device="cpu" if "cpu:" in dist.get_backend_config() else device)
         dist.all_reduce(sizes, op=dist.ReduceOp.MAX)
         largest, smallest = int(sizes[0]), -int(sizes[1])
         if largest != smallest:

@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from runtime import distributed
+from runtime.distributed import broadcast, largest
 from runtime.errors import UserError
 from runtime.world import World, first_host, world_from_environment
 
@@ -100,6 +105,37 @@ def test_the_first_host_of_a_node_list(nodes, host) -> None:
     if shutil.which("scontrol"):  # SLURM's own answer
         asked = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
         assert asked.returncode or asked.stdout.split()[0] == host
+
+
+@pytest.fixture
+def pretended():
+    """A group of three processes of which there is this one."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=3)
+    yield
+    dist.destroy_process_group()
+
+
+def test_on_gpus_messages_between_processes_do_not_wait_for_the_gpu(pretended, monkeypatch) -> None:
+    """They go over the CPU, by a backend of the group's for it; tensors on GPUs go by NCCL."""
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    assert largest(7) == 7
+    assert broadcast("word") == "word"
+    chosen: list[str] = []
+
+    class Chosen(Exception):  # noqa: N818
+        pass
+
+    def choose(backend: str, **_: object) -> None:
+        chosen.append(backend)
+        raise Chosen
+
+    monkeypatch.setattr(dist, "init_process_group", choose)
+    for name in ("_connect", "exit_without_cleanup"):
+        monkeypatch.setattr(distributed, name, lambda *_, **__: None)
+    for device in ("cuda", "cpu"):
+        with pytest.raises(Chosen), distributed.join(World(size=3), torch.device(device)):
+            pass
+    assert chosen == ["cpu:gloo,cuda:nccl", "gloo"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from distributed_worker import CASES, EMBEDDING, POSITIONS, SAMPLES, step
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from vicregl.batch import ProcessBatch
 
 HERE = Path(__file__).parent
 DOUBLE = 8  # bytes
@@ -82,3 +86,12 @@ def test_an_uneven_batch_is_refused_by_every_process(processes) -> None:
         assert f"got {3 if rank == 0 else 4} samples in this process" in found["uneven"]
         assert "3 to 4" in found["uneven"]
         assert "drop_last" in found["uneven"]
+
+
+def test_the_sizes_are_compared_without_waiting_for_the_device() -> None:
+    """Over the CPU; a tensor on the device, here one without numbers, could not be read."""
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=3)
+    try:
+        assert ProcessBatch.from_group(8, torch.device("meta")) == ProcessBatch(8, 3, 1)
+    finally:
+        dist.destroy_process_group()
