@@ -182,7 +182,7 @@ def measure(folder: Path, verb: str) -> Measurement:
 
 def page(runs: int, measurements: Sequence[Measurement]) -> str:
     where = f"{provenance.processor_name()}, {len(os.sched_getaffinity(0))} cores"
-    commit, load = (provenance.commit() or "unknown")[:10], os.getloadavg()[0]
+    commit, load = (provenance.code().commit or "unknown")[:10], os.getloadavg()[0]
     lines = [
         f"# A study of {runs:,} runs",
         "",

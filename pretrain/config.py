@@ -39,9 +39,6 @@ class OptimizerConfig(Config):
     trust_coefficient: PositiveFloat = 0.001  # of LARS: eta of arXiv 1708.03888
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # of AdamW
 
-    def check(self) -> None:
-        Duration.parse(self.warmup, "optimizer.warmup")
-
 
 class TrainConfig(Config):
     # Images per step, over all processes.
@@ -58,7 +55,6 @@ class TrainConfig(Config):
     def check(self) -> None:
         whole = self.batch_size % self.accumulate == 0
         require(whole, "train.accumulate", self.accumulate, f"a divisor of train.batch_size = {self.batch_size}")
-        Duration.parse(self.duration, "train.duration")
 
     def share(self, processes: int) -> int:
         """Return the images per process; UserError where they cannot be divided equally."""

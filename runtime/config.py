@@ -17,7 +17,16 @@ from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from runtime.config_keys import Layer, explain, flatten, merge, nested
 from runtime.errors import UserError
@@ -28,8 +37,40 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 HeldOut = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something to train on
-DurationText = Annotated[str, Field(description='a number and its unit, as "1000 steps" or "100 epochs"')]
 _ADDED_LATER = "added_later"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training with its unit, read from "1000 steps" or "100 epochs"."""
+
+    amount: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Raise ValueError for a text without a unit, below 0, or of a part of a step."""
+        amount, _, unit = text.strip().partition(" ")
+        duration = cls(float(amount), unit.strip().removesuffix("s") + "s")
+        whole = duration.unit == "epochs" or duration.amount.is_integer()
+        if duration.unit not in ("steps", "epochs") or not 0 <= duration.amount < math.inf or not whole:
+            raise ValueError(f"{text!r} is not a duration")
+        return duration
+
+    def steps(self, steps_per_epoch: int) -> int:
+        return round(self.amount * (steps_per_epoch if self.unit == "epochs" else 1))
+
+
+def _check_duration(text: str) -> str:
+    Duration.parse(text)
+    return text  # a config keeps the text: it is part of a run's identity
+
+
+DurationText = Annotated[
+    str,
+    AfterValidator(_check_duration),
+    Field(description='a number and its unit, as "1000 steps" or "100 epochs"'),
+]
 
 
 class Config(BaseModel):
@@ -152,27 +193,3 @@ def identity_hash(*parts: Any) -> str:
     """Ten hexadecimal digits of the SHA-256 of the parts as canonical JSON."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-@dataclass(frozen=True)
-class Duration:
-    """A length of training with its unit, read from "1000 steps" or "100 epochs"."""
-
-    amount: float
-    unit: str
-
-    @classmethod
-    def parse(cls, text: str, key: str = "duration") -> Duration:
-        amount, _, unit = text.strip().partition(" ")
-        unit = unit.strip().rstrip("s") + "s"
-        try:
-            number = float(amount)
-        except ValueError:
-            number = -1.0
-        finite = math.isfinite(number) and number >= 0
-        valid = finite and unit in ("steps", "epochs") and (unit == "epochs" or number == int(number))
-        require(valid, key, text, 'a number and its unit, as "1000 steps" or "100 epochs"')
-        return cls(number, unit)
-
-    def steps(self, steps_per_epoch: int) -> int:
-        return round(self.amount * (steps_per_epoch if self.unit == "epochs" else 1))

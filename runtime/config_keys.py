@@ -116,7 +116,7 @@ def _allowed(error: ErrorDetails, field: FieldInfo | None) -> str:
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         return str(context["expected"]).replace("'", "")
-    if error["type"] == "string_pattern_mismatch" and field is not None:
+    if error["type"] in ("string_pattern_mismatch", "value_error") and field is not None:
         return str(field.description)
     limits = _limits(context) if field is None else _limits_of(field) or _limits(context)
     if error["type"] in ("too_long", "too_short"):

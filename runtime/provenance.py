@@ -93,16 +93,6 @@ def code() -> Code:
         return Code(no_commit=str(reason), version=_version(), sources=_hash_of_sources())
 
 
-def commit() -> str | None:
-    """Return the commit of the code, or None where it has none."""
-    return code().commit
-
-
-def dirty_diff() -> str:
-    """Return the diff of tracked files against the commit; "" where there is none, or no commit."""
-    return code().diff
-
-
 def _snapshot() -> dict[str, Any] | None:
     """Read the record of a copy for a submission; None elsewhere."""
     record = files.read_json(PROJECT / SNAPSHOT)

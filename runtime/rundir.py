@@ -294,5 +294,5 @@ def _record_attempt(run: Run, identity: Identity, machine: dict[str, Any]) -> No
         "attempts": [*attempts, provenance.collect()],
     }
     write_yaml(run.path / "run.yaml", document)
-    if diff := provenance.dirty_diff():
+    if diff := provenance.code().diff:
         files.write_text(run.path / f"attempt-{len(attempts) + 1}.diff", diff + "\n")

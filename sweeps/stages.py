@@ -50,7 +50,7 @@ class Stage:
 
 def _training_length(config: Any) -> float:
     """Return the steps or epochs: runs of one study are compared in one unit."""
-    return Duration.parse(config.train.duration, "train.duration").amount
+    return Duration.parse(config.train.duration).amount
 
 
 STAGES = {

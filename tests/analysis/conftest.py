@@ -42,7 +42,7 @@ def _one_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking git once is enough for the hundreds of runs that these tests make."""
     found = _provenance() | {"commit": "c0ffee" * 6 + "0123", "dirty": False}  # also where there is no git
     monkeypatch.setattr(provenance, "collect", lambda: found)
-    monkeypatch.setattr(provenance, "dirty_diff", lambda: "")
+    monkeypatch.setattr(provenance, "code", provenance.Code)
 
 
 def write(node: Node, result: dict[str, object] | None) -> None:

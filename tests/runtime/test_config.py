@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from runtime import config as configs
-from runtime.config import Config, Duration, MachineConfig, require
+from runtime.config import Config, Duration, DurationText, MachineConfig, require
 from runtime.errors import UserError
 
 
@@ -125,6 +125,14 @@ def test_a_config_cannot_be_changed_and_a_copy_is_checked():
         config.inner.replace(rate=2.0)
 
 
+class Part(Config):
+    duration: DurationText = "1 epoch"
+
+
+class Whole(Config):
+    train: Part = Part()
+
+
 @pytest.mark.parametrize(
     ("text", "steps"), [("10 steps", 10), ("1 step", 1), ("2 epochs", 14), ("0.5 epochs", 4), ("0 steps", 0)]
 )
@@ -132,7 +140,7 @@ def test_durations(text, steps):
     assert Duration.parse(text).steps(steps_per_epoch=7) == steps
 
 
-@pytest.mark.parametrize("text", ["10", "ten steps", "-1 steps", "1.5 steps", "3 days", ""])
+@pytest.mark.parametrize("text", ["10", "ten steps", "-1 steps", "1.5 steps", "3 days", "", "inf steps", "nan epochs"])
 def test_durations_without_a_unit_or_a_sense_are_refused(text):
-    with pytest.raises(UserError, match=r"train\.duration"):
-        Duration.parse(text, "train.duration")
+    with pytest.raises(UserError, match=r"^test: train\.duration = .* allowed: a number and its unit"):
+        configs.from_layers(Whole, [("test", {"train": {"duration": text}})])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import NotFiniteError
+from runtime.provenance import Code
 from runtime.rundir import Identity, Run, open_run
 from sweeps import failures
 from sweeps.failures import classify, record_death, tail
@@ -26,7 +27,7 @@ IDENTITY = Identity("pretrain", "some", 1, {})
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without asking git where the code stands, which matters to no failure."""
     monkeypatch.setattr("runtime.provenance.collect", dict)
-    monkeypatch.setattr("runtime.provenance.dirty_diff", str)
+    monkeypatch.setattr("runtime.provenance.code", Code)
 
 
 def begun(folder: Path) -> Run:
