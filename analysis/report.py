@@ -210,7 +210,7 @@ def keeps_curves(data: ReportData, folder: Path, force: bool) -> bool:
 
     UserError where they are of other runs, and would be lost; False with `force`.
     """
-    if not data.of_a_table or not (folder / f"{CURVES}.svg").is_file():
+    if not data.from_csv or not (folder / f"{CURVES}.svg").is_file():
         return False
     same = _same_pretrainings(data.frame, _former(folder))
     if not same and not force:

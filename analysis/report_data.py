@@ -1,4 +1,4 @@
-"""What every table and figure is a function of: the study, the tidy table of its runs, and what they logged."""
+"""ReportData: what every table and figure of a report is a function of."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from sweeps.study import Study, load_study
 
 @dataclass
 class ReportData:
+    """A study, the table of its results, and what its pretrainings logged."""
+
     study: Study
-    frame: pd.DataFrame  # of results.results_of
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)  # of history.history_of
-    of_a_table: bool = False  # the frame was read from a results.csv, so nothing is known of what the runs logged
+    frame: pd.DataFrame  # results.results_of
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)  # results.history_of
+    from_csv: bool = False  # the frame was read from a results.csv, so there is no history
 
     @cached_property
     def summary(self) -> Summary:
@@ -32,33 +34,34 @@ class ReportData:
         return summarize(self.frame, self.study, list(dict.fromkeys([*self.study.scores, report.x, report.y])))
 
     @cached_property
-    def changes(self) -> list[str]:
-        """Settings of the frame that are no longer those of the study; none of a frame of run directories."""
-        return changes(self.frame, build(self.study)) if self.of_a_table else []
-
-    @cached_property
     def diagnostics(self) -> Summary:
         """The diagnostics of the pretrained features."""
         return summarize(self.frame, self.study, DIAGNOSTICS)
+
+    @cached_property
+    def changes(self) -> list[str]:
+        """What differs between the settings of a results.csv and those of its study now."""
+        return changes(self.frame, build(self.study)) if self.from_csv else []
 
 
 def load_report_data(
     study: str | Path | Study, machine: Sequence[str] = (), results: str | Path | None = None
 ) -> ReportData:
-    """Of a study file (or one already read) and its run directories, as they are now. UserError as load_results.
+    """Read a study (its file, or a Study) and its run directories, or in place of those the results.csv of its report.
 
-    With `results`, a results.csv: of what was written there, without training curves.
+    UserError as load_results.
     """
     read = study if isinstance(study, Study) else load_study(study)
     if results is not None:
-        return ReportData(read, _of_the_study(load_results(results), read, results), of_a_table=True)
+        return ReportData(read, _of_the_study(load_results(results), read, results), from_csv=True)
     graph = build(read, machine)
     return ReportData(read, results_of(graph), history_of(graph))
 
 
 def _of_the_study(frame: pd.DataFrame, study: Study, file: str | Path) -> pd.DataFrame:
     missing = [f"grid.{key}" for key in study.pretrain.grid if f"grid.{key}" not in frame]
-    if missing or not set(frame["study"]) <= {study.name}:
-        found = ", ".join(sorted(set(frame["study"].astype(str))))
-        raise UserError(f"{file} is of the study {found}, expected {study.name} with its grid; missing: {missing}")
+    names = sorted(set(frame["study"].astype(str)))
+    if missing or not set(names) <= {study.name}:
+        lacking = f"; it lacks the columns {', '.join(missing)}" if missing else ""
+        raise UserError(f"{file} has the study {', '.join(names)}{lacking}; expected {study.name} with all of its grid")
     return frame

@@ -1,13 +1,12 @@
-"""A study's runs as one pandas table. No other file of analysis/ but pictures/ reads run directories.
-
-One row a (pretraining, evaluation) pair, its columns:
+"""The table of results of a study: one row for each pretraining and evaluation. Columns:
 
     study, control       the study's name; the control's name, empty for the grid
-    grid.<key>           the value of each grid key (empty where a control does not take it from the grid)
-    pretrain.run, .hash, .format, .state, pretrain.<config key>, pretrain.result.<score>, pretrain.provenance.<what>
-    eval.name, .stage, .run, .hash, .format, .state, eval.<config key>, score.<score>, eval.provenance.<what>
+    grid.<key>           the value of each grid key; empty where a control does not take it from the grid
+    pretrain.run, .hash, .format, .state, pretrain.<config key>, pretrain.result.<score>, pretrain.provenance.<key>
+    eval.name, .stage, .run, .hash, .format, .state, eval.<config key>, score.<score>, eval.provenance.<key>
 
-What is not there (a run that is missing, running or failed, a score it did not write) is NaN or None, never a zero.
+A run that is missing, running or failed, and a score that a run did not write, are NaN or None, never zero.
+All of analysis/ but pictures/ sees run directories through this file alone.
 """
 
 from __future__ import annotations
@@ -27,28 +26,26 @@ from runtime.errors import UserError
 from sweeps.graph import Graph, Node, Point, as_text, build
 from sweeps.study import PRETRAIN, Study, load_study
 
-# A result.json that holds no mapping: neither done nor absent.
+# The state of a run whose result.json holds no mapping.
 DAMAGED = "damaged"
-# Of a run's provenance: what says nothing about the result, or only about one person's machine.
+# Provenance that says nothing about the result, or only something about one person's machine.
 _LEFT_OUT = ("host", "job", "argv", "no_commit")
 # Columns whose text may look like a number.
 _TEXTS = (".hash", ".commit", ".commits", ".python", "provenance.version", ".sources")
 
 
 def load_results(study: str | Path | Study, machine: Sequence[str] = ()) -> pd.DataFrame:
-    """The table of a study (a file, or one already read); `machine` as in `python -m sweeps`, for machine.runs=...
+    """Return the table of a study (its file, or a Study), whatever state its runs are in, or of a report's results.csv.
 
-    Of a report's results.csv: the table that was written there, whose run directories need not exist any more.
-    Raises UserError for a study that cannot be read. Runs in whatever state are rows.
+    `machine` as in `python -m sweeps`, for machine.runs=... Raises UserError for a file that cannot be read.
     """
     if not isinstance(study, Study) and Path(study).suffix == ".csv":
         return _read_csv(Path(study))
-    read = study if isinstance(study, Study) else load_study(study)
-    return results_of(build(read, machine))
+    return results_of(build(study if isinstance(study, Study) else load_study(study), machine))
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
-    """The table as it was written: hashes stay text, whatever digits they have, and only an empty cell is a gap."""
+    """Hashes stay text, whatever digits they have, and only an empty cell is a gap."""
     try:
         names = pd.read_csv(file, nrows=0).columns
         texts = dict.fromkeys((name for name in names if name.endswith(_TEXTS)), str)
@@ -56,76 +53,73 @@ def _read_csv(file: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:  # pandas' ParserError and UnicodeDecodeError are ValueErrors
         raise UserError(f"{file} cannot be read as a table of results: {error}") from error
     if missing := {"study", "control", "eval.name"} - set(frame.columns):
-        raise UserError(f"{file} is no results.csv of a report: it has no column {', '.join(sorted(missing))}")
+        raise UserError(f"{file} is not the results.csv of a report: it has no column {', '.join(sorted(missing))}")
     return frame
 
 
 def results_of(graph: Graph) -> pd.DataFrame:
-    """The table of a graph."""
+    """Return the table of a graph."""
     states = graph.states()
-    described: dict[Node, dict[str, Any]] = {node: _describe(node, states[node]) for node in graph.nodes}
-    rows = [row for point in graph.points for row in _rows(graph.study, point, described)]
+    runs = {node: _run_columns(node, states[node]) for node in graph.nodes}
+    rows = []
+    for point in graph.points:
+        start = {"study": graph.study.name, "control": point.control}
+        start |= {f"grid.{key}": as_text(value) for key, value in point.varied.items()}
+        start |= {f"pretrain.{key}": value for key, value in runs[point.pretrain].items()}
+        rows += [start | {"eval.name": name} | _eval_columns(runs[node]) for name, node in point.evals.items()]
+        rows += [] if point.evals else [start | {"eval.name": None}]
     return pd.DataFrame(rows)
 
 
-def _rows(study: Study, point: Point, described: dict[Node, dict[str, Any]]) -> list[dict[str, Any]]:
-    start = {"study": study.name, "control": point.control}
-    start |= {f"grid.{key}": as_text(value) for key, value in point.varied.items()}
-    start |= {f"pretrain.{key}": value for key, value in described[point.pretrain].items()}
-    if not point.evals:
-        return [start | {"eval.name": None}]
-    return [start | {"eval.name": name} | _eval_columns(described[node]) for name, node in point.evals.items()]
+def _eval_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the columns of an evaluation: score.top1 for its result.top1, eval.<key> for the rest."""
+    return {f"eval.{key}".replace("eval.result.", "score.", 1): value for key, value in columns.items()}
 
 
-def _eval_columns(described: dict[str, Any]) -> dict[str, Any]:
-    def name(key: str) -> str:
-        return f"score.{key.removeprefix('result.')}" if key.startswith("result.") else f"eval.{key}"
-
-    return {name(key): value for key, value in described.items()}
-
-
-def _describe(node: Node, state: str) -> dict[str, Any]:
-    """What is known of one run, in dotted keys."""
+def _run_columns(node: Node, state: str) -> dict[str, Any]:
+    """Describe one run, in dotted keys."""
     result = node.run.result() if state == "done" else {}
     if not isinstance(result, dict):
         state, result = DAMAGED, {}
-    columns: dict[str, Any] = {
+    return {
         "stage": node.stage.name,
         "run": f"{node.stage.name}/{node.run.name}",
         "hash": node.identity.hash,
+        "format": node.identity.format,
+        "state": state,
+        "config_file": project_path(node.config_file),
+        **{key: as_text(value) for key, value in flatten(node.identity.config).items()},
+        **{f"result.{key}": _finite(value) for key, value in flatten(result).items()},
+        **{f"provenance.{key}": value for key, value in _run_provenance(node).items()},
     }
-    columns |= {"format": node.identity.format, "state": state, "config_file": project_path(node.config_file)}
-    columns |= {key: as_text(value) for key, value in flatten(node.identity.config).items()}
-    columns |= {f"result.{key}": _finite(value) for key, value in flatten(result).items()}
-    return columns | {f"provenance.{key}": value for key, value in _provenance(node).items()}
 
 
 def _finite(value: Any) -> Any:
-    """A number as it is, NaN for one that is not finite; lists as text."""
+    """Return NaN for a number that is not finite, a list as text, and anything else as it is."""
     return math.nan if isinstance(value, float) and not math.isfinite(value) else as_text(value)
 
 
-def _provenance(node: Node) -> dict[str, Any]:
-    """Of the last attempt; `commits` are those of all attempts, because a resumed run is the work of each."""
+def _run_provenance(node: Node) -> dict[str, Any]:
+    """Describe the last attempt; `commits` has those of all attempts, because each contributed to a resumed run."""
     attempts = node.run.attempts()
     if not attempts:
         return {}
     last = {key: value for key, value in attempts[-1].items() if key not in _LEFT_OUT}
     commits = dict.fromkeys(_commit(attempt) for attempt in attempts)
-    return {k: as_text(v) for k, v in flatten(last).items()} | {"commits": " ".join(commits)}
+    return {key: as_text(value) for key, value in flatten(last).items()} | {"commits": " ".join(commits)}
 
 
-def _commit(attempt: dict[str, Any]) -> str:
-    """The commit, "+dirty" where it was changed; of code without one "<version>:<SHA-256 of its sources>"."""
+def _commit(attempt: Mapping[str, Any]) -> str:
+    """Return the commit, "+dirty" if it was changed; for code without one, "<version>:<SHA-256 of its sources>"."""
     if not attempt.get("commit") and attempt.get("sources"):
         return f"{attempt.get('version') or 'unknown'}:{attempt['sources']}"
     return f"{attempt.get('commit') or 'unknown'}{'+dirty' if attempt.get('dirty') else ''}"
 
 
 def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
-    """The rows of `frame` that a score such as linear.top1 is of, one a point, with the columns `value` and `state`.
+    """Return the rows that have a score such as linear.top1, one for each point, with columns `value` and `state`.
 
-    `pretrain.<score>` is the pretraining's own.
+    `pretrain.<score>` is a score that the pretraining itself wrote.
     """
     source, _, name = score.partition(".")
     if source == PRETRAIN:
@@ -138,7 +132,7 @@ def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
 
 
 def history_of(graph: Graph) -> pd.DataFrame:
-    """What every pretraining of a study logged while it ran: one row a logging step.
+    """Return what every pretraining of a study logged while it ran: one row for each logging step.
 
     Columns: run, control, grid.<key>, step, and whatever metrics.jsonl holds (loss terms, probe_top1, ...).
     A file that a kill cut off loses only its last line; a run that logged nothing has no rows.
@@ -172,12 +166,12 @@ def runs_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def commits(frame: pd.DataFrame) -> list[str]:
-    """Return the commits of each run that was begun, as `_provenance` writes them."""
+    """Return the commits of each run that was begun, as `_commit` writes them."""
     return [str(text) for text in runs_of(frame)["provenance.commits"].dropna()]
 
 
 def commit_text(commit: str) -> str:
-    """Return what `_commit` wrote, for a reader."""
+    """Word a commit of `_commit` for a reader."""
     version, colon, sources = commit.partition(":")
     if colon:
         return f"version {version} without a git commit, sources {sources[:12]} (SHA-256)"

@@ -1,4 +1,8 @@
-"""The table's rows: what the study varies, with each score over the seeds, and what is missing of it."""
+"""The scores of a study over its seeds: one row for each setting and control; which runs may be averaged together.
+
+Runs of different code or of different protocols are never averaged together, and neither of two results that
+contradict each other counts.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,12 @@ from analysis.statistics import Estimate, difference, estimate
 from sweeps.graph import as_text
 from sweeps.study import Study, is_seed
 
+VERSION_KEY = "version"  # one more key of the rows where the runs are of several versions
+
 
 @dataclass
 class Scores:
-    """One score of one row: its value for each seed that has one, and the states of those that do not."""
+    """One score of one row: its value for each seed that has one, and the states of the runs that have none."""
 
     by_seed: dict[Hashable, float] = field(default_factory=dict)
     gaps: Counter[str] = field(default_factory=Counter)
@@ -40,7 +46,7 @@ class Row:
     """A setting of the study, or a control."""
 
     control: str | None
-    values: tuple[Any, ...]  # of summary.row_keys; the varied one first; None where a control has none
+    values: tuple[Any, ...]  # of summary.row_keys, the varied one first; None where a control has none
     scores: dict[str, Scores] = field(default_factory=dict)
 
     @property
@@ -49,21 +55,17 @@ class Row:
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """The other grid keys: rows of one group are one curve, with one baseline."""
+        """The values of the other grid keys: rows of one group are one curve, with one baseline."""
         return self.values[1:]
 
 
 @dataclass
 class Summary:
-    """All rows of a study: curve after curve, each in the order of the grid, then the controls.
-
-    Where the runs are of several code versions or protocols, `version` is one more key of the rows, so
-    that each version is a curve of its own and no mean runs across two.
-    """
+    """All rows of a study: curve after curve, each in the order of the grid, then the controls."""
 
     study: Study
     rows: list[Row]
-    row_keys: list[str]  # study.row_keys, and analysis.summary.KEY where there are several
+    row_keys: list[str]  # study.row_keys, and VERSION_KEY where the runs are of several versions
     contradictions: list[str] = field(default_factory=list)
 
     @property
@@ -76,11 +78,6 @@ class Summary:
         """The most seeds that any score of any row has."""
         return max((len(s.by_seed) for row in self.rows for s in row.scores.values()), default=0)
 
-    def group_name(self, group: tuple[Any, ...]) -> str:
-        """loss.local = both, ...: what tells a curve from the others; empty for the only one."""
-        keys = self.row_keys[1:]
-        return ", ".join(f"{key} = {value_text(value)}" for key, value in zip(keys, group, strict=True))
-
     @property
     def settings(self) -> list[Row]:
         return [row for row in self.rows if row.control is None]
@@ -89,19 +86,24 @@ class Summary:
     def controls(self) -> list[Row]:
         return [row for row in self.rows if row.control is not None]
 
+    @property
+    def varies_a_number(self) -> bool:
+        """Whether values of the varied key have an order, so that a line between two of them means something."""
+        return all(isinstance(r.varied, int | float) and not isinstance(r.varied, bool) for r in self.settings)
+
     def groups(self) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
-        """Each curve: the values of the other grid keys, and its rows; numbers by size, names as the study has them."""
+        """Yield the group of each curve and its rows: numbers by size, names in the order of the study."""
         for group in dict.fromkeys(row.group for row in self.settings):
             rows = [row for row in self.settings if row.group == group]
             yield group, sorted(rows, key=lambda row: row.varied) if self.varies_a_number else rows
 
-    @property
-    def varies_a_number(self) -> bool:
-        """Whether values of the varied field have an order, so that a line between two of them means something."""
-        return all(isinstance(r.varied, int | float) and not isinstance(r.varied, bool) for r in self.settings)
+    def group_name(self, group: tuple[Any, ...]) -> str:
+        """Name a curve by what distinguishes it from the others (loss.local = both, ...); empty for the only one."""
+        keys = self.row_keys[1:]
+        return ", ".join(f"{key} = {value_text(value)}" for key, value in zip(keys, group, strict=True))
 
     def baseline(self, row: Row) -> Row | None:
-        """The row that this one is compared with; None where the study names none.
+        """Return the row that this one is compared with; None where the study names none.
 
         With several curves there are several baselines, and none of them is that of a control.
         """
@@ -113,7 +115,7 @@ class Summary:
         return rows[0] if wanted is not None and rows else None
 
     def controls_of(self, group: tuple[Any, ...]) -> list[Row]:
-        """A control that does not take a key from the grid stands beside every curve."""
+        """Return the controls of a curve; a control that does not take a key from the grid belongs to every curve."""
         return [
             row
             for row in self.controls
@@ -121,44 +123,45 @@ class Summary:
         ]
 
     def difference(self, row: Row, other: Row | None, score: str) -> Estimate | None:
-        """row - other; None where one has no value."""
+        """Return row - other; None where one has no value."""
         return None if other is None else difference(row.scores[score].by_seed, other.scores[score].by_seed)
 
     def best(self, rows: Sequence[Row], score: str) -> Row | None:
-        """The row with the highest mean, if the interval of its difference to every other one excludes 0.
+        """Return the row with the highest mean, if the interval of its difference to every other row excludes 0.
 
-        None where that cannot be said: too few rows, one seed, or two rows that the seeds do not tell apart.
+        None where that cannot be said: too few rows, one seed, or two rows that are too close.
         """
         scored = [row for row in rows if row.scores[score].by_seed]
         if len(scored) < 2:
             return None
         top, *others = sorted(scored, key=lambda row: -np.mean(list(row.scores[score].by_seed.values())))
-        found = [self.difference(top, other, score) for other in others]
-        return top if all(d is not None and d.sign > 0 for d in found) else None
+        differences = [self.difference(top, other, score) for other in others]
+        return top if all(d is not None and d.sign > 0 for d in differences) else None
 
 
 def summarize(frame: pd.DataFrame, study: Study, scores: Sequence[str]) -> Summary:
-    """Collect the scores of the frame of `results.load_results` into rows over seeds."""
-    versions = version_of_each_point(frame)
-    split = len(set(versions)) > 1
-    collected = _Collected(frame, study, versions if split else None)
+    """Collect scores of the table of results into rows over seeds."""
+    versions, row_keys = version_of_each_point(frame), study.row_keys
+    if len(set(versions)) > 1:
+        frame, row_keys = frame.assign(**{f"grid.{VERSION_KEY}": versions}), [*row_keys, VERSION_KEY]
+    collector = _Collector(frame, row_keys, [key for key in study.pretrain.grid if is_seed(key)])
     for score in scores:
-        collected.add(score)
-    rows = collected.rows
+        collector.add(score)
+    rows = collector.rows
     groups = list(dict.fromkeys(row.group for row in rows.values()))
     ordered = sorted(rows.values(), key=lambda row: (row.control is not None, groups.index(row.group)))
-    return Summary(study, ordered, collected.row_keys, collected.contradictions)
+    return Summary(study, ordered, row_keys, collector.contradictions)
 
 
-class _Collected:
-    """The rows while the scores are read into them, one score after the other."""
+@dataclass
+class _Collector:
+    """Reads one score after the other into rows."""
 
-    def __init__(self, frame: pd.DataFrame, study: Study, versions: pd.Series | None) -> None:
-        self.frame = frame if versions is None else frame.assign(**{f"grid.{VERSION_KEY}": versions})
-        self.row_keys = study.row_keys if versions is None else [*study.row_keys, VERSION_KEY]
-        self.seeds = [key for key in study.pretrain.grid if is_seed(key)]
-        self.rows: dict[tuple[Any, ...], Row] = {}
-        self.contradictions: list[str] = []
+    frame: pd.DataFrame
+    row_keys: list[str]
+    seeds: list[str]  # keys of the grid
+    rows: dict[tuple[Any, ...], Row] = field(default_factory=dict)
+    contradictions: list[str] = field(default_factory=list)
 
     def add(self, score: str) -> None:
         column = score_column(self.frame, score)
@@ -173,10 +176,10 @@ class _Collected:
             elif seed not in cell.by_seed and seed not in cell.refused:
                 cell.by_seed[seed] = float(value)
             elif cell.by_seed.get(seed) != value:
-                self._contradict(row, score, cell, seed)
+                self._refuse(row, score, cell, seed)
 
-    def _contradict(self, row: Row, score: str, cell: Scores, seed: tuple[Hashable, ...]) -> None:
-        """Two values for one seed: neither counts, because nothing says which one is right."""
+    def _refuse(self, row: Row, score: str, cell: Scores, seed: tuple[Hashable, ...]) -> None:
+        """Drop both of two values for one seed, because nothing says which one is right."""
         if seed in cell.refused:
             return
         first = cell.by_seed.pop(seed)
@@ -190,59 +193,53 @@ class _Collected:
 
 
 def _comparable(value: Any) -> Any:
-    """pandas writes an absent value as NaN, which equals nothing, itself included; lists are text in the frame."""
+    """Return None for NaN, by which pandas writes a gap and which equals nothing; a list as the text of the frame."""
     return None if isinstance(value, float) and math.isnan(value) else as_text(value)
 
 
-VERSION_KEY = "version"
-_POINT = ("control", "grid.")
-
-
 def version_of_each_point(frame: pd.DataFrame) -> pd.Series:
-    """For each row of the frame, the version of its point (a pretraining and all its evaluations), as text.
+    """Return, for each row, the version of its point (a pretraining and all its evaluations), as text.
 
-    That is the commits of all its runs, a dirty one marked with +, and the protocols of those evaluations whose
-    protocol differs within the study. A point that is not complete counts to the most usual version that its
-    runs so far can still become; one that was not begun, to the most usual of all.
+    That is the commits of all its runs, with a + where code was changed, and the protocols of those evaluations that
+    have several within the study. A point that is not complete counts to the most common version that its runs so far
+    can still become; one that was not started, to the most common of all.
     """
-    keys = [c for c in frame.columns if c == _POINT[0] or c.startswith(_POINT[1])]
+    keys = [c for c in frame.columns if c == "control" or c.startswith("grid.")]
     point = frame.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, frame.index)
     marks = pd.DataFrame({"point": point, "mark": _marks(frame)}).explode("mark").dropna()
-    texts = marks.groupby("point")["mark"].agg(lambda found: " then ".join(dict.fromkeys(found)))
-    begun = point.map(texts).fillna("")
+    texts = marks.groupby("point")["mark"].agg(lambda marks: " then ".join(dict.fromkeys(marks)))
+    started = point.map(texts).fillna("")
     open_points = set(point[frame["eval.state"] != "done"]) if "eval.state" in frame else set()
-    whole = begun[~point.isin(open_points)]
-    usual = [version for version, _ in Counter(whole if len(whole) else begun).most_common()]
-    ends = {text: next((v for v in usual if v.startswith(text)), text) for text in begun.unique()}
-    return begun.where(~point.isin(open_points), begun.map(ends))
+    complete = started[~point.isin(open_points)]
+    common = [version for version, _ in Counter(complete if len(complete) else started).most_common()]
+    ends = {text: next((v for v in common if v.startswith(text)), text) for text in started.unique()}
+    return started.where(~point.isin(open_points), started.map(ends))
 
 
 def _marks(frame: pd.DataFrame) -> pd.Series:
-    """For each row, the list of what its version consists of; empty where nothing was begun."""
-    found: list[list[str]] = [[] for _ in range(len(frame))]
-    for side in ("pretrain", "eval"):
-        column = f"{side}.provenance.commits"
-        if column in frame:
-            for marks, commits in zip(found, frame[column], strict=True):
-                marks += [_short(commit) for commit in str(commits).split()] if isinstance(commits, str) else []
-    for marks, protocol in zip(found, _telling_protocols(frame), strict=True):
+    """Return, for each row, the parts of its version; none where nothing was started."""
+    parts: list[list[str]] = [[] for _ in range(len(frame))]
+    for column in ("pretrain.provenance.commits", "eval.provenance.commits"):
+        for marks, commits in zip(parts, frame.get(column, [None] * len(frame)), strict=True):
+            marks += [_short_commit(commit) for commit in commits.split()] if isinstance(commits, str) else []
+    for marks, protocol in zip(parts, _distinguishing_protocols(frame), strict=True):
         marks += [protocol] if protocol else []
-    return pd.Series(found, frame.index)
+    return pd.Series(parts, frame.index)
 
 
-def _short(commit: str) -> str:
-    version, colon, sources = commit.partition(":")  # without a commit: as analysis.results writes it
+def _short_commit(commit: str) -> str:
+    version, colon, sources = commit.partition(":")  # code without a commit, as analysis.results writes it
     if colon:
         return f"{version}:{sources[:7]}"
     name, plus, _ = commit.partition("+")
     return name[:7] + plus
 
 
-def _telling_protocols(frame: pd.DataFrame) -> list[str]:
-    """The protocol of each row where its evaluation has several; "" elsewhere."""
+def _distinguishing_protocols(frame: pd.DataFrame) -> list[str]:
+    """Return the protocol of each row whose evaluation has several; "" elsewhere."""
     if "score.protocol" not in frame:
         return [""] * len(frame)
-    protocols = frame["score.protocol"].where(frame["score.protocol"].notna(), "").astype(str)
-    several = protocols[protocols != ""].groupby(frame["eval.name"]).nunique()
-    telling = frame["eval.name"].map(several).fillna(0) > 1
-    return [protocol if tells else "" for protocol, tells in zip(protocols, telling, strict=True)]
+    protocols = frame["score.protocol"].fillna("").astype(str)
+    counts = protocols[protocols != ""].groupby(frame["eval.name"]).nunique()
+    several = frame["eval.name"].map(counts).fillna(0) > 1
+    return list(protocols.where(several, ""))

@@ -108,7 +108,7 @@ def smoothed(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
 def caption(data: ReportData) -> str:
     grid = data.frame[data.frame["control"].isna()]
     # A results.csv has no curves; those that were drawn from the runs stay, and need their caption.
-    runs = grid["pretrain.run"] if data.of_a_table else _grid_history(data).get("run", pd.Series(dtype=str))
+    runs = grid["pretrain.run"] if data.from_csv else _grid_history(data).get("run", pd.Series(dtype=str))
     if runs.nunique() > MANY:
         return "Training, step by step: the mean over the runs of a setting, and the range of nine in ten of them."
     text = "Training of every run of the grid: logged values thin, smoothed (Gaussian, σ = 5 % of the run) thick"
