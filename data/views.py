@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     # Seeds dropout and drop path in a step of a fine-tuning (eval/linear.py) or a segmentation (eval/mmseg_hook.py).
     # The two stages never share a run, so that the same number cannot couple anything within one.
     DROPOUT = 20
+    MEMORY_POSITIONS = 21  # of a dense kNN evaluation
 
 
 def sample_generator(seed: int, epoch: int, index: int, purpose: Purpose = Purpose.VIEWS) -> np.random.Generator:

@@ -45,7 +45,7 @@ def evaluate(
     parent = asked.parent(config.machine.runs, config.normalisation)
     name = identity(config, parent.hash)
     if Run.at(config.machine.runs, name).result() is None:
-        preflight(config.data, masks=stage == "segmentation")
+        preflight(config.data, masks=stage in ("segmentation", "dense_knn"))
 
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         scores = work(config, parent, run, device)

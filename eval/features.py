@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from data.transforms import LabelledDataset
 from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
 from runtime.errors import NotFiniteError, UserError
@@ -19,10 +18,20 @@ from runtime.stopping import outlive_stops
 Batch = tuple[Tensor, Tensor]  # (B, ...), labels (B,) int64
 
 
+class Batched(Protocol):
+    """Images that can be had by batches, as data.transforms.LabelledDataset."""
+
+    def __len__(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def batch(self, indices: Sequence[int]) -> Any: ...
+
+
 class ImageBatches(Dataset):
     """Batch number (epoch, step): images (B, 3, S, S) and labels (B,); shuffled every epoch if there is a seed."""
 
-    def __init__(self, images: LabelledDataset, batch_size: int, seed: int | None = None) -> None:
+    def __init__(self, images: Batched, batch_size: int, seed: int | None = None) -> None:
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.steps = -(-len(images) // batch_size)
 
@@ -100,3 +109,11 @@ class FrozenFeatures(PooledFeatures):
 
     def __init__(self, backbone: nn.Module, device: torch.device) -> None:
         super().__init__(backbone.to(device).eval().requires_grad_(False), device)
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S) -> feature maps (B, C, h, w) float32. NotFiniteError where one is NaN or infinite."""
+        maps, _ = self.backbone(images.to(self.device, non_blocking=True))
+        if not torch.isfinite(maps).all():
+            raise NotFiniteError("the backbone's feature maps are not finite: its training went wrong")
+        return maps.float()

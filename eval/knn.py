@@ -159,7 +159,7 @@ def accuracies(
     features. A class without a vote is never among the five. on_chunk(queries done).
     """
     (known, known_labels), (asked, labels) = bank, queries
-    rows, columns = _chunk(len(known), chunk_bytes)
+    rows, columns = product_chunk(len(known), chunk_bytes)
     hits = torch.zeros(len(ks), 2, dtype=torch.float64)
     done = 0
     for some, truth in zip(asked.split(rows), labels.cpu().split(rows), strict=True):
@@ -175,7 +175,7 @@ def accuracies(
     return 100 * hits / len(asked)
 
 
-def _chunk(bank: int, chunk_bytes: int) -> tuple[int, int]:
+def product_chunk(bank: int, chunk_bytes: int) -> tuple[int, int]:
     """(queries, bank rows) of one product; 16 bytes an entry: the similarity, its masks and running counts."""
     entries = max(1, chunk_bytes // 16)
     columns = min(bank, max(1024, entries // 64))

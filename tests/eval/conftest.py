@@ -92,12 +92,12 @@ def evaluate(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, Run
         runs = tmp_path / "runs"
         arguments = [str(parent), "--config", config, f"machine.runs={runs}", *overrides]
         monkeypatch.setattr(sys, "argv", ["eval", *arguments])
-        before = set(runs.glob("[kls]*/*"))
+        before = set(runs.glob("[dkls]*/*"))
         with pytest.raises(SystemExit) as ended:
             run_command(main)
         output = capsys.readouterr()
         run.output = output.out.splitlines()
-        after = set(runs.glob("[kls]*/*"))
+        after = set(runs.glob("[dkls]*/*"))
         made = max(after - before or after, key=lambda path: path.stat().st_mtime, default=None)
         return ended.value.code or 0, output.err, None if made is None else Run(made)
 

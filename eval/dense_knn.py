@@ -1,0 +1,255 @@
+"""Segmentation by the nearest positions of training images, a check of dense features that trains nothing.
+
+python -m eval.dense_knn runs/pretrain/<run> --config eval/configs/dense_knn_scenes.yaml key=value
+
+After Balazevic et al. 2023, "Towards in-context scene understanding" (arXiv 2306.01667), as open-hummingbird-eval, its
+public reproduction, does it: a memory holds positions of the training images' feature maps, each with the distribution
+of labels over its cell of the mask. A position of a validation image takes the mean of its k nearest positions'
+distributions, weighted by softmax(cosine / temperature). These are resized (bilinear), and the most likely class of
+each pixel is scored by mIoU. A memory that cannot hold all positions takes equally many of each image, those of rare
+classes first.
+
+Differs from the reproduction: unlabelled pixels of training masks count for nothing, not as background; masks keep
+their size, so the score is of the image's own pixels, as that of eval.segmentation; the search is exact; training
+images are taken once, without augmentation. Of equally similar positions the first in the memory is nearer.
+
+An interrupted run starts over, for that is all it costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.catalog import open_dataset
+from data.config import Normalisation
+from data.images import normalise, read_image, resize
+from data.layout import SegmentationLayout, size_fault
+from data.views import Purpose, sample_generator
+from eval.command import evaluate
+from eval.dense_knn_config import PROTOCOL, STAGE, DenseKnnConfig, identity
+from eval.features import FrozenFeatures, ImageBatches
+from eval.knn import nearest, normalise_rows, product_chunk
+from eval.parent import Parent, load_parent_backbone
+from runtime.errors import UserError, run_command
+from runtime.progress import Progress
+from runtime.rundir import Run
+from runtime.stopping import stop_request
+
+Memory = tuple[Tensor, Tensor]  # features (M, C) of unit length; label distributions (M, classes)
+
+
+def label_positions(config: DenseKnnConfig, parent: Parent, run: Run, device: torch.device) -> dict[str, Any]:
+    """Fill the memory from train, label every position of val, and return the dict of result.json."""
+    started = time.monotonic()
+    layout = open_dataset(config.data).segmentation()
+    images = {split: MaskedImages(layout, split, config.image_size, parent.normalisation) for split in ("train", "val")}
+    features = FrozenFeatures(load_parent_backbone(parent), device)
+    memory = fill_memory(config, features, images["train"], run)
+    most = max(config.neighbours)
+    if most > len(memory[0]):
+        raise UserError(
+            f"config: neighbours = {config.neighbours} is not possible: the memory holds {len(memory[0])} positions, "
+            f"fewer than {most}; take smaller numbers"
+        )
+    confusions = score(config, features, memory, images["val"], run)
+    return summary(config, confusions, layout) | {
+        "memory_positions": len(memory[0]),
+        "features": memory[0].shape[1],
+        "train_images": len(images["train"]),
+        "val_images": len(images["val"]),
+        "seconds": time.monotonic() - started,
+    }
+
+
+class MaskedImages(Dataset):
+    """Squares of a split's images, normalised, and their masks as they are stored."""
+
+    def __init__(self, layout: SegmentationLayout, split: str, size: int, normalisation: Normalisation) -> None:
+        self.layout, self.split, self.size, self.normalisation = layout, split, size, normalisation
+        self.names = layout.names(split)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: no image is augmented."""
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return images (B, 3, S, S) and B masks (H, W) uint8. UserError, naming the file, for what cannot be used."""
+        names = [self.names[index] for index in indices]
+        squares, masks = zip(*map(self._read, names), strict=True)
+        mean, std = self.normalisation
+        return normalise(np.stack(squares), None, mean, std), list(masks)
+
+    def _read(self, name: str) -> tuple[np.ndarray, Tensor]:
+        image, path = read_image(self.layout.image(self.split, name)), self.layout.mask(self.split, name)
+        mask = self.layout.read_mask(path)
+        if fault := size_fault(mask.shape, image.shape[:2]) or self.layout.labels.fault(mask):
+            raise UserError(f"the mask {path} {fault}")
+        return resize(image, self.size, self.size, mode="bilinear"), torch.from_numpy(mask)
+
+
+def fill_memory(config: DenseKnnConfig, features: FrozenFeatures, images: MaskedImages, run: Run) -> Memory:
+    """Keep `config.memory` labelled positions, equally many of each image; fewer where there are fewer."""
+    classes, ignore = len(images.layout.classes), images.layout.ignore_index
+    vectors, distributions = torch.empty(0), torch.empty(0)
+    image = filled = 0
+    for maps, masks in maps_of(config, features, images, run, "memory"):
+        if image == 0:  # the memory from the start: joining its parts at the end would take twice its room
+            most = len(images) * maps[0, 0].numel()
+            room = most if config.memory is None else min(config.memory, most)
+            vectors, distributions = maps.new_empty(room, maps.shape[1]), maps.new_empty(room, classes)
+        for one, mask in zip(maps, masks, strict=True):
+            shares = cell_distributions(mask, one.shape[1:], classes, ignore)
+            # The quotas add up to the memory.
+            quota = room * (image + 1) // len(images) - room * image // len(images)
+            chosen = draw_positions(shares, quota, config.seed, image)
+            part = slice(filled, filled + len(chosen))
+            vectors[part] = normalise_rows(one.flatten(1).T[chosen.to(one.device)])
+            distributions[part] = shares[chosen].to(one.device)
+            image, filled = image + 1, part.stop
+    return vectors[:filled], distributions[:filled]
+
+
+def cell_distributions(mask: Tensor, grid: Sequence[int], classes: int, ignore: int) -> Tensor:
+    """Count the labels below each position: shares (h * w, classes), which sum to 1, or to 0 where none is labelled.
+
+    mask (H, W) uint8. A pixel belongs to one cell: row r of H to row floor(r * h / H) of the grid.
+    """
+    height, width = grid
+    rows = torch.arange(mask.shape[0]) * height // mask.shape[0]
+    columns = torch.arange(mask.shape[1]) * width // mask.shape[1]
+    cells = (rows[:, None] * width + columns).flatten()
+    labels = mask.flatten().long()
+    counted = labels != ignore
+    pairs = cells[counted] * classes + labels[counted]
+    counts = pairs.bincount(minlength=height * width * classes).view(height * width, classes)
+    return counts / counts.sum(1, keepdim=True).clamp_min(1)
+
+
+def draw_positions(shares: Tensor, quota: int, seed: int, index: int) -> Tensor:
+    """Draw `quota` of the labelled positions of image `index`, ascending; all of them if there are no more.
+
+    shares (P, classes), all zero where nothing is labelled. A position's score is the number of positions that hold its
+    classes, summed over these, times a random number; the lowest scores are drawn: rare classes come first.
+    """
+    candidates = shares.any(1).nonzero()[:, 0]
+    if quota >= len(candidates):
+        return candidates
+    present = (shares[candidates] > 0).double()
+    commonness = present @ present.sum(0)
+    random = sample_generator(seed, 0, index, Purpose.MEMORY_POSITIONS).random(len(candidates))
+    order = (commonness * torch.from_numpy(random)).argsort(stable=True)
+    return candidates[order[:quota].sort().values]
+
+
+def maps_of(config: DenseKnnConfig, features: FrozenFeatures, images: MaskedImages, run: Run, label: str) -> Any:
+    """Yield (feature maps (B, C, h, w), masks) of every batch, in the split's order."""
+    progress = Progress(run, f"dense kNN {label}", len(images), "images", config.machine.log_seconds)
+    batches = ImageBatches(images, config.batch_size)
+    done = 0
+    with stop_request() as stop:
+        for pixels, masks in batches.of_epoch(0, 0, config.machine.workers):
+            yield features.maps(pixels), masks
+            done += len(masks)
+            progress.update(done)
+            if stop:
+                stop.leave()
+
+
+@torch.no_grad()
+def score(config: DenseKnnConfig, features: FrozenFeatures, memory: Memory, images: MaskedImages, run: Run) -> Tensor:
+    """Return (len(neighbours), classes, classes): pixels by label and by predicted class."""
+    classes, ignore = len(images.layout.classes), images.layout.ignore_index
+    confusions = torch.zeros(len(config.neighbours), classes, classes, dtype=torch.long)
+    for maps, masks in maps_of(config, features, images, run, "val"):
+        positions = maps.movedim(1, -1)  # (B, h, w, C)
+        queries = normalise_rows(positions.flatten(0, 2).clone())
+        voted = vote(memory, queries, config.neighbours, config.temperature, config.machine.chunk_megabytes << 20)
+        for number, distributions in enumerate(voted):
+            each = distributions.view(*positions.shape[:3], classes).movedim(-1, 1)
+            for mask, one in zip(masks, each, strict=True):
+                confusions[number] += confusion(predict(one, mask.shape), mask, classes, ignore)
+    return confusions
+
+
+def vote(memory: Memory, queries: Tensor, ks: Sequence[int], temperature: float, chunk_bytes: int) -> list[Tensor]:
+    """Return for each k the label distributions (N, classes) of queries (N, C) of unit length.
+
+    One product and one top-k, at the largest k, serve every k; about `chunk_bytes` are taken at a time.
+    """
+    bank, distributions = memory
+    rows, columns = product_chunk(len(bank), chunk_bytes)
+    rows = min(rows, max(1, chunk_bytes // (8 * max(ks) * distributions.shape[1])))
+    found: list[list[Tensor]] = [[] for _ in ks]
+    for some in queries.split(rows):
+        similarity, index = nearest(some, bank, max(ks), columns)
+        labels = distributions[index]  # (n, k, classes)
+        for k, parts in zip(ks, found, strict=True):
+            weights = (similarity[:, :k] / temperature).softmax(dim=1)
+            parts.append((weights[:, :, None] * labels[:, :k]).sum(dim=1))
+    return [torch.cat(parts) for parts in found]
+
+
+def predict(distributions: Tensor, size: Sequence[int]) -> Tensor:
+    """(classes, h, w) -> (H, W): the most likely class of each pixel, on the CPU."""
+    resized = F.interpolate(distributions[None], tuple(size), mode="bilinear", align_corners=False)
+    return resized[0].argmax(dim=0).cpu()
+
+
+def confusion(predicted: Tensor, mask: Tensor, classes: int, ignore: int) -> Tensor:
+    """Return (classes, classes): pixels of an image by label and by predicted class; pixels to ignore are left out."""
+    labels, counted = mask.flatten().long(), (mask != ignore).flatten()
+    pairs = labels[counted] * classes + predicted.flatten()[counted]
+    return pairs.bincount(minlength=classes * classes).view(classes, classes)
+
+
+def summary(config: DenseKnnConfig, confusions: Tensor, layout: SegmentationLayout) -> dict[str, Any]:
+    """Return the scores in percent, as mmsegmentation's IoUMetric: without classes that are nowhere."""
+    each = [class_scores(confusion) for confusion in confusions]
+    ks, first = config.neighbours, each[0]
+    scores: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "miou": mean(first["iou"]),
+        "macc": mean(first["accuracy"]),
+        "aacc": 100 * float(confusions[0].trace() / confusions[0].sum()),
+        "iou": dict(zip(layout.classes, first["iou"], strict=True)),
+        "k": ks[0],
+        "neighbours": ks,
+        "miou_each": [mean(one["iou"]) for one in each],
+        "temperature": config.temperature,
+    }
+    others = ", ".join(f"k {k}: {score:.2f}" for k, score in zip(ks, scores["miou_each"], strict=True))
+    print(f"{PROTOCOL}: mIoU {scores['miou']:.2f} %, k {ks[0]}; {others}", flush=True)
+    return scores
+
+
+def class_scores(confusion: Tensor) -> dict[str, list[float | None]]:
+    """IoU and accuracy of each class in percent; None where nothing is labelled (and, for IoU, predicted) as it."""
+    right, labelled, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    return {"iou": percents(right, labelled + predicted - right), "accuracy": percents(right, labelled)}
+
+
+def percents(part: Tensor, whole: Tensor) -> list[float | None]:
+    return [100 * p / w if w else None for p, w in zip(part.tolist(), whole.tolist(), strict=True)]
+
+
+def mean(scores: Sequence[float | None]) -> float:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known)
+
+
+def main(argv: Sequence[str]) -> None:
+    evaluate(argv, STAGE, DenseKnnConfig, identity, label_positions)
+
+
+if __name__ == "__main__":
+    run_command(main)
