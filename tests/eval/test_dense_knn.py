@@ -54,7 +54,9 @@ def split_by_hand(layout, backbone, split: str):
         mask = np.array(Image.open(layout.mask(split, name)))
         masks.append(mask)
         cells = [mask[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] for row in range(8) for column in range(8)]
-        shares.append([[(cell == label).mean() for label in range(CLASSES)] for cell in cells])
+        shares.append(
+            [[(cell == label).sum() / max((cell != 255).sum(), 1) for label in range(CLASSES)] for cell in cells]
+        )
     return np.array(vectors), np.array(shares), np.array(masks)
 
 
