@@ -18,7 +18,7 @@ SCORES = {
     "macc": ("mean accuracy", "%"),
     "aacc": ("pixel accuracy", "%"),
 }
-SOURCES = {"knn": "kNN"}  # an evaluation's name, where a reader writes another
+SOURCES = {"knn": "kNN", "dense_knn": "dense kNN"}  # an evaluation's name, where a reader writes another
 SYMBOLS = {"loss.alpha": "α"}
 MINUS = "−"
 NONE = "–"  # nothing to show

@@ -87,7 +87,7 @@ class MaskedImages(Dataset):
         names = [self.names[index] for index in indices]
         squares, masks = zip(*map(self._read, names), strict=True)
         mean, std = self.normalisation
-        return normalise(np.stack(squares), None, mean, std), list(masks)
+        return normalise(np.stack(squares), mean, std), list(masks)
 
     def _read(self, name: str) -> tuple[np.ndarray, Tensor]:
         image, path = read_image(self.layout.image(self.split, name)), self.layout.mask(self.split, name)

@@ -14,6 +14,7 @@ from sweeps import schema, stages
 STAGE_OF = {
     "finetune": "linear",
     "seg": "segmentation",
+    "dense": "dense_knn",
 }  # by the first word of an evaluation's config, where it differs
 FILES = [
     p for folder in ("pretrain/configs", "eval/configs", "sweeps/studies") for p in (PROJECT / folder).rglob("*.yaml")
