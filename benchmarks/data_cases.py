@@ -180,6 +180,6 @@ def evaluations(data: DataConfig, batch: int) -> tuple[dict[str, Contender], flo
     differences = []
     for index in range(min(8, len(listed))):
         expected = np.array(resize(Image.open(listed.paths[index]).convert("RGB")))
-        difference = ours[index][0] - normalise(expected)
+        difference = ours.batch([index])[0][0] - normalise(expected)
         differences.append(float((difference * torch.tensor(STD).view(3, 1, 1) * 255).abs().mean()))
     return {"torchvision": torchvision_batch, "this": lambda: ours.batch(range(batch))}, max(differences)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from data.config import IMAGENET, Normalisation
 from data.images import ImageList, ImageStore, Pixels, normalise, resize
@@ -44,8 +43,8 @@ def train_transform(size: int, scale: Sequence[float] = (0.08, 1.0), flip: bool 
     return transform
 
 
-class LabelledDataset(Dataset):
-    """Images and labels by index. A set of at most `memory_bytes` when decoded is read at once and kept.
+class LabelledDataset:
+    """Batches of images and labels by index. A set of at most `memory_bytes` when decoded is read at once and kept.
 
     Raises UserError for an unreadable image.
     """
@@ -73,15 +72,11 @@ class LabelledDataset(Dataset):
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        """Return (image (3, S, S) float32 normalised, label, index)."""
-        return normalise(self._pixels(index), self._mean, self._std), self._labels[index], index
+    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (images (B, 3, S, S) float32 normalised, labels (B,) int64)."""
+        pixels = np.stack([self._pixels(index) for index in indices])
+        return normalise(pixels, self._mean, self._std), torch.tensor([self._labels[index] for index in indices])
 
     def _pixels(self, index: int) -> Pixels:
         image = self._store.read(index)[1]
         return self._transform(image, sample_generator(self._seed, self._epoch, index))
-
-    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (images (B, 3, S, S), labels (B,)); normalising them together is faster."""
-        pixels = np.stack([self._pixels(index) for index in indices])
-        return normalise(pixels, self._mean, self._std), torch.tensor([self._labels[index] for index in indices])

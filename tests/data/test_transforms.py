@@ -46,25 +46,25 @@ def test_train_transform_crops_and_mirrors() -> None:
 def test_labelled_dataset_is_a_function_of_seed_epoch_and_index(small_scenes: DataConfig) -> None:
     images = open_dataset(small_scenes).images("train")
     one, other = (LabelledDataset(images, train_transform(32), seed=seed) for seed in (0, 1))
-    first, label, index = one[7]
-    assert first.shape == (3, 32, 32)
-    assert (label, index) == (images.labels[7], 7)
-    assert torch.equal(one[7][0], first)
-    assert not torch.equal(other[7][0], first)
+    first, labels = one.batch([7])
+    assert first.shape == (1, 3, 32, 32)
+    assert labels.tolist() == [images.labels[7]]
+    assert torch.equal(one.batch([7])[0], first)
+    assert not torch.equal(other.batch([7])[0], first)
     one.set_epoch(1)
-    assert not torch.equal(one[7][0], first)
+    assert not torch.equal(one.batch([7])[0], first)
     one.set_epoch(0)
     batch, labels = one.batch([3, 7])
-    assert torch.allclose(batch[1], first, atol=1e-6)
+    assert torch.allclose(batch[1], first[0], atol=1e-6)
     assert labels.tolist() == [images.labels[3], images.labels[7]]
 
 
-def test_it_feeds_a_data_loader(small_scenes: DataConfig) -> None:
+def test_batches_follow_the_indices(small_scenes: DataConfig) -> None:
     images = open_dataset(small_scenes).images("val")
-    loader = torch.utils.data.DataLoader(LabelledDataset(images, eval_transform(32, 32)), batch_size=8)
-    batches = list(loader)
-    assert [tuple(batch[0].shape) for batch in batches] == [(8, 3, 32, 32)] * 2 + [(4, 3, 32, 32)]
-    assert torch.cat([labels for _, labels, _ in batches]).tolist() == images.labels
+    dataset = LabelledDataset(images, eval_transform(32, 32))
+    batches = [dataset.batch(range(len(images))[start : start + 8]) for start in (0, 8, 16)]
+    assert [tuple(pixels.shape) for pixels, _ in batches] == [(8, 3, 32, 32)] * 2 + [(4, 3, 32, 32)]
+    assert torch.cat([labels for _, labels in batches]).tolist() == images.labels
 
 
 def test_images_without_labels_and_sizes_that_cannot_be_are_refused() -> None:

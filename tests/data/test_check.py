@@ -1,4 +1,4 @@
-"""python -m data.check and the brief look before an evaluation: each kind of damage is told, whole datasets pass."""
+"""python -m data.check and the preflight: each kind of damage is reported, intact datasets pass."""
 
 import shutil
 import sys
@@ -13,7 +13,6 @@ from data.catalog import open_dataset
 from data.check import BRIEF, IGNORED, masked, overlay, preflight
 from data.check_files import check_images, check_masks, check_overlap, check_strays, same_content, sample
 from data.config import DataConfig
-from eval import knn, linear, segmentation
 from runtime.errors import UserError, run_command
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -22,7 +21,7 @@ import trees
 
 @pytest.fixture
 def tree(image_folder, tmp_path) -> Path:
-    """A copy of the ImageFolder of 48 + 16 images that a test may spoil."""
+    """A copy of the ImageFolder of 48 + 16 images that a test may damage."""
     return Path(shutil.copytree(image_folder, tmp_path / "tree"))
 
 
@@ -34,7 +33,7 @@ def voc(tmp_path) -> Path:
 
 @pytest.fixture
 def checked(tmp_path, monkeypatch, capsys):
-    """checked(dataset, *arguments) -> (exit code, stdout, stderr)."""
+    """Run the command: checked(dataset, *arguments) -> (exit code, stdout, stderr)."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["check", *map(str, arguments), "--out", str(tmp_path / "sheet.png")])
@@ -52,12 +51,12 @@ def problems_of(root: Path, samples: int | None = None) -> str:
 
 def mask_problems_of(root: Path, samples: int | None = None) -> str:
     layout = open_dataset(DataConfig(name="vocfolder", root=str(root))).segmentation()
-    found = check_masks(layout, samples)
-    found.join(check_strays(layout))
-    return "\n".join(found.problems)
+    findings = check_masks(layout, samples)
+    findings.join(check_strays(layout))
+    return "\n".join(findings.problems)
 
 
-def test_a_whole_folder_passes_with_its_counts(tree, checked):
+def test_an_intact_folder_passes_with_its_counts(tree, checked):
     (tree / "train" / "class2" / "11.png").unlink()
     code, out, err = checked("imagefolder", f"data.root={tree}")
     assert code == 0, err
@@ -66,7 +65,7 @@ def test_a_whole_folder_passes_with_its_counts(tree, checked):
     assert "no problem found" in out
 
 
-def test_files_that_are_not_taken_are_counted(tree, checked, parent, evaluate):
+def test_files_that_are_left_out_are_counted(tree, checked):
     (tree / "train" / "class1" / "more").mkdir()
     (tree / "train" / "class1" / "3.png").rename(tree / "train" / "class1" / "more" / "3.png")
     for name in ("a.txt", "more/b.txt", "c"):
@@ -80,9 +79,6 @@ def test_files_that_are_not_taken_are_counted(tree, checked, parent, evaluate):
         "val: files left out: 1 (1 beside the class folders)",
     ]
     assert all(line in out.splitlines() for line in lines)
-    data = ["data.name=imagefolder", f"data.root={tree}", "image_size=8", "resize=8", "neighbours=[3]"]
-    assert evaluate(knn.main, parent, "eval/configs/knn_scenes.yaml", *data)[0] == 0
-    assert [line for line in evaluate.output if "left out" in line] == lines
 
 
 def test_damage_ends_with_2_and_a_list(tree, checked, tmp_path):
@@ -130,8 +126,8 @@ def test_overlap_of_a_large_set_by_name(tree, monkeypatch):
     ]
     copied = tree / "val" / "class3" / "7.png"
     for count in range(1, 18):
-        found = "\n".join(check_overlap(*lists, count).problems)
-        assert (f"{copied} = " in found) == (copied in sample(lists[1], count))
+        problems = "\n".join(check_overlap(*lists, count).problems)
+        assert (f"{copied} = " in problems) == (copied in sample(lists[1], count))
 
 
 def test_files_of_equal_size_that_differ_are_no_pair(tmp_path):
@@ -154,8 +150,8 @@ def test_counts_of_masks_equal_a_count_by_hand(voc):
     layout = open_dataset(DataConfig(name="vocfolder", root=str(voc))).segmentation()
     values = np.concatenate([np.array(Image.open(layout.mask("val", name))).ravel() for name in layout.names("val")])
     seen = len(set(values.tolist()) - {255})
-    told = f"val: {seen} of 3 classes seen, {100 * np.mean(values == 255):.1f} % of the pixels ignored"
-    assert told in "\n".join(check_masks(layout, None).lines)
+    line = f"val: {seen} of 3 classes seen, {100 * np.mean(values == 255):.1f} % of the pixels ignored"
+    assert line in "\n".join(check_masks(layout, None).lines)
 
 
 def damage_mask(voc: Path, change) -> Path:
@@ -194,9 +190,9 @@ def test_masks_that_say_nothing_and_masks_without_images(voc):
         path = layout.mask("val", name)
         Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
     (voc / "SegmentationClass" / "stray.png").write_bytes(path.read_bytes())
-    told = mask_problems_of(voc)
-    assert "val masks read are ignored" in told
-    assert "1 masks in SegmentationClass have no image in JPEGImages: stray" in told
+    problems = mask_problems_of(voc)
+    assert "val masks read are ignored" in problems
+    assert "1 masks in SegmentationClass have no image in JPEGImages: stray" in problems
 
 
 def test_the_picture_shows_masks_in_their_colours(voc, checked, tmp_path):
@@ -215,24 +211,7 @@ def test_the_picture_shows_masks_in_their_colours(voc, checked, tmp_path):
         assert sheet.width > 1000
 
 
-CONFIGS = {linear: "linear_scenes", knn: "knn_scenes", segmentation: "seg_scenes"}
-
-
-@pytest.mark.parametrize("stage", CONFIGS, ids=lambda stage: stage.__name__)
-def test_an_evaluation_looks_first_and_makes_nothing(stage, tree, voc, parent, evaluate, tmp_path):
-    damaged = tree / "val" / "class1" / "3.png"
-    damaged.write_bytes(b"cut off")
-    damage_mask(voc, with_value)
-    data = ["data.name=imagefolder", f"data.root={tree}"]
-    if stage is segmentation:
-        data = ["data.name=vocfolder", f"data.root={voc}"]
-    code, error, run = evaluate(stage.main, parent, f"eval/configs/{CONFIGS[stage]}.yaml", *data)
-    assert (code, run) == (2, None)
-    assert ("no class" if stage is segmentation else str(damaged)) in error
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pretrain"]
-
-
-def test_the_look_is_brief(tree, monkeypatch):
+def test_the_preflight_is_brief(tree, monkeypatch):
     for number in range(12, 60):
         shutil.copy(tree / "train" / "class0" / "0.png", tree / "train" / "class0" / f"{number}.png")
     read = []

@@ -1,0 +1,50 @@
+"""The check of a dataset before an evaluation: notes are printed, problems stop it before anything is made."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.catalog import open_dataset
+from data.config import DataConfig
+from eval import knn, linear, segmentation
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import trees
+
+CONFIGS = {linear: "linear_scenes", knn: "knn_scenes", segmentation: "seg_scenes"}
+
+
+@pytest.fixture
+def tree(image_folder, tmp_path) -> Path:
+    """A copy of the ImageFolder of 48 + 16 images that a test may damage."""
+    return Path(shutil.copytree(image_folder, tmp_path / "tree"))
+
+
+def test_files_that_are_left_out_are_noted(tree, parent, evaluate):
+    for split in ("train", "val"):
+        (tree / split / "class1" / "a.txt").touch()
+    data = ["data.name=imagefolder", f"data.root={tree}", "image_size=8", "resize=8", "neighbours=[3]"]
+    assert evaluate(knn.main, parent, "eval/configs/knn_scenes.yaml", *data)[0] == 0
+    expected = [f"{split}: files left out: 1 (1 ending in .txt)" for split in ("train", "val")]
+    assert [line for line in evaluate.output if "left out" in line] == expected
+
+
+@pytest.mark.parametrize("stage", CONFIGS, ids=lambda stage: stage.__name__)
+def test_an_evaluation_of_a_damaged_dataset_makes_nothing(stage, tree, parent, evaluate, tmp_path):
+    damaged = tree / "val" / "class1" / "3.png"
+    damaged.write_bytes(b"cut off")
+    data, words = ["data.name=imagefolder", f"data.root={tree}"], str(damaged)
+    if stage is segmentation:
+        trees.vocfolder_tree(tmp_path / "voc", ["floor", "wall", "door"])
+        data, words = ["data.name=vocfolder", f"data.root={tmp_path / 'voc'}"], "no class"
+        layout = open_dataset(DataConfig(name="vocfolder", root=str(tmp_path / "voc"))).segmentation()
+        mask = layout.mask("val", layout.names("val")[0])
+        Image.fromarray(np.full_like(np.array(Image.open(mask)), 200)).save(mask)
+    code, error, run = evaluate(stage.main, parent, f"eval/configs/{CONFIGS[stage]}.yaml", *data)
+    assert (code, run) == (2, None)
+    assert words in error
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pretrain"]
