@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import render
 from analysis.labels import project_path, score_label
-from analysis.questions import name_of
+from analysis.questions import row_name
 from analysis.render import Column, Table
 from analysis.report import ELSEWHERE, RESULTS, files_of, require_no_loss
 from analysis.report_data import ReportData, load_report_data
@@ -88,7 +88,7 @@ def together_table(studies_data: Sequence[ReportData]) -> Table:
 
 
 def _setting_text(entry: Entry) -> str:
-    name = name_of(entry.data.summary, entry.row)
+    name = row_name(entry.data.summary, entry.row)
     return name if entry.row.control is None else f"*{name} (control)*"
 
 

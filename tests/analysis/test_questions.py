@@ -44,6 +44,17 @@ def test_compare_pairs_seeds_and_tells_what_would_settle_it(report_data_of: Repo
     assert "difference +5.0 ± 0.0 (3 seeds, paired): higher, the 95 % interval excludes 0" in miou
 
 
+@pytest.mark.parametrize("text", ["loss.num_matches=[64, 4]", "loss.num_matches = [64, 4], loss.alpha = 1"])
+def test_a_value_that_is_a_list(report_data_of: ReportDataOf, text: str) -> None:
+    """Spelled as the error about a wrong row spells the rows."""
+    lists = ["[20, 4]", "[64, 4]"]  # the text that a row has for a list
+    rows = [(None, {"loss.alpha": 1.0, "loss.num_matches": value, "seed": 0}, 70.0, 20.0) for value in lists]
+    summary = report_data_of({"loss.alpha": [1.0], "loss.num_matches": lists, "seed": [0]}, rows).summary
+    assert find_row(summary, text).values == (1.0, "[64, 4]")
+    with pytest.raises(UserError, match=r"'loss.num_matches=\[64, 4': its value cannot be read"):
+        find_row(summary, "loss.num_matches=[64, 4")
+
+
 def test_compare_with_a_control_of_one_seed(report_data_of: ReportDataOf) -> None:
     _, top1, _ = compare(some_report_data(report_data_of), "no pretraining", "1.0")
     assert "difference −60.0 (one seed): one seed cannot support it" in top1
