@@ -85,7 +85,7 @@ def test_what_is_no_table_of_results(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_results(file)
     file.write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="not the results.csv of a report"):
+    with pytest.raises(UserError, match=r"not the results\.csv of a report"):
         load_results(file)
     with pytest.raises(UserError, match="has the study scenes; expected quickstart"):
         load_report_data(PROJECT / "sweeps/studies/quickstart.yaml", results=SCENES / "results.csv")
