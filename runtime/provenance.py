@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import PACKAGES, files
-from runtime.device import available_cores
+from runtime.device import available_cores, driver_version
 
 PROJECT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "vicregl-bench"
@@ -24,7 +24,11 @@ DISTRIBUTION = "vicregl-bench"
 _HASHED = (".py", ".csv")
 # In a copy of the code for a submission (sweeps/slurm/records.py): the identity of the original.
 SNAPSHOT = "snapshot.json"
-VERSIONS_OF = ("torch", "torchvision", "timm", "mmengine", "mmsegmentation", "mmcv-lite", "mmcv", "numpy")
+# Of everything that can change a pixel or a number.
+VERSIONS_OF = (
+    *("torch", "torchvision", "timm", "mmengine", "mmsegmentation", "mmcv-lite", "mmcv", "numpy", "scipy"),
+    *("scikit-learn", "opencv-python", "opencv-python-headless", "pillow", "simplejpeg", "safetensors", "submitit"),
+)
 # git sets these in hooks and aliases of another repository; ours must not be looked up by them.
 _FOREIGN_GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 _GIT_FAILED = "git does not answer"
@@ -185,10 +189,16 @@ def processor_name() -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    """Return the versions of the installed libraries, and on a GPU those of CUDA, cuDNN and the driver."""
+    import torch
+
+    versions: dict[str, str] = {}
     for name in VERSIONS_OF:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if torch.cuda.is_available():
+        known = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": driver_version()}
+        versions |= {name: str(version) for name, version in known.items() if version is not None}
     return versions

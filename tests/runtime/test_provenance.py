@@ -143,3 +143,18 @@ def test_a_snapshot_of_an_installed_copy_takes_the_project_alone(packages, tmp_p
     assert ask(copy) == ask(packages)
     python(copy, TAKE, tmp_path / "again")  # a job that submits
     assert ask(tmp_path / "again") == ask(packages)
+
+
+def test_versions_are_of_every_library_that_can_change_a_number(monkeypatch):
+    versions = provenance.collect()["versions"]
+    assert {"torch", "numpy", "scipy", "pillow", "submitit", "safetensors", "scikit-learn"} <= versions.keys()
+    assert len({"opencv-python", "opencv-python-headless"} & versions.keys()) == 1
+    assert not {"cuda", "cudnn", "driver"} & versions.keys()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # what cannot be here: a GPU
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.backends.cudnn.version", lambda: 91002)
+    monkeypatch.setattr(provenance, "driver_version", lambda: "580.65.06")
+    collected = provenance.collect()
+    of_gpu = {name: collected["versions"][name] for name in ("cuda", "cudnn", "driver")}
+    assert (collected["gpu"], of_gpu) == ("a GPU", {"cuda": "13.0", "cudnn": "91002", "driver": "580.65.06"})
