@@ -104,7 +104,7 @@ def _concatenate(parts: list[Any]) -> Any:
 
 
 def refuse_batch_statistics(model: VICRegLModel) -> None:
-    """UserError where a sample's output depends on its batch in training: parts of it would give other outputs."""
+    """Raise UserError if an output depends on other samples of the batch: parts of it would give other outputs."""
     if (name := model.batch_dependent) is not None:
         kind = type(model.get_submodule(name)).__name__
         raise UserError(

@@ -105,7 +105,7 @@ def preflight(config: PretrainConfig) -> Dataset:
     """Check a new run before its directory is made, and return its dataset, so that it is listed only once.
 
     UserError for a dataset that is missing or too small for the batch or the warm-up, and for a network that does not
-    fit.
+    fit in memory.
     """
     dataset = open_dataset(config.data)
     durations(config, dataset.steps_per_epoch(len(dataset.images("train")), config.train.batch_size))
@@ -121,7 +121,7 @@ def preflight(config: PretrainConfig) -> Dataset:
 
 
 def refuse_too_large(model: nn.Module, config: PretrainConfig, device: torch.device) -> None:
-    """UserError for a network whose parameters alone do not fit the device's memory."""
+    """Raise UserError for a network whose parameters alone do not fit the device's memory."""
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     copies = 2 + (1 if config.optimizer.name == "lars" else 2)  # weights, gradients, the optimiser's averages
     needs, has = 4 * copies * sum(sizes.values()), memory_bytes(device)

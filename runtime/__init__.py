@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runtime import compat
 
-# Every package of the suite imports this one first; vicregl does not, because it is installed on its own.
+# The suite's packages import this one first; vicregl does not, because it is installed on its own.
 PACKAGES = ("analysis", "data", "eval", "pretrain", "runtime", "sweeps", "vicregl")
 
 
@@ -18,8 +18,8 @@ def _refuse_foreign_packages() -> None:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None and root not in Path(spec.origin).resolve().parents:
             raise ImportError(
-                f"{spec.origin} hides the package {name!r} of {root}. Work in that folder, or set PYTHONSAFEPATH=1, by "
-                "which Python does not look into the working directory, with the folder in PYTHONPATH"
+                f"{spec.origin} hides the package {name!r} of {root}. Work in that folder, or set PYTHONPATH to it and "
+                "PYTHONSAFEPATH=1, so that Python does not search the working directory"
             )
 
 

@@ -18,7 +18,7 @@ _libraries: list[Any] = []
 
 
 class _BeforeTorchvision(importlib.abc.MetaPathFinder):
-    """A finder that finds nothing: Python calls it before any import of torchvision, where it prepares for that."""
+    """An import hook that finds nothing itself: it prepares torchvision just before its first import."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         if fullname == "torchvision":
@@ -38,7 +38,7 @@ def prepare_torchvision() -> bool:
     torchvision's wheel is built for CUDA. With a CPU-only torch its library silently
     fails to load, and `import torchvision` then raises "operator torchvision::nms does not exist", because it registers
     shape rules for undeclared operators. Declaring them is enough: calling one still fails, and nothing here uses
-    boxes. Returns whether that was needed.
+    boxes. Return whether that was needed.
     """
     if "torchvision" in sys.modules or _library_loads("torchvision"):
         return False
@@ -56,7 +56,7 @@ def _library_loads(package: str) -> bool:
     """Whether the package's compiled library `_C` can be loaded with this torch."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        return True  # not installed: nothing to prepare
+        return True  # not installed
     suffixes = importlib.machinery.EXTENSION_SUFFIXES
     finder = importlib.machinery.FileFinder(
         spec.submodule_search_locations[0], (importlib.machinery.ExtensionFileLoader, suffixes)
@@ -99,7 +99,7 @@ def prepare_mmcv() -> bool:
     """Let `import mmseg.models` work beside mmcv-lite, which has no compiled operators.
 
     Some of mmsegmentation's heads import operators of `mmcv._ext`; none of these heads is used here. A compiled mmcv
-    is left unchanged. Returns whether the stand-in was needed.
+    is left unchanged. Return whether the stand-in was needed.
     """
     name = "mmcv._ext"
     if name in sys.modules or importlib.util.find_spec(name) is not None:

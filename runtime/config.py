@@ -1,8 +1,9 @@
-"""Configs: pydantic models, YAML files that fill them, `key=value` overrides; nothing unknown passes.
+"""Configs: pydantic models that YAML files and `key=value` overrides fill; unknown keys are errors.
 
 A config class derives from `Config`. Types and `Field` say what a value may be; `check(self)` calls `require` for what
-they cannot say, as one field that limits another. A section named `machine` holds what cannot change a result (workers,
-device, paths) and stays out of a run's identity. Light: planning a study imports it, and neither torch nor timm.
+they cannot express, such as one field that limits another. A section named `machine` holds what cannot change a result
+(workers, device, paths) and stays out of a run's identity. The module imports neither torch nor timm, so that planning a
+study is quick.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Config(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     def check(self) -> None:
-        """Refuse, by `require`, what types cannot say."""
+        """Call `require` for what types cannot express."""
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -87,7 +88,7 @@ class Config(BaseModel):
         return self
 
     def replace(self: T, **changes: Any) -> T:
-        """A checked copy with these fields changed."""
+        """Return a checked copy with these fields changed."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
 
@@ -104,27 +105,26 @@ class MachineConfig(Config):
 
 
 class EvalMachineConfig(MachineConfig):
-    save_seconds: NonNegativeFloat = 60.0  # between two checkpoints; 0: as often as can be
+    save_seconds: NonNegativeFloat = 60.0  # between two checkpoints; 0: as often as possible
 
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
-    """Stop with a message that names the key, the value and what is allowed, unless `ok`."""
+    """Raise a UserError that names the key, the value and what is allowed, unless `ok`."""
     if not ok:
         raise UserError(f"config: {key} = {value!r} is not possible; allowed: {allowed}")
 
 
 def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
-    """The config of class `schema` from a YAML file (its `base:` file first) and `key=value` overrides.
+    """Load a config of class `schema` from a YAML file (its `base:` file first) and `key=value` overrides.
 
-    Raises UserError, before anything is made, for a file that is missing or not YAML, an unknown key, a wrong type, or
-    an impossible value.
+    UserError for a file that is missing or not YAML, an unknown key, a wrong type, or an impossible value.
     """
     layers = [] if path is None else file_layers(Path(path))
     return from_layers(schema, [*layers, ("command line", parse_overrides(overrides))])
 
 
 def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
-    """Merge the layers, the last one wins, over the schema's defaults."""
+    """Merge the layers over the schema's defaults; later layers win."""
     values: dict[str, Any] = {}
     for _, layer in layers:
         values = merge(values, layer)
@@ -143,12 +143,12 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:
-    """The resolved config as plain dicts, lists, numbers and strings."""
+    """Return the resolved config as plain dicts, lists, numbers and strings."""
     return config.model_dump(mode="json")
 
 
 def added_later(default: Any, **constraints: Any) -> Any:
-    """A field that a config class got after runs of it were made: at its default it stays out of their identity.
+    """Declare a field that was added when runs existed already: at its default it stays out of a run's identity.
 
     So those runs keep their names and stay done. The default must mean what the code did before.
     """
@@ -156,7 +156,7 @@ def added_later(default: Any, **constraints: Any) -> Any:
 
 
 def split_machine(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what identifies the run, what cannot change its result) of a stage's config."""
+    """Split a stage's config into what identifies the run and what cannot change its result."""
     values = to_dict(config)
     machine = values.pop("machine", {})
     for *sections, name in _added_keys(type(config)):
@@ -169,14 +169,14 @@ def split_machine(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def added_defaults(config: BaseModel) -> dict[str, Any]:
-    """Dotted key -> default of every field that was added later, in a config and in its sections."""
+    """Return the default of every field that was added later, by dotted key."""
     defaults = to_dict(type(config)())
     return flatten(nested({".".join(path): reduce(getitem, path, defaults) for path in _added_keys(type(config))}))
 
 
 @cache
 def _added_keys(schema: type[BaseModel]) -> list[tuple[str, ...]]:
-    """The path of every field that was added later."""
+    """Return the path of every field that was added later."""
     return list(_iterate_added(schema))
 
 
@@ -190,6 +190,6 @@ def _iterate_added(schema: type[BaseModel]) -> Iterator[tuple[str, ...]]:
 
 
 def identity_hash(*parts: Any) -> str:
-    """Ten hexadecimal digits of the SHA-256 of the parts as canonical JSON."""
+    """Return ten hexadecimal digits of the SHA-256 of the parts as canonical JSON."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""The dotted keys of configs: in nested values, in config classes, and in the sentence that explains a wrong value."""
+"""Dotted keys of nested values and of config classes, and the error message for a wrong key or value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Layer = tuple[str, dict[str, Any]]  # where the values come from, and the values
 
 
 def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` over them: mappings are merged key by key, anything else is replaced."""
+    """Return `values` updated by `changes`: mappings are merged key by key, anything else is replaced."""
     merged = dict(values)
     for key, change in changes.items():
         both = isinstance(change, dict) and isinstance(merged.get(key), dict)
@@ -27,7 +27,7 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} -> {"a": {"b": 1}}"""
+    """Turn {"a.b": 1} into {"a": {"b": 1}}."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         for part in reversed(key.split(".")):
@@ -37,7 +37,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values; an empty mapping stays one."""
+    """Turn {"a": {"b": 1}} into {"a.b": 1}; lists and empty mappings stay values."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
@@ -48,7 +48,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def lookup(values: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value of a dotted key in nested mappings; `default` where there is none, or a section."""
+    """Return the value of a dotted key in nested mappings; `default` if it is missing or a section."""
     value: Any = values
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -59,7 +59,7 @@ def lookup(values: Mapping[str, Any], key: str, default: Any) -> Any:
 
 @cache
 def types_of(schema: Any) -> dict[str, Any]:
-    """Every dotted key of a config class, with its type."""
+    """Map every dotted key of a config class to its type."""
     types: dict[str, Any] = {}
     for name in _names(schema, ()):
         kind = get_type_hints(schema)[name]
@@ -69,7 +69,7 @@ def types_of(schema: Any) -> dict[str, Any]:
 
 
 def explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel]) -> str:
-    """The first problem of a config as one sentence: where it stands, the key, the value, what is allowed."""
+    """Describe the first problem of a config: its file, the key, the value, what is allowed."""
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -90,7 +90,7 @@ def explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel
 
 
 def _origin(layers: Sequence[Layer], path: Sequence[str]) -> str:
-    """The last layer that sets the key, or the section that it is in."""
+    """Name the last layer that sets the key, or else its section."""
     for end in range(len(path), 0, -1):
         for origin, values in reversed(layers):
             if lookup(values, ".".join(path[:end]), None) is not None:
@@ -130,7 +130,7 @@ def _allowed(error: ErrorDetails, field: FieldInfo | None) -> str:
 
 
 def _limits_of(field: FieldInfo) -> str:
-    """The range of a field in words, from its constraints."""
+    """Describe the range that a field's constraints allow."""
     names = {annotated_types.Ge: "ge", annotated_types.Gt: "gt", annotated_types.Le: "le", annotated_types.Lt: "lt"}
     constraints = [*field.metadata, *(m for a in get_args(field.annotation) for m in getattr(a, "__metadata__", ()))]
     flat = [part for c in constraints for part in (c if isinstance(c, annotated_types.GroupedMetadata) else [c])]
@@ -147,21 +147,21 @@ def _limits(limits: Mapping[str, Any]) -> str:
 
 
 def _field(schema: Any, path: Sequence[str]) -> FieldInfo | None:
-    """The field of that path; None inside a list, an open mapping or another library's section."""
+    """Return the field at the path; None inside a list, an open mapping or a dataclass."""
     section = _section(schema, path[:-1])
     field = getattr(section, "model_fields", {}).get(path[-1]) if path else None
     return field if isinstance(field, FieldInfo) else None
 
 
 def _names(schema: Any, path: Sequence[str]) -> list[str]:
-    """The keys of the section at that path."""
+    """Return the keys of the section at the path."""
     section = _section(schema, path)
     fields = getattr(section, "model_fields", None) or getattr(section, "__dataclass_fields__", {})
     return [name for name, field in fields.items() if getattr(field, "init", True) is not False]
 
 
 def _section(schema: Any, path: Sequence[str]) -> Any:
-    """The class that holds the keys below that path, through mappings of sections too."""
+    """Return the class of the section at the path, also through mappings of sections."""
     for name in path:
         if get_origin(schema) is dict:
             schema = get_args(schema)[1]

@@ -187,7 +187,7 @@ def report_failures(on_lost: Callable[[ProcessLost], None] | None = None) -> Ite
 
 
 def _is_connection(error: Exception) -> bool:
-    """Whether a collective failed because of another process; gloo raises a plain RuntimeError."""
+    """Return whether a collective failed because of another process; gloo raises a plain RuntimeError."""
     words = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 

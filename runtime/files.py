@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all; folders, locks, and errors that say what to do."""
+"""Atomic writes, folders and locks, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_folder(folder: Path, otherwise: str) -> None:
 
 
 def require_writable(folder: Path, otherwise: str) -> None:
-    """UserError where files cannot be created in the folder, or, if it is missing, the folder itself."""
+    """Raise UserError if files cannot be created in the folder or, if it is missing, the folder itself cannot."""
     nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
     code = 0
     if not os.path.isdir(nearest):
@@ -66,7 +66,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for lack of space; torch raises a RuntimeError for that, not always with its cause."""
+    """Return whether a write failed for lack of space; torch raises a RuntimeError, not always with its cause."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, RuntimeError) and any(

@@ -1,4 +1,4 @@
-"""How far a run is, in the heartbeat and now and then on the terminal; durations and sizes as people read them."""
+"""A run's progress, in its heartbeat and in printed lines; durations and sizes in readable units."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runtime.rundir import Run
 
 
 class Progress:
-    """Prints lines as `linear 3/10 epochs, 12 s left`; the time left follows this attempt's own speed."""
+    """Prints lines such as `linear 3/10 epochs, 12 s left`; the time left follows the speed of this attempt."""
 
     def __init__(self, run: Run, label: str, total: int, unit: str, every_seconds: float, done: float = 0) -> None:
         self.run, self.label, self.total, self.unit = run, label, total, unit

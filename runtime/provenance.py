@@ -129,7 +129,7 @@ def _git(*arguments: str) -> bytes:
 
 
 def _require_own_repository() -> None:
-    """NoCommitError where the folder is another project's repository, into which this code was copied or installed."""
+    """Raise NoCommitError if the repository is another project's, into which this code was copied or installed."""
     if not _git("ls-files", "--", str(Path(__file__).resolve().relative_to(PROJECT))):
         raise NoCommitError("in a git repository that does not hold this code")
 

@@ -1,7 +1,7 @@
-"""Run directories: `runs/<stage>/<slug>-<hash>/`, the only way in which stages exchange results.
+"""Run directories: `runs/<stage>/<slug>-<hash>/`, through which stages exchange results.
 
-run.yaml        resolved config, identity, parent, one provenance entry an attempt
-metrics.jsonl   one row a logging step
+run.yaml        resolved config, identity, parent, provenance of each attempt
+metrics.jsonl   one row per logged step
 result.json     the scores; written last: a run is done if and only if it exists
 failure.json    how the latest attempt failed; removed when a new one starts
 heartbeat.json  the working process and its progress, every few seconds
@@ -143,7 +143,7 @@ class Run:
         return self._other_host_has_it()
 
     def _other_host_has_it(self) -> bool:
-        """Whether another host's heartbeat is fresh: some network file systems do not carry locks between hosts."""
+        """Return whether another host's heartbeat is fresh: some network file systems do not share locks."""
         beat = self.heartbeat()
         return beat is not None and beat["host"] != socket.gethostname() and self._heartbeat_is_fresh()
 
@@ -152,7 +152,7 @@ class Run:
         return beat is not None and not beat.get("ended") and time.time() - beat["time"] < STALE_SECONDS
 
     def require_writable(self) -> None:
-        """UserError where its files cannot be written; called before anything starts."""
+        """Raise UserError if its files cannot be written; called before anything starts."""
         files.require_writable(self.path, ELSEWHERE)
 
     def progress(self, done: int, total: int, unit: str, **extra: Any) -> None:

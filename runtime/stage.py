@@ -45,7 +45,7 @@ def run_stage(config: Any, identity: Identity, work: Work, world: World, extra: 
 
 
 def refuse_several(world: World, stage: str) -> None:
-    """UserError for a stage of one process: several would each do the same work, or wait for each other."""
+    """Raise UserError for several processes, which would each do the same work, or wait for each other."""
     if world.size > 1:
         raise UserError(f"{stage} runs in one process, and {world.size} were started; start one")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, TERM, USR1 and USR2 as a request that the training loop reads after each step, where it can save first."""
+"""Ctrl-C, TERM, USR1 and USR2 as a request, which the training loop reads after each step so that it can save."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StopRequest:
         self.signal = number
 
     def leave(self) -> NoReturn:
-        """End the run, whose state the caller has saved."""
+        """Raise what ends the run; the caller has saved its state."""
         if self.signal is None or self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise Unfinished(f"got {signal.Signals(self.signal).name}")

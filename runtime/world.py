@@ -1,4 +1,4 @@
-"""The processes of a run and this one's place among them, as torchrun, submitit or srun describe it in variables."""
+"""The processes of a run, and this one's rank among them, from the environment of torchrun, submitit or srun."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML that somebody wrote: config files with their `base:` files, `key=value` texts, and what neither may hold."""
+"""Read and write YAML: config files with their `base:` files, `key=value` overrides, and our own run.yaml."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from runtime import files
 from runtime.config_keys import Layer, merge, nested
 from runtime.errors import UserError
 
-_MOST_NODES = 100_000  # of a YAML text whose aliases stand for more than it spells out
+_MOST_NODES = 100_000  # after aliases are expanded
 
 
 def parse_dumped(text: str, loader: Any = yaml.SafeLoader) -> Any:
-    """The plain values of a YAML text as PyYAML wrote it, whose numbers are YAML 1.1's (there `1e6` is text).
+    """Parse YAML that PyYAML wrote, whose numbers are those of YAML 1.1 (`1e6` is text).
 
-    Raises yaml.YAMLError also for aliases that expand beyond a bound (a few lines can stand for billions of values;
-    some are allowed, because safe_dump writes them for what stands twice), for more nesting than Python can follow, and
-    for a number or a date that cannot be.
+    Raise yaml.YAMLError, also for aliases that expand beyond a limit (a few lines can stand for billions of values;
+    some are allowed, because safe_dump writes them for repeated objects), for nesting beyond Python's recursion limit,
+    and for an impossible number or date.
     """
     reader = loader(text)
     try:
@@ -42,12 +42,12 @@ def parse_dumped(text: str, loader: Any = yaml.SafeLoader) -> Any:
 
 
 def _count_nodes(node: yaml.Node, most: int, counted: dict[int, int]) -> int:
-    """Nodes of the tree with every alias written out; `counted` holds those of the nodes that were seen."""
+    """Count the nodes of the tree with every alias expanded; `counted` caches the counts by node."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) in counted:
         return counted[id(node)]
-    counted[id(node)] = most + 1  # until it is known: an alias within what it names is endless
+    counted[id(node)] = most + 1  # until it is known: an alias inside the node that it names never ends
     children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
     count = 1 + sum(_count_nodes(child, most, counted) for child in children)
     if count > most:
@@ -57,7 +57,7 @@ def _count_nodes(node: yaml.Node, most: int, counted: dict[int, int]) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with 1e-6 as a number (YAML 1.2) and a key at most once in a mapping."""
+    """PyYAML's safe loader, except that 1e-6 is a number (YAML 1.2) and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -74,12 +74,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain values of a YAML text that somebody wrote. Raises yaml.YAMLError."""
+    """Parse YAML that a user wrote. Raise yaml.YAMLError."""
     return parse_dumped(text, _Loader)
 
 
 def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
-    """The values of a YAML file and, before it, of the files that its `base:` names; `above`: what named it."""
+    """Read a YAML file and, as earlier layers, its `base:` files; `above`: the files that named it."""
     values = read_yaml(path)
     base = values.pop("base", None)
     if base is None:
@@ -93,7 +93,7 @@ def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. UserError where it is missing, not YAML, or something else."""
+    """Read the mapping in a YAML file. UserError where it is missing, not YAML, or holds something else."""
     if not path.is_file():
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         hint = f"; near it: {', '.join(near)}" if near else ""
@@ -110,7 +110,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as nested values; each value is YAML."""
+    """Parse `key=value` texts into nested values; each value is YAML."""
     values: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")

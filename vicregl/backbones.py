@@ -1,4 +1,4 @@
-"""timm networks as (map, pooled): any network of timm's whose features are a map (B, C, h, w)."""
+"""timm networks as (map, pooled): any timm network whose features are a map (B, C, h, w)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vicregl.config import BackboneConfig
 from vicregl.errors import InvalidInputError
 
-# What timm calls the feature maps before the first stage.
+# timm's names of the feature maps before the first stage.
 STEM_MODULES = ("stem", "act1", "conv1", "bn1", "relu", "patch_embed")
 
 
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         return [*maps[:-1], self._final_norm(last) if final_norm else last]
 
     def grid_size(self, side: int) -> tuple[int, int]:
-        """(h, w) of the map of a square image of that side in pixels, from the network's own output."""
+        """Return (h, w) of the map of a square image with this side in pixels, from the network's own output."""
         if side not in self._grids:
             with torch.no_grad():
                 feature_map = _shapes(self).forward(torch.empty(1, 3, side, side, device="meta"))[0]
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
         return feature_map if norm is None else norm(feature_map)
 
     def _probe(self) -> tuple[int, list[int]]:
-        """Channels of the last map and of each stage. InvalidInputError for a network without maps."""
+        """Return the channels of the last map and of each stage. InvalidInputError for a network without maps."""
         side = self.trunk.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
         images = torch.empty(1, 3, side, side, device="meta")
         with torch.no_grad():
@@ -86,12 +86,12 @@ class Backbone(nn.Module):
 
 
 def _shapes(module: Any) -> Any:
-    """A copy without storage, in eval mode: it computes shapes and nothing else."""
+    """Return a copy without storage, in eval mode, which computes shapes and nothing else."""
     return copy.deepcopy(module).to("meta").eval()
 
 
 def _stage_indices(trunk: Any) -> list[int]:
-    """Which of the network's feature maps are stages: all but the stem's. Empty where timm cannot give them."""
+    """Return which feature maps are stages: all but the stem's. Empty where timm cannot give them."""
     if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "feature_info"):
         return []
     modules = [info["module"] for info in trunk.feature_info]
@@ -99,7 +99,7 @@ def _stage_indices(trunk: Any) -> list[int]:
 
 
 def create_backbone(config: BackboneConfig) -> Backbone:
-    """The network with random weights. InvalidInputError for an unknown name, wrong arguments, or no map."""
+    """Create a network with random weights. InvalidInputError for an unknown name, wrong arguments, or no map."""
     make = timm.models.model_entrypoint(config.name)
     try:
         # Not timm.create_model: it drops arguments that are None, and None is what turns ConvNeXt's layer scale off.
@@ -111,7 +111,7 @@ def create_backbone(config: BackboneConfig) -> Backbone:
 
 @register_model
 def scenes_resnet(pretrained: bool = False, **kwargs: Any) -> ByobNet:
-    """Three residual blocks with stride 4 for images of 32 pixels: stages 32 x 16 x 16 and 128 x 8 x 8.
+    """Create three residual blocks with stride 4 for images of 32 pixels: stages 32 x 16 x 16 and 128 x 8 x 8.
 
     0.31 M parameters, 23 M multiply-adds an image. `width_factor` scales the channels.
     """

@@ -1,4 +1,4 @@
-"""The batch of all processes: what the statistics need from the other processes' samples, and nothing more."""
+"""The batch of all processes: how statistics use the samples of other processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ProcessBatch:
         return cls(size, dist.get_world_size(), dist.get_rank())
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(size, ...) of every process -> (total, ...), in order of rank."""
+        """Gather (size, ...) of every process into (total, ...), in order of rank."""
         if self.processes == 1:
             return rows
         gathered = rows.new_empty((self.total, *rows.shape[1:]))
@@ -52,7 +52,7 @@ class ProcessBatch:
         return gathered
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over processes, in place."""
+        """Sum over the processes, in place."""
         if self.processes > 1:
             dist.all_reduce(values)
         return values

@@ -1,7 +1,6 @@
 """The options of the criterion and of the network: frozen dataclasses that check themselves when they are made.
 
-Light on purpose: no torch, and timm only to look up a network that is not in KNOWN_BACKBONES. So a config reader can
-fill them, and stop on an impossible value, before anything is made.
+It imports no torch, and timm only to look up a network outside KNOWN_BACKBONES, so that reading a config is quick.
 """
 
 from __future__ import annotations
@@ -68,16 +67,16 @@ class CriterionConfig:
 
     @property
     def global_weight(self) -> float:
-        """alpha, or 1 without a local criterion."""
+        """Return alpha, or 1 without a local criterion."""
         return 1.0 if self.local == "none" else self.alpha
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of matching that the local criterion adds up."""
+        """Return the kinds of matching that the local criterion sums."""
         return KINDS if self.local == "both" else tuple(kind for kind in KINDS if kind == self.local)
 
     def match_counts(self, kind: str) -> tuple[int, int]:
-        """How many matches of that kind are kept, 0 for all positions: (from a large view, from a small one).
+        """Return how many matches of a kind are kept, 0 for all: (from a large view, from a small one).
 
         With `profile: reference` the two are those of the directions i -> j and j -> i, as in the published code.
         """
@@ -90,11 +89,11 @@ class CriterionConfig:
         return self.num_matches[0], self.num_matches[1]
 
     def match_count(self, kind: str, direction: int, from_small_view: bool) -> int:
-        """How many matches are kept for i -> j (direction 0) or j -> i (1), 0 for all positions."""
+        """Return how many matches are kept for i -> j (direction 0) or j -> i (1), 0 for all."""
         return self.match_counts(kind)[direction if self.profile == "reference" else int(from_small_view)]
 
     def squared_threshold(self, kind: str, channels: int) -> float | None:
-        """The squared distance from which a match does not count; None with `select: top`, where all count."""
+        """Return the squared distance from which a match is ignored; None with `select: top`, where all count."""
         if self.select == "top":
             return None
         return self.location_threshold**2 if kind == "location" else self.feature_threshold**2 * channels

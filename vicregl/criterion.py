@@ -61,13 +61,13 @@ class VICRegLCriterion(nn.Module):
         return ", ".join(f"{key}={value!r}" for key, value in asdict(self.options).items())
 
     def forward(self, embeddings: Sequence[Tensor], maps: Maps, locations: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Lists over views -> scalars loss, global_* and local_* (invariance, variance, covariance).
+        """Compute the scalars loss, global_* and local_* (invariance, variance, covariance) from lists over views.
 
         embeddings: (B, D). maps: (B, P, C) or (B, H, W, C), or a list of stages, each a list over views.
         locations: (B, P, 2) or (B, H, W, 2), (row, column) in pixels of the original image. The first two views are
         the large ones. Terms are weighted by their coefficients, and loss = w * sum(global_*) + (1 - w) *
         sum(local_*), w = alpha (1 with local="none"). `loss` has the gradient; the terms are for reporting. At w = 1
-        maps and locations are not looked at, at w = 0 embeddings are not; the terms of the unused half are 0.
+        maps and locations are ignored, at w = 0 embeddings are; the terms of the unused half are 0.
 
         Float32 inside (float64 for float64), whatever autocast says outside. Under torch.distributed the statistics
         are over the batch of all processes, and gradients are meant to be averaged over the processes, as DDP does.
@@ -94,7 +94,7 @@ class VICRegLCriterion(nn.Module):
         return {"loss": loss, **values}
 
     def _global(self, views: Views, share: float) -> Tensor:
-        """The three terms of embeddings as maps of one position, weighted by their coefficients: (3,)."""
+        """Return the three terms of embeddings as maps of one position, weighted by their coefficients: (3,)."""
         pairs = local.view_pairs(len(views.maps))
         weights: dict[Matching, float] = {}
         for i, j in pairs:  # the ordered pairs (0, 1) and (1, 0) have the same difference
@@ -104,7 +104,7 @@ class VICRegLCriterion(nn.Module):
         return self._terms(views, matches, weights, local.whole_map_slots(views.maps, 1 / len(views.maps)), share)
 
     def _local(self, views: Views, maps: Sequence[Tensor], locations: Sequence[Tensor], share: float) -> Tensor:
-        """The three terms of one stage's maps, weighted by their coefficients: (3,)."""
+        """Return the three terms of one stage's maps, weighted by their coefficients: (3,)."""
         options = self.options
         spaces: dict[str, Sequence[Tensor]] = {"feature": views.maps}
         if "location" in options.kinds:
@@ -127,7 +127,7 @@ class VICRegLCriterion(nn.Module):
         slots: Sequence[Slots],
         share: float,
     ) -> Tensor:
-        """Invariance, variance, covariance times their coefficients (3,); share times their gradients goes to views."""
+        """Return the terms (3,), weighted by their coefficients; add share times their gradients to views."""
         options = self.options
         lambda_, mu, nu = (getattr(options, f"{term}_coefficient") for term in TERMS)
         invariance = local.invariance(views, matches, weights, share * lambda_)
@@ -155,17 +155,17 @@ class VICRegLCriterion(nn.Module):
                 return
 
 
-# The inputs, checked and brought into one form: float32 or float64, maps as (B, P, C).
+# Check the inputs and bring them into one form: float32 or float64, maps as (B, P, C).
 
 
 def _embeddings(views: Sequence[Tensor]) -> list[Tensor]:
-    """(B, D) of every view -> (B, 1, D): maps of one position."""
+    """Turn (B, D) of every view into (B, 1, D): maps of one position."""
     _check_views("embeddings", views, (2,), "(B, D)")
     return [_at_least_float32(z)[:, None] for z in views]
 
 
 def _stages(maps: Maps) -> list[list[Tensor]]:
-    """Maps as a list over stages of lists over views; one stage may come as the list over views alone."""
+    """Return maps as a list over stages of lists over views; a single stage may be given as a list over views."""
     if not maps:
         raise InvalidInputError(
             "the local criterion needs the maps of the views, and got none; was the model made at alpha 1?"
@@ -177,7 +177,7 @@ def _stages(maps: Maps) -> list[list[Tensor]]:
 
 
 def _locations(grids: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
-    """The location (B, P, 2) of every position of every map. A grid of another size is recomputed for (B, H, W, C)."""
+    """Return the location (B, P, 2) of every position; a grid of another size is recomputed for (B, H, W, C)."""
     if len(grids) != len(maps):
         raise InvalidInputError(f"got the locations of {len(grids)} views and the maps of {len(maps)}")
     flat = []

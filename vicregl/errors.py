@@ -1,15 +1,15 @@
-"""The errors of the library. Their text says what was given, what was expected, what is allowed."""
+"""The errors of the library. Their text says what was given, what was expected and what is allowed."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the caller can correct. Programs built on the library derive their own errors from it."""
+    """An error that the caller can correct. Programs built on the library derive their own errors from it."""
 
     exit_code = 2  # of a command that ends on it
 
     def __str__(self) -> str:
-        """Of an error from a worker of torch's DataLoader without the traceback that it puts before the text."""
+        """Return the message without the traceback that torch's DataLoader puts before an error of a worker."""
         text = super().__str__()
         if not text.startswith(f"Caught {type(self).__name__} in DataLoader worker process"):
             return text

@@ -18,12 +18,12 @@ LARGE_VIEWS = 2  # the first two views are the large ones
 
 
 def view_pairs(views: int) -> list[tuple[int, int]]:
-    """The ordered pairs (i, j): i one of the two large views, j any other."""
+    """Return the ordered pairs (i, j): i one of the two large views, j any other."""
     return [(i, j) for i in range(LARGE_VIEWS) for j in range(views) if j != i]
 
 
 def requested_matchings(options: CriterionConfig, views: int) -> list[Matching]:
-    """Both directions of every pair and kind, with the count that the options ask for (0: all positions)."""
+    """List both directions of every pair and kind, with the count that the options ask for (0: all positions)."""
     matchings = []
     for i, j in view_pairs(views):
         for kind in options.kinds:
@@ -34,7 +34,7 @@ def requested_matchings(options: CriterionConfig, views: int) -> list[Matching]:
 
 
 def weighted_matchings(options: CriterionConfig, positions: Sequence[int]) -> dict[Matching, float]:
-    """Every distinct matching with its weight in the local criterion; positions: P of each view."""
+    """Return every distinct matching with its weight in the local criterion; positions: P of each view."""
     pairs = len(view_pairs(len(positions)))
     weights: dict[Matching, float] = defaultdict(float)
     for matching in requested_matchings(options, len(positions)):
@@ -48,7 +48,7 @@ def weighted_matchings(options: CriterionConfig, positions: Sequence[int]) -> di
 def find_nearest(
     matchings: Iterable[Matching], spaces: Mapping[str, Sequence[Tensor]]
 ) -> dict[tuple[str, int, int], Nearest]:
-    """Nearest positions for (kind, source, target); both directions of two maps come from one matrix of distances.
+    """Find the nearest positions for (kind, source, target); one matrix of distances serves both directions.
 
     spaces: for each kind what is compared: the maps (B, P, C), or the locations (B, P, 2), of every view.
     """
@@ -107,10 +107,10 @@ def find_matches(
 def matched_pairs(
     options: CriterionConfig, kind: Kind, first: Tensor, second: Tensor, count: int | None = None
 ) -> Tensor:
-    """The pairs of positions that the criterion compares by `kind` from one large view to the other: (m, 2).
+    """Return the pairs of positions that the criterion compares by `kind` from one large view to the other: (m, 2).
 
     first, second: an image's maps (..., C) in two large views, or for locations their grids (..., 2). `count` matches,
-    0 for all, in place of the options' rule. For showing: made by the functions that the criterion uses.
+    0 for all, override the options. For pictures; computed by the functions that the criterion uses.
     """
     maps = [_one_image(first), _one_image(second)]
     positions = [m.shape[1] for m in maps]
@@ -165,7 +165,7 @@ class Views:
 
 
 def invariance(views: Views, matches: Sequence[Match], weights: Mapping[Matching, float], coefficient: float) -> Tensor:
-    """Sum over matchings of weight * mean over its pairs and dimensions of (x - y)^2; over all processes."""
+    """Sum over matchings the weight * mean of (x - y)^2 over their pairs, dimensions and all processes."""
     maps, batch = views.maps, views.batch
     shares = _shares(matches, weights, views)
     together: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
@@ -183,7 +183,7 @@ def invariance(views: Views, matches: Sequence[Match], weights: Mapping[Matching
 
 
 def _shares(matches: Sequence[Match], weights: Mapping[Matching, float], views: Views) -> list[Tensor]:
-    """The weight of each pair's squared difference, (S, B): its matching's weight over the numbers in its mean."""
+    """Return the weight of each pair's squared difference, (S, B): its matching's weight / the size of its mean."""
     width, batch = views.maps[0].shape[2], views.batch
     if any(match.counts is None for match in matches):
         shares = [weights[match.matching] / (match.source.numel() * width) for match in matches]
@@ -196,7 +196,7 @@ def _shares(matches: Sequence[Match], weights: Mapping[Matching, float], views: 
 
 
 def match_slots(matches: Sequence[Match], weights: Mapping[Matching, float], maps: Sequence[Tensor]) -> list[Slots]:
-    """The slots of each view: both sides of every matching, each side with half of the matching's weight."""
+    """Return the slots of each view: both sides of every matching, each with half of the matching's weight."""
     slots = [Slots() for _ in maps]
     whole = [0.0] * len(maps)  # weight of the matchings that keep a whole map, whatever their partner: computed once
     for match in matches:
@@ -214,7 +214,7 @@ def match_slots(matches: Sequence[Match], weights: Mapping[Matching, float], map
 
 
 def whole_map_slots(maps: Sequence[Tensor], weight: float) -> list[Slots]:
-    """Every position of every map as a slot; the weight is that of a map."""
+    """Return every position of every map as a slot; `weight` is that of a whole map."""
     slots = [Slots() for _ in maps]
     for view, m in enumerate(maps):
         slots[view].add(*_whole_map(m, weight))
@@ -233,7 +233,7 @@ def _even(weight: float, index: Tensor, like: Tensor) -> Tensor:
 def variance_and_covariance(
     views: Views, slots: Sequence[Slots], coefficients: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Sums over the slots of all views of weight * (variance, covariance): one call a view."""
+    """Sum weight * (variance, covariance) over the slots of all views, in one call per view."""
     variance, covariance = views.maps[0].new_zeros(2)
     for m, grad, view_slots in zip(views.maps, views.grads, slots, strict=True):
         if view_slots.indices:

@@ -1,4 +1,4 @@
-"""Which positions of two maps are matched: by location, by feature.
+"""Match the positions of two maps, by location or by feature.
 
 A matching a -> b gives every position of map a its nearest position of map b; the positions of a are ranked by
 that distance and the nearest of them are kept, in their original order (VICRegL, arXiv 2210.01571, section 3).
@@ -48,7 +48,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest(x: Tensor, y: Tensor) -> tuple[Nearest, Nearest]:
-    """Both directions, x -> y (B, P) and y -> x (B, Q), from one matrix of distances."""
+    """Find the nearest positions x -> y (B, P) and y -> x (B, Q), from one matrix of distances."""
     distances = squared_distances(x, y)
     return _smallest(distances), _smallest(distances.transpose(1, 2).contiguous())
 
@@ -62,7 +62,7 @@ def _smallest(distances: Tensor) -> Nearest:
 
 @torch.no_grad()
 def keep_nearest(near: Nearest, count: int) -> Tensor:
-    """Positions (B, count) of the `count` smallest distances, in ascending order of position."""
+    """Return the positions (B, count) of the `count` smallest distances, in ascending order of position."""
     if count == near.distance.shape[1]:
         return torch.arange(count, device=near.index.device).expand_as(near.index)
     # A stable sort, not topk: of equal distances the first positions are kept, on every device.
@@ -82,7 +82,7 @@ def flat_rows(maps: Tensor, index: Tensor) -> Tensor:
 
 @torch.no_grad()
 def regrid(locations: Tensor, height: int, width: int) -> Tensor:
-    """The grid (B, height, width, 2) of the same crops as the grid (B, H, W, 2), for a map of another size.
+    """Compute the grid (B, height, width, 2) for the crops of the grid (B, H, W, 2) and a map of another size.
 
     Cell centres are evenly spaced over the crop, so the first and the last of a side give the crop's edges:
     centre k of n cells lies at edge + (k + 1/2) / n of the side. A single cell cannot be divided: InvalidInputError.

@@ -86,7 +86,7 @@ def _through_gram(
     batch: ProcessBatch,
     grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """For N <= C. Each process makes its rows of the Gram matrices; maps and indices are gathered once a view."""
+    """Compute the terms for N <= C: each process makes its rows of the Gram matrices; maps are gathered once a view."""
     n, width = batch.total - 1, maps.shape[2]
     own = slice(batch.rank * batch.size, (batch.rank + 1) * batch.size)
     all_maps, all_index = batch.gather(maps), batch.gather(index.t().int()).t()
@@ -116,7 +116,7 @@ def _through_moments(
     batch: ProcessBatch,
     grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """For N > C. Each process adds its samples' share of the means (S, C), then of the covariances (S, C, C)."""
+    """Compute the terms for N > C: processes sum their shares of the means (S, C), then of the covariances (S, C, C)."""
     n, width = batch.total - 1, maps.shape[2]
     variance, covariance = weights.new_zeros(2)
     # Undivided among several processes: one communication a view, not one a chunk.
@@ -148,30 +148,30 @@ def _hinge_slope(var: Tensor, n: int) -> Tensor:
 
 
 def _product(x: Tensor, y: Tensor, scale: float) -> Tensor:
-    """scale * x @ y for a batch of matrices; scaled inside, so that large inputs do not overflow on the way."""
+    """Return scale * x @ y for a batch of matrices; scaled inside, so that large inputs do not overflow."""
     out = x.new_empty((x.shape[0], x.shape[1], y.shape[2]))
     return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
 
 
 def _put(grad: Tensor | None, index: Tensor, values: Tensor) -> None:
-    """The transpose of take: add (s, B, C) to the positions (B, P, C) that they came from."""
+    """Add (s, B, C) to the positions of (B, P, C) that `take` read: its transpose."""
     if grad is not None:
         grad.view(-1, grad.shape[2]).index_add_(0, flat_rows(grad, index), values.flatten(0, 1))
 
 
 def chunks(slots: int, numbers_a_slot: int, device: torch.device, undivided: bool = False) -> Iterator[slice]:
-    """Slots are independent of each other, so they are worked through in pieces that stay in the cache."""
+    """Yield slices of independent slots, each small enough to stay in the cache."""
     step = slots if undivided else max(1, CHUNK_NUMBERS.get(device.type, 1 << 28) // numbers_a_slot)
     for start in range(0, slots, step):
         yield slice(start, start + step)
 
 
 def with_gradient(value: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
-    """The scalar `value` as a function of `tensors`, of which `grads` are the known derivatives."""
-    return _Known.apply(value, len(tensors), *tensors, *grads)
+    """Return `value` with a gradient: its derivatives with respect to `tensors` are `grads`, computed already."""
+    return _KnownGradient.apply(value, len(tensors), *tensors, *grads)
 
 
-class _Known(torch.autograd.Function):
+class _KnownGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, number: int, *tensors_and_grads: Tensor | None) -> Tensor:
         ctx.save_for_backward(*tensors_and_grads[number:])
@@ -181,7 +181,7 @@ class _Known(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         grads = ctx.saved_tensors
-        # A copy of every map for a factor of 1 is worth a look at it, where looking costs no synchronisation.
+        # A factor of 1 needs no scaled copy of every map. On a GPU, reading the factor would wait for it.
         if outer.device.type != "cpu" or float(outer) != 1:
             grads = tuple(grad if grad is None else grad * outer for grad in grads)
         return None, None, *grads, *[None] * len(grads)

@@ -75,7 +75,7 @@ def load_weights(backbone: Any, path: str | Path) -> LoadReport:
 
 
 def published_state(backbone: Any) -> dict[str, Tensor]:
-    """The backbone's tensors (copies on the CPU) under the published VICRegL checkpoints' names.
+    """Return the backbone's tensors (copies on the CPU) under the names of the published VICRegL checkpoints.
 
     A ResNet's are torchvision's, which timm shares. Raises InvalidInputError for a network that has no published names.
     """
@@ -146,7 +146,7 @@ def _state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _backbone_part(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
-    """(the backbone's tensors, the prefix taken off their keys, the keys of other parts)."""
+    """Return the backbone's tensors, the prefix removed from their keys, and the keys of other parts."""
     prefix, ignored = "", []
     for part in ("module.", "backbone.", "trunk."):
         inside = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
@@ -157,7 +157,7 @@ def _backbone_part(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, li
 
 
 def _timm_convnext(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
-    """The published names in timm's. One key at a time: timm's filter drops in silence what it does not know."""
+    """Rename published keys to timm's. One key at a time: timm's filter silently drops unknown keys."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         try:
