@@ -2,7 +2,7 @@
 
 A config class derives from `Config`. Types and `Field` say what a value may be; `check(self)` calls `require` for what
 they cannot express, such as one field that limits another. A section named `machine` holds what cannot change a result
-(workers, device, paths) and stays out of a run's identity. The module imports neither torch nor timm, so that planning a
+(workers, device, paths) and stays out of a run's identity. Neither torch nor timm is imported here, so that planning a
 study is quick.
 """
 

@@ -116,7 +116,7 @@ def _through_moments(
     batch: ProcessBatch,
     grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the terms for N > C: processes sum their shares of the means (S, C), then of the covariances (S, C, C)."""
+    """Compute the terms for N > C: processes sum parts of the means (S, C), then of the covariances (S, C, C)."""
     n, width = batch.total - 1, maps.shape[2]
     variance, covariance = weights.new_zeros(2)
     # Undivided among several processes: one communication a view, not one a chunk.
