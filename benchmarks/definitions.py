@@ -1,5 +1,7 @@
-"""The criterion written down from its definitions, as slowly as they read: the oracle of the tests and the
-straightforward port that benchmarks/criterion.py measures against. Shares nothing with vicregl/.
+"""The criterion written down from its definitions, without regard to speed.
+
+It is the truth for the tests and the straightforward version that benchmarks/criterion.py compares with. It shares
+nothing with vicregl/, so that an error there cannot be repeated here.
 """
 
 from __future__ import annotations
@@ -10,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Spaces = Mapping[str, Sequence[Tensor]]  # by kind of matching: what distances are measured in, of every view
+Spaces = Mapping[str, Sequence[Tensor]]  # kind of matching -> the tensors that are compared, one for each view
 TERMS = ("invariance", "variance", "covariance")
 
 
 def variance(x: Tensor) -> Tensor:
-    """x (n, d): mean over dimensions of relu(1 - std)."""
+    """Return the mean over dimensions of relu(1 - std) of x (n, d)."""
     return torch.relu(1 - torch.sqrt(x.var(dim=0) + 1e-4)).mean()
 
 
 def covariance(x: Tensor) -> Tensor:
-    """x (n, d): sum of the squared off-diagonal entries of the covariance matrix, over d."""
+    """Return the sum of the squared off-diagonal entries of the covariance matrix of x (n, d), over d."""
     n, d = x.shape
     centred = x - x.mean(dim=0)
     matrix = centred.T @ centred / (n - 1)
@@ -29,34 +31,38 @@ def covariance(x: Tensor) -> Tensor:
 
 
 def slot_mean(term: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """x (n, m, d): mean over the m slots of a term over the batch."""
+    """Return the mean over the m slots of x (n, m, d) of a term over the batch."""
     return torch.stack([term(x[:, slot]) for slot in range(x.shape[1])]).mean()
 
 
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x (P, c), y (Q, c): distance and index of the nearest y of each x; of equal ones the first."""
+    """Return distance and index of the nearest y (Q, c) of each x (P, c); of equally near ones the first."""
     distances = (x[:, None] - y[None]).pow(2).sum(dim=2)
     index = distances.argmin(dim=1)
     return distances.gather(1, index[:, None])[:, 0].sqrt(), index
 
 
 def kept_positions(distance: Tensor, count: int) -> Tensor:
-    """The positions of the `count` smallest distances, in ascending order; of equal ones the first."""
+    """Return the positions of the `count` smallest distances, ascending; of equal distances the first positions."""
     order = sorted(range(len(distance)), key=distance.tolist().__getitem__)
     return torch.tensor(sorted(order[:count]), device=distance.device)
 
 
 def matched(x_map: Tensor, y_map: Tensor, x_space: Tensor, y_space: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Maps (n, P, d) compared in spaces (n, P, c) -> the matched x (n, m, d), y (n, m, d) and distance (n, m)."""
-    found = []
+    """Match maps (n, P, d) compared in spaces (n, P, c); return x (n, m, d), y (n, m, d) and distances (n, m)."""
+    samples = []
     for sample in range(len(x_map)):
         distance, index = nearest(x_space[sample].detach(), y_space[sample].detach())
         kept = kept_positions(distance, count)
-        found.append((x_map[sample, kept], y_map[sample, index[kept]], distance[kept]))
-    return tuple(torch.stack(tensors) for tensors in zip(*found, strict=True))
+        samples.append((x_map[sample, kept], y_map[sample, index[kept]], distance[kept]))
+    return tuple(torch.stack(tensors) for tensors in zip(*samples, strict=True))
 
 
 def number_of_matches(options: dict[str, Any], kind: str, direction: int, view: int, positions: int) -> int:
+    """Return how many matches of a view are kept; `direction` is 0 for x to y and 1 for y to x.
+
+    num_matches has two numbers: the paper means large and small views, the published code the two directions.
+    """
     counts = options["num_matches"]
     if kind == "feature":
         if options["feature_matches"] is not None:
@@ -70,6 +76,7 @@ def number_of_matches(options: dict[str, Any], kind: str, direction: int, view: 
 def local_term(
     maps: Sequence[Tensor], spaces: Spaces, a: int, b: int, kind: str, direction: int, options: dict[str, Any]
 ) -> list[Tensor]:
+    """Return invariance, variance and covariance of view a matched to view b."""
     positions = maps[a].shape[1]
     threshold = options["select"] == "threshold"
     count = positions if threshold else number_of_matches(options, kind, direction, a, positions)
@@ -80,7 +87,7 @@ def local_term(
         if kind == "feature":
             limit = options["feature_threshold"] * x.shape[2] ** 0.5
         near = distance < limit
-        invariance = squares[near].mean() if near.any() else squares.sum() * 0
+        invariance = squares[near].mean() if near.any() else squares.sum() * 0  # 0 with a gradient, not NaN
     else:
         invariance = squares.mean()
     if options["statistics"] == "maps":
@@ -91,7 +98,7 @@ def local_term(
 
 
 def local_criterion(maps: Sequence[Tensor], locations: Sequence[Tensor], options: dict[str, Any]) -> Tensor:
-    """(3,): invariance, variance and covariance before their coefficients."""
+    """Return invariance, variance and covariance (3,) before their coefficients."""
     kinds = ["feature", "location"] if options["local"] == "both" else [options["local"]]
     spaces = {"feature": maps, "location": [grid.flatten(1, -2) for grid in locations]}
     pairs = [(i, j) for i in (0, 1) for j in range(len(maps)) if i != j]
@@ -101,7 +108,7 @@ def local_criterion(maps: Sequence[Tensor], locations: Sequence[Tensor], options
             forward = local_term(maps, spaces, i, j, kind, 0, options)
             backward = local_term(maps, spaces, j, i, kind, 1, options)
             total = total + (torch.stack(forward) + torch.stack(backward)) / 2 / len(pairs)
-    if options["statistics"] == "maps":
+    if options["statistics"] == "maps":  # of all positions of each view, once for each kind of matching
         total = total + len(kinds) * torch.stack(
             [
                 total.new_zeros(()),
@@ -113,7 +120,7 @@ def local_criterion(maps: Sequence[Tensor], locations: Sequence[Tensor], options
 
 
 def global_criterion(embeddings: Sequence[Tensor]) -> Tensor:
-    """(3,): invariance, variance and covariance before their coefficients."""
+    """Return invariance, variance and covariance (3,) before their coefficients."""
     pairs = [(i, j) for i in (0, 1) for j in range(len(embeddings)) if i != j]
     return torch.stack(
         [
@@ -143,7 +150,7 @@ DEFAULTS: dict[str, Any] = {
 def criterion(
     embeddings: Sequence[Tensor], maps: Sequence[Tensor], locations: Sequence[Tensor], **changed: Any
 ) -> dict[str, Tensor]:
-    """The same dictionary as VICRegLCriterion's for maps (n, P, d); options by the same names."""
+    """Return the same dictionary as VICRegLCriterion for maps (n, P, d), from options of the same names."""
     unknown = set(changed) - set(DEFAULTS)
     assert not unknown, unknown
     options = DEFAULTS | changed

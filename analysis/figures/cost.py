@@ -128,8 +128,4 @@ def caption(data: ReportData) -> str:
     return f"{text} {missing} of {len(costs)} runs have not measured it." if missing else text
 
 
-def alt(data: ReportData) -> str:
-    return f"Time and memory of a training step against {data.study.report.vary}"
-
-
-PLOT = Plot("cost", draw, caption, alt)
+PLOT = Plot("cost", draw, caption, lambda data: f"Time and memory of a training step against {data.study.report.vary}")

@@ -78,8 +78,9 @@ def caption(data: ReportData) -> str:
     )
 
 
-def alt(data: ReportData) -> str:
-    return "Effective rank and standard deviation of the features against the scores"
-
-
-PLOT = Plot("diagnostics", draw, caption, alt)
+PLOT = Plot(
+    "diagnostics",
+    draw,
+    caption,
+    lambda data: "Effective rank and standard deviation of the features against the scores",
+)

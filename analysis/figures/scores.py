@@ -88,8 +88,9 @@ def caption(data: ReportData) -> str:
     return f"{text}."
 
 
-def alt(data: ReportData) -> str:
-    return f"{data.study.report.x} and {data.study.report.y} against {data.study.report.vary}"
-
-
-PLOT = Plot("scores", draw, caption, alt)
+PLOT = Plot(
+    "scores",
+    draw,
+    caption,
+    lambda data: f"{data.study.report.x} and {data.study.report.y} against {data.study.report.vary}",
+)

@@ -175,11 +175,7 @@ def caption(data: ReportData) -> str:
     return f"{text}; the dashed steps are the Pareto front of the means."
 
 
-def alt(data: ReportData) -> str:
-    return f"{data.study.report.y} against {data.study.report.x}"
-
-
-PLOT = Plot("tradeoff", draw, caption, alt)
+PLOT = Plot("tradeoff", draw, caption, lambda data: f"{data.study.report.y} against {data.study.report.x}")
 
 _PUBLISHED_LABELS = {
     "linear_top1": "Linear top-1, ImageNet-1k (%)",
@@ -244,8 +240,6 @@ def caption_published(data: ReportData) -> str:
     )
 
 
-def alt_published(data: ReportData) -> str:
-    return "Published VOC mIoU against published ImageNet top-1"
-
-
-PUBLISHED = Plot("published", draw_published, caption_published, alt_published)
+PUBLISHED = Plot(
+    "published", draw_published, caption_published, lambda data: "Published VOC mIoU against published ImageNet top-1"
+)

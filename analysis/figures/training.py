@@ -116,8 +116,9 @@ def caption(data: ReportData) -> str:
     return f"{text}; runs that are not done are drawn up to their last logged step." if unfinished else f"{text}."
 
 
-def alt(data: ReportData) -> str:
-    return "Training curves: loss and its terms, online probe, effective rank against the step"
-
-
-PLOT = Plot("training", draw, caption, alt)
+PLOT = Plot(
+    "training",
+    draw,
+    caption,
+    lambda data: "Training curves: loss and its terms, online probe, effective rank against the step",
+)
