@@ -20,7 +20,7 @@ FORMATS = ("published", "timm")
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pretrain.export", description="Export a trained backbone.")
-    parser.add_argument("run", help="directory of a finished pretraining run, as runs/pretrain/<run>")
+    parser.add_argument("run", help="directory of a finished pretraining run: runs/pretrain/<run>")
     parser.add_argument("--format", choices=FORMATS, default="published", help="naming of the tensors")
     parser.add_argument("--out", help="the file to write; default: backbone_<format>.pth in the run's directory")
     arguments = parser.parse_args(argv)

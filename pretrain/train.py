@@ -49,7 +49,7 @@ def stop_or_save(training: Training, stop: StopRequest, log: Logger) -> None:
         return
     log.close()
     if request == TIME_LIMIT:
-        raise Unfinished(f"machine.max_minutes = {training.config.machine.max_minutes:g} are used up")
+        raise Unfinished(f"the time limit machine.max_minutes = {training.config.machine.max_minutes:g} is reached")
     stop.signal = request
     stop.leave()
 

@@ -135,8 +135,8 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
         raise UserError(explain(error.errors()[0], layers, schema)) from error
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{layers[-1][0]}: {error.object[error.start :][:80]!r} has bytes that are no text in this locale; use a "
-            "locale of UTF-8, as by LC_ALL=C.UTF-8, or names in ASCII"
+            f"{layers[-1][0]}: {error.object[error.start :][:80]!r} has bytes that are not text in this locale; "
+            "use a locale of UTF-8 (LC_ALL=C.UTF-8), or ASCII names"
         ) from error
     except (TypeError, ValueError, RecursionError) as error:  # a date, a number that JSON does not have
         raise UserError(f"{layers[-1][0]}: expected text, numbers, lists and mappings: {error}") from error

@@ -50,7 +50,7 @@ def _choose(machine: MachineConfig, world: World | None) -> torch.device:
     if world is None or world.size == 1 or device.type != "cuda":
         return device
     if device.index is not None:
-        raise UserError(f"config: machine.device = {device} with {world.size} processes; leave the number away")
+        raise UserError(f"config: machine.device = {device} with {world.size} processes; omit the number")
     if world.local_rank >= count > 1:
         raise UserError(f"process {world.local_rank} of this machine has no GPU of its own: it sees {count}")
     return torch.device("cuda", world.local_rank if count > 1 else 0)
@@ -67,7 +67,7 @@ def refuse_unusable_gpu() -> None:
     raise UserError(
         f"config: machine.device = auto, and there is a GPU here ({sign}) that torch cannot use: torch "
         f"{torch.__version__} is {built}, and NVIDIA's driver is {driver}. Update the driver, or install a torch for "
-        "it (environment.yml tells how), or choose machine.device=cpu"
+        "it (see environment.yml), or choose machine.device=cpu"
     )
 
 
@@ -103,7 +103,7 @@ def refuse_shared_gpu(device: torch.device, world: World, store: dist.Store) -> 
     store.set(f"gpu{world.rank}", mine)
     sharing = [rank for rank in range(world.size) if store.get(f"gpu{rank}").decode() == mine]
     if len(sharing) > 1:
-        raise UserError(f"processes {sharing} share the GPU {mine}; start one process a GPU")
+        raise UserError(f"processes {sharing} share the GPU {mine}; start one process per GPU")
 
 
 def memory_bytes(device: torch.device) -> int:

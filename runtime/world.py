@@ -47,7 +47,7 @@ def _from_torchrun(variables: Mapping[str, str]) -> World:
     if missing:
         raise UserError(
             f"the environment has some of torchrun's variables ({', '.join(required)}) and not {', '.join(missing)}; "
-            "start by torchrun or srun, or unset them for one process"
+            "start with torchrun or srun, or unset them for one process"
         )
     rank, size = _number(variables, "RANK"), _number(variables, "WORLD_SIZE")
     if not 0 <= rank < size:

@@ -51,7 +51,7 @@ def _count_nodes(node: yaml.Node, most: int, counted: dict[int, int]) -> int:
     children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
     count = 1 + sum(_count_nodes(child, most, counted) for child in children)
     if count > most:
-        raise yaml.YAMLError(f"its aliases (*name) stand for more than {most:,} values; write out what is meant")
+        raise yaml.YAMLError(f"its aliases (*name) stand for more than {most:,} values; write them out")
     counted[id(node)] = count
     return count
 
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
         if wrong := [key for key in keys if not isinstance(key, str)]:
             raise yaml.constructor.ConstructorError(None, None, f"key {wrong[0]!r} is not text", node.start_mark)
         if repeated := [key for key, count in Counter(keys).items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 

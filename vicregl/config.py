@@ -101,7 +101,7 @@ class CriterionConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A network of timm."""
+    """A timm network."""
 
     name: str = "resnet50"  # timm.list_models() has the names
     args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; null is passed on as None
@@ -121,7 +121,7 @@ def _require_timm_network(name: str) -> None:
     known = timm.is_model(name) and "." not in name
     near = [] if known else get_close_matches(name.partition(".")[0], timm.list_models(), n=4, cutoff=0.5)
     hint = f"; near it: {', '.join(near)}" if near else ""
-    require(known, "name", name, f"a network of timm, without the tag of its weights{hint}")
+    require(known, "name", name, f"a timm network, without the tag of its weights{hint}")
 
 
 @dataclass(frozen=True)

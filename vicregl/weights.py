@@ -95,8 +95,8 @@ def published_state(backbone: Any) -> dict[str, Tensor]:
     }
     if strange := [key for key in published if not PUBLISHED_CONVNEXT_KEY.fullmatch(key)]:
         raise InvalidInputError(
-            f"backbone {backbone.name!r} with these args is no ConvNeXt that has published names, for {strange[0]}: "
-            "take timm's (--format timm)"
+            f"backbone {backbone.name!r} with these args has no published names: {strange[0]} is in no published "
+            "ConvNeXt. Take timm's names (--format timm)"
         )
     return published
 

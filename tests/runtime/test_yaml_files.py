@@ -35,7 +35,7 @@ def test_numbers_are_read_as_numbers(text, value):
 def test_a_key_that_stands_twice_or_is_no_text_is_refused(tmp_path, text):
     path = tmp_path / "twice.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"twice\.yaml.*(stands twice|is not text)"):
+    with pytest.raises(UserError, match=r"twice\.yaml.*(appears twice|is not text)"):
         configs.load(Outer, path)
 
 
