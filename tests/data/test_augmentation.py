@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import functional as tf
+from view_statistics import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 
-from benchmarks.published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 from data import colour
 from data.config import ViewsConfig
 from data.images import resize

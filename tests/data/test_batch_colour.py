@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as tf
+from view_statistics import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 
-from benchmarks.published_recipe import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 from data import colour
 from data.colour import mirror_and_colour, plan_batch
 from data.config import MEAN, STD, ViewsConfig
