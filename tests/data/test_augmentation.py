@@ -65,7 +65,7 @@ def test_resize_equals_pil_bicubic(photos: list[np.ndarray], side: int) -> None:
         ours = resize(crop, side, side)
         assert mean_difference(ours, pil.resize((side, side), Image.Resampling.BICUBIC)) < 0.02
         other_filter.append(mean_difference(ours, pil.resize((side, side), Image.Resampling.BILINEAR)))
-    assert np.mean(other_filter) > 0.2  # so the bound above tells the filters apart
+    assert np.mean(other_filter) > 0.2  # so the bound above distinguishes the filters
 
 
 # The whole recipe: distributions of image statistics.
@@ -86,7 +86,7 @@ def test_same_distribution_as_the_published_recipe(published, photos: list[np.nd
     assert smallest_p(our_statistics(photos, CONFIG, kind), published[kind]) > 0.01
 
 
-# A test that cannot fail shows nothing: these are other distributions, and it tells.
+# A test that cannot fail shows nothing: these are other distributions, and the test must notice.
 @pytest.mark.parametrize(
     ("wrong", "kind"),
     [
@@ -99,7 +99,7 @@ def test_same_distribution_as_the_published_recipe(published, photos: list[np.nd
         ({"small_scale": [0.3, 1.0]}, "small"),
     ],
 )
-def test_another_distribution_is_told_apart(published, photos: list[np.ndarray], wrong: dict, kind: str) -> None:
+def test_another_distribution_is_noticed(published, photos: list[np.ndarray], wrong: dict, kind: str) -> None:
     assert smallest_p(our_statistics(photos, CONFIG.replace(**wrong), kind), published[kind]) < 0.001
 
 
@@ -116,7 +116,7 @@ def no_antialias(image: np.ndarray, height: int, width: int, out: None) -> np.nd
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-# Sharpness tells them; a crop's best where no blur follows.
+# Sharpness shows the difference, that of a crop best if no blur follows.
 @pytest.mark.parametrize(
     ("replaced", "by", "kind"),
     [
@@ -125,7 +125,7 @@ def no_antialias(image: np.ndarray, height: int, width: int, out: None) -> np.nd
         ("data.views.resize", no_antialias, "odd"),
     ],
 )
-def test_another_rendering_is_told_apart(
+def test_another_rendering_is_noticed(
     published, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, replaced: str, by: object, kind: str
 ) -> None:
     monkeypatch.setattr(replaced, by)

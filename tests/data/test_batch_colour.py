@@ -1,4 +1,4 @@
-"""Colour on the device: PIL's operations, the published distribution, and what would not be it."""
+"""Colour on the device: PIL's operations and the published distribution, and a wrong one is noticed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def plan_of(**choices: object) -> ViewPlan:
     return ViewPlan(box=(0, 0, 120, 160), **(nothing | choices))
 
 
-def test_each_row_gets_what_its_plan_says(photos: list[np.ndarray]) -> None:
+def test_each_row_gets_its_own_plan(photos: list[np.ndarray]) -> None:
     """Row by row against the operations of the CPU, which are tested against PIL."""
     square = [photo[:, :120] for photo in photos]
     amounts = [colour.Jitter(1.2, 0.8, 1.1, 0.0, order) for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2))]
@@ -107,7 +107,7 @@ def one_gaussian(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
 BLUR = colour.batch_blur
 
 
-def test_without_the_roundings_it_is_another_distribution(
+def test_without_the_rounding_it_is_another_distribution(
     published, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(colour, "batch_blur", one_gaussian)

@@ -14,7 +14,7 @@ from data.images import normalise
 from data.loader import BufferPool, PretrainLoader
 
 
-def test_what_is_held_is_not_given_again() -> None:
+def test_an_array_in_use_is_not_reused() -> None:
     """Held as an array, as a view of it, as a tensor, as a part of a tensor, or by what autograd saved."""
     pool = BufferPool()
     array = pool.take((4, 3), np.float32)

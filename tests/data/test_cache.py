@@ -1,4 +1,4 @@
-"""The raw cache: the files' own pixels, whole after any interruption, and refused when it is not what it seems."""
+"""The raw cache: the pixels of the files, complete after any interruption, refused if it is damaged or outdated."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def interrupt_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("torn", ["nothing", "pixels", "index", "index ahead"])
-def test_an_interrupted_build_goes_on(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, torn: str) -> None:
-    """And ends with the same bytes, whichever of the two files the machine's end left half written."""
+def test_an_interrupted_build_continues(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, torn: str) -> None:
+    """It ends with the same bytes, whichever of the two files a crash left incomplete."""
     whole = cache.build(dataset, 20, workers=1, skip_bad=False)
     expected = content(whole)
     shutil.rmtree(whole)
@@ -114,7 +114,7 @@ def test_an_interrupted_build_goes_on(dataset: Dataset, monkeypatch: pytest.Monk
     monkeypatch.setattr(FileSource, "__call__", lambda source, n: (asked.append(n), decode(source, n))[1])
     cache.build(dataset, 20, workers=1, skip_bad=False)
     assert content(whole) == expected
-    assert min(asked) == (20 if torn == "index ahead" else 24)  # what was finished is not made again
+    assert min(asked) == (20 if torn == "index ahead" else 24)  # finished images are not decoded again
 
 
 @pytest.mark.parametrize("change", ["content", "touched", "added", "removed", "renamed"])
@@ -141,7 +141,7 @@ def test_changed_files_are_refused(folder_of_60: DataConfig, change: str) -> Non
 
 
 @pytest.mark.parametrize("spoil", ["first image", "any image", "index", "truncated"])
-def test_damage_is_told(folder_of_60: DataConfig, dataset: Dataset, spoil: str) -> None:
+def test_damage_is_reported(folder_of_60: DataConfig, dataset: Dataset, spoil: str) -> None:
     folder = cache.build(dataset, 20, workers=1, skip_bad=False)
     file = folder / ("index.bin" if spoil == "index" else "pixels.bin")
     data = bytearray(file.read_bytes())

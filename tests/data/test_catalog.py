@@ -1,4 +1,4 @@
-"""Datasets by name; what is missing, empty or half-made is told."""
+"""Datasets by name; what is missing, empty or incomplete is reported."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_image_folder(image_folder: Path) -> None:
         dataset.images("test")
 
 
-def test_the_environment_tells_where_datasets_lie(image_folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_environment_says_where_datasets_are(image_folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VICREGL_DATA", str(tmp_path))
     (tmp_path / "imagefolder").symlink_to(image_folder)
     assert open_dataset(DataConfig(name="imagefolder")).root == tmp_path / "imagefolder"
 
 
 def test_a_dataset_has_a_variable_of_its_own(image_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    """Datasets lie on different disks, and a path has no place in a study."""
+    """Datasets are on different disks, and a study has no paths."""
     monkeypatch.setenv("VICREGL_DATA", str(tmp_path))
     monkeypatch.setenv("VICREGL_IMAGEFOLDER", str(image_folder))
     assert open_dataset(DataConfig(name="imagefolder")).root == image_folder
@@ -85,7 +85,7 @@ def test_unknown_names_are_refused() -> None:
         configs.load(CheckConfig, None, ["data.on_bad_image=ignore"])
 
 
-def test_missing_and_empty_folders_are_told(tree: Path, tmp_path: Path, monkeypatch) -> None:
+def test_missing_and_empty_folders_are_reported(tree: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VICREGL_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"nowhere/imagenet is not a folder; set data\.root"):
         open_dataset(DataConfig(name="imagenet"))
@@ -112,7 +112,7 @@ def test_missing_and_empty_folders_are_told(tree: Path, tmp_path: Path, monkeypa
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A tree of what folders of images hold in the wild; train and val are the same."""
+    """A tree with everything that real image folders contain; train and val are the same."""
     root = tmp_path / "hostile"
     image = root / "elsewhere" / "image.png"
     image.parent.mkdir(parents=True)
@@ -144,7 +144,7 @@ def hostile(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_hostile_tree_holds_what_it_holds_for_torchvision(hostile: Path, split: str) -> None:
+def test_a_hostile_tree_has_the_images_that_torchvision_takes(hostile: Path, split: str) -> None:
     expected = ImageFolder(hostile / split)
     dataset = open_dataset(folders(hostile))
     images = dataset.images(split)
@@ -153,26 +153,26 @@ def test_a_hostile_tree_holds_what_it_holds_for_torchvision(hostile: Path, split
     assert len(images) == 18
 
 
-def test_what_is_left_out_is_counted(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = (
+def test_files_that_are_left_out_are_counted(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = (
         "files left out: 6 (2 ending in .txt, 1 beside the class folders, 1 ending in .gif, 1 ending in .part, "
         "1 without a suffix)"
     )
     images = open_dataset(folders(hostile)).images("train")
-    assert images.describe_left_out() == told
+    assert images.describe_left_out() == note
     (hostile / "train" / "b" / "dangling.png").unlink()
     PretrainLoader(open_dataset(folders(hostile)), ViewsConfig(large_size=8), lambda side: (2, 2), 4, seed=0)
-    assert capsys.readouterr().out == f"{hostile / 'train'}: {told}\n"
+    assert capsys.readouterr().out == f"{hostile / 'train'}: {note}\n"
 
 
-def test_nothing_is_said_of_a_plain_tree(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_for_a_plain_tree(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert open_dataset(folders(tree)).images("train").describe_left_out() is None
     PretrainLoader(open_dataset(folders(tree)), ViewsConfig(large_size=8), lambda side: (2, 2), 4, seed=0)
     assert capsys.readouterr().out == ""
 
 
 def test_an_empty_class_stops_unless_it_is_hidden(tree: Path) -> None:
-    """torchvision stops at .ipynb_checkpoints, too; nobody means it to be a class."""
+    """torchvision stops at .ipynb_checkpoints, too; nobody intends it as a class."""
     for split in ("train", "val"):
         (tree / split / ".ipynb_checkpoints").mkdir()
     assert len(open_dataset(folders(tree)).images("train")) == 48

@@ -65,7 +65,7 @@ def test_exif_does_not_turn_the_image(photo: Image.Image, tmp_path: Path) -> Non
     assert read_image(tmp_path / "a.jpg").shape == (photo.height, photo.width, 3)
 
 
-def test_what_is_no_image_is_named(photo: Image.Image, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_named(photo: Image.Image, tmp_path: Path) -> None:
     photo.save(tmp_path / "whole.jpg")
     photo.save(tmp_path / "whole.png")
     content = {name: (tmp_path / name).read_bytes() for name in ("whole.jpg", "whole.png")}
@@ -118,13 +118,13 @@ def test_a_small_set_is_read_at_once(three: ImageList) -> None:
     assert store.bad_files == {three.paths[1]}
 
 
-def test_a_large_set_is_read_as_it_comes(three: ImageList) -> None:
+def test_a_large_set_is_read_as_needed(three: ImageList) -> None:
     store = ImageStore(three, memory_bytes=0)
     assert store.read(0)[1].shape == (10, 10, 3)
     with pytest.raises(UserError, match=r"1\.png"):
         store.read(1)
     store = ImageStore(three, "skip", memory_bytes=0)
-    assert store.read(1)[0] == 2  # the next readable one stands in
+    assert store.read(1)[0] == 2  # the next readable one replaces it
     assert store.bad_files == {three.paths[1]}
     for path in three.paths:
         path.write_bytes(b"no image")

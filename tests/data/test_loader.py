@@ -1,4 +1,4 @@
-"""Batches: the same whatever makes them and wherever the run begins; bad input stops with a clear message."""
+"""Batches are the same for any workers and any first step; bad input stops with a clear message."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_any_workers_give_the_same_batches(small_scenes: DataConfig, execution: 
 
 
 def test_both_executions_make_the_same_choices(small_scenes: DataConfig) -> None:
-    """On the device the same views, boxes and colours, to the roundings of hue and blur."""
+    """On the device: the same views, boxes and colours, up to the rounding of hue and blur."""
     on_cpu, on_device = (
         list(make(small_scenes, views=VIEWS.replace(execution=execution)).batches(0, 7))
         for execution in ("cpu", "device")
@@ -115,7 +115,7 @@ def test_larger_images_are_reduced_first(folder_of_60: DataConfig) -> None:
     assert_same(list(reduced.batches(0, 3)), list(make(data).batches(0, 3)))
 
 
-def test_the_time_waited_for_batches_is_counted(small_scenes: DataConfig) -> None:
+def test_the_waiting_time_is_counted(small_scenes: DataConfig) -> None:
     loader = make(small_scenes, batch_size=30)
     batches = loader.batches(0, 2)
     waited = 0.0
@@ -183,21 +183,21 @@ def test_a_batch_larger_than_the_dataset_is_refused(small_scenes: DataConfig) ->
         make(small_scenes, batch_size=1)
 
 
-def spoil_one(data: DataConfig) -> Path:
+def damage_one(data: DataConfig) -> Path:
     victim = sorted(Path(data.root).glob("train/4/*.png"))[0]
     victim.write_bytes(b"not an image")
     return victim
 
 
 def test_an_unreadable_image_stops_before_training(folder_of_60: DataConfig) -> None:
-    victim = spoil_one(folder_of_60)
+    victim = damage_one(folder_of_60)
     with pytest.raises(UserError, match=victim.name):
         make(folder_of_60)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_in_a_large_dataset_it_stops_when_it_comes(folder_of_60: DataConfig, workers: int) -> None:
-    victim = spoil_one(folder_of_60)
+def test_in_a_large_dataset_it_stops_when_its_turn_comes(folder_of_60: DataConfig, workers: int) -> None:
+    victim = damage_one(folder_of_60)
     loader = make(folder_of_60, workers=workers, memory_bytes=0)
     with pytest.raises(UserError, match=victim.name) as caught:
         list(loader.batches(0, 2 * loader.steps_per_epoch))
@@ -205,7 +205,7 @@ def test_in_a_large_dataset_it_stops_when_it_comes(folder_of_60: DataConfig, wor
 
 
 def test_skipped_images_are_counted(folder_of_60: DataConfig) -> None:
-    spoil_one(folder_of_60)
+    damage_one(folder_of_60)
     skipping = folder_of_60.replace(on_bad_image="skip")
     loader = make(skipping, batch_size=59)
     assert loader.skipped == 1
@@ -216,7 +216,7 @@ def test_skipped_images_are_counted(folder_of_60: DataConfig) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_images_of_a_large_dataset_are_counted(folder_of_60: DataConfig, workers: int) -> None:
-    spoil_one(folder_of_60)
+    damage_one(folder_of_60)
     loader = make(folder_of_60.replace(on_bad_image="skip"), batch_size=10, workers=workers, memory_bytes=0)
     assert loader.skipped == 0
     assert len(list(loader.batches(0, 6))) == 6

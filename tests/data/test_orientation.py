@@ -1,4 +1,4 @@
-"""EXIF's orientation tag turns nothing, whichever way an image comes: its pixels are taken as the file stores them."""
+"""EXIF's orientation tag is ignored by every reader: pixels are taken as the file stores them."""
 
 from __future__ import annotations
 
@@ -67,32 +67,32 @@ def from_cache(dataset: Dataset) -> Iterator[np.ndarray]:
     yield from map(source, range(8))
 
 
-def of_pretraining(dataset: Dataset) -> Iterator[np.ndarray]:
+def from_pretraining(dataset: Dataset) -> Iterator[np.ndarray]:
     loader = PretrainLoader(dataset, VIEWS, lambda side: (2, 2), 4, 0, 0, memory_bytes=0)
     for batch in loader.batches(0, 2):
         yield from (view.numpy() for view in batch.tensors())
 
 
-def of_linear_and_knn(dataset: Dataset) -> Iterator[np.ndarray]:
+def from_linear_and_knn(dataset: Dataset) -> Iterator[np.ndarray]:
     batches = ImageBatches(LabelledDataset(dataset.images("train"), eval_transform(64, 56), 0), 4)
     yield from (pixels.numpy() for pixels, _ in batches.of_epoch(0, 0, 0))
 
 
-READERS = [from_files, from_memory, from_cache, of_pretraining, of_linear_and_knn]
+READERS = [from_files, from_memory, from_cache, from_pretraining, from_linear_and_knn]
 
 
 @pytest.mark.parametrize("with_simplejpeg", [True, False], ids=["simplejpeg", "PIL"])
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
-def test_no_reader_turns_an_image(reader, with_simplejpeg, plain, tagged, monkeypatch) -> None:
+def test_no_reader_rotates_an_image(reader, with_simplejpeg, plain, tagged, monkeypatch) -> None:
     if not with_simplejpeg:
         monkeypatch.setattr(images, "simplejpeg", None)
-    expected, found = list(reader(plain)), list(reader(tagged))
+    expected, actual = list(reader(plain)), list(reader(tagged))
     assert len(expected) > 1
-    for one, other in zip(expected, found, strict=True):
+    for one, other in zip(expected, actual, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_headers_tell_size_mode_and_tag(tmp_path: Path) -> None:
+def test_headers_have_size_mode_and_tag(tmp_path: Path) -> None:
     exif = Image.Exif()
     for name in ("a.jpg", "a.png", "a.webp", "a.tif"):
         for orientation in (1, 8):
@@ -115,8 +115,8 @@ def test_headers_tell_size_mode_and_tag(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_no_format_is_turned(suffix: str, orientation: int, compression: str | None, photos, tmp_path: Path) -> None:
-    """PIL decodes TIFFs turned."""
+def test_no_format_is_rotated(suffix: str, orientation: int, compression: str | None, photos, tmp_path: Path) -> None:
+    """PIL rotates TIFFs when it decodes them."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a{suffix}"
@@ -130,5 +130,5 @@ def test_no_format_is_turned(suffix: str, orientation: int, compression: str | N
         np.testing.assert_array_equal(MaskLabels(256).read(path), photos[0][..., 0])
 
 
-def test_memory_is_reckoned_from_stored_sizes(plain, tagged) -> None:
+def test_memory_is_estimated_from_stored_sizes(plain, tagged) -> None:
     assert decoded_bytes(plain.images("train").paths) == decoded_bytes(tagged.images("train").paths)

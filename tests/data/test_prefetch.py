@@ -1,4 +1,4 @@
-"""Batches ahead on a device: in order, errors passed on, nothing left behind; with a GPU and with a stand-in."""
+"""Prefetching to a device: in order, with errors passed on and no thread left; with a GPU and with a fake one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Item:
 
 
 class FakeStream:
-    """Remembers that it waited for what was recorded."""
+    """Remembers the events that it waited for."""
 
     def __init__(self, device: object = None) -> None:
         self.waited: list[object] = []
@@ -49,7 +49,7 @@ class FakeEvent:
 
 @pytest.fixture
 def current(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
-    """torch.cuda replaced; the caller's stream."""
+    """Replace torch.cuda; return the caller's stream."""
 
     @contextmanager
     def entered(_: object) -> Iterator[None]:
@@ -63,7 +63,7 @@ def current(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
     return stream
 
 
-def left_behind() -> list[threading.Thread]:
+def threads_left() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
@@ -71,10 +71,10 @@ def test_batches_come_in_order_after_their_event(current: FakeStream) -> None:
     items = prefetched(iter(range(20)), Item, torch.device("cpu"))
     assert [item.number for item in items] == list(range(20))
     assert len(current.waited) == 20
-    assert not left_behind()
+    assert not threads_left()
 
 
-def test_it_works_ahead_but_not_far(current: FakeStream) -> None:
+def test_it_works_one_batch_ahead(current: FakeStream) -> None:
     made: list[int] = []
     items = prefetched(iter(range(20)), lambda n: (made.append(n), Item(n))[1], torch.device("cpu"))
     assert next(items).number == 0
@@ -84,7 +84,7 @@ def test_it_works_ahead_but_not_far(current: FakeStream) -> None:
     time.sleep(0.2)
     assert len(made) == 3  # in use, waiting, made and waiting for room
     items.close()
-    assert not left_behind()
+    assert not threads_left()
 
 
 @pytest.mark.parametrize("where", ["worker", "finish"])
@@ -104,7 +104,7 @@ def test_errors_reach_the_caller(current: FakeStream, where: str) -> None:
     assert [next(items).number for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="the fourth is bad"):
         next(items)
-    assert not left_behind()
+    assert not threads_left()
 
 
 @pytest.mark.gpu
@@ -126,7 +126,7 @@ def test_a_gpu_gets_the_same_batches(small_scenes: DataConfig, execution: str, w
             # a level where the order of a sum decides a rounding: 1 / 58 of a deviation
             assert (x - y.cpu()).abs().float().mean() < 1e-3
     assert on_gpu.wait_seconds > 0
-    assert not left_behind()
+    assert not threads_left()
 
 
 @pytest.mark.gpu

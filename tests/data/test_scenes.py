@@ -1,4 +1,4 @@
-"""The embedded dataset: no leak, truthful manifest, deterministic, never half-made."""
+"""The embedded dataset: no leak, a correct manifest, deterministic, never incomplete."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sources(rows: list[dict[str, str]]) -> set[int]:
     return {int(n) for row in rows for n in [row["digit"], *row["distractors"].split()]}
 
 
-def of_split(folder: Path, split: str) -> list[dict[str, str]]:
+def rows_of(folder: Path, split: str) -> list[dict[str, str]]:
     return [row for row in manifest(folder) if row["split"] == split]
 
 
@@ -47,7 +47,7 @@ def every_file(folder: Path) -> dict[str, bytes]:
 
 
 def test_train_and_val_share_no_digit_and_no_pixel_of_a_photograph(made: Path) -> None:
-    train, val = of_split(made, "train"), of_split(made, "val")
+    train, val = rows_of(made, "train"), rows_of(made, "val")
     assert len(train) == 600
     assert len(val) == 200
     assert not sources(train) & sources(val)
@@ -66,13 +66,13 @@ def test_train_and_val_share_no_digit_and_no_pixel_of_a_photograph(made: Path) -
 def test_no_two_digits_of_the_splits_are_the_same_drawing() -> None:
     """Two numbers of `load_digits` could hold the same image; then the split by number would leak."""
     drawings = [
-        {glyph.ink.tobytes() for of_class in compose.split_sources(split).glyphs for glyph in of_class}
+        {glyph.ink.tobytes() for same_class in compose.split_sources(split).glyphs for glyph in same_class}
         for split in ("train", "val")
     ]
     assert not drawings[0] & drawings[1]
 
 
-def test_manifest_tells_what_the_images_were_made_of(made: Path) -> None:
+def test_the_manifest_lists_the_sources_of_images(made: Path) -> None:
     """The photo's crop explains the background pixels, and the source digit the dominant digit's ink."""
     photos, digits = load_sample_images().images, load_digits()
     similar = []
@@ -82,8 +82,10 @@ def test_manifest_tells_what_the_images_were_made_of(made: Path) -> None:
         top, left, side = int(row["top"]), int(row["left"]), int(row["side"])
         crop = photos[int(row["photo"])][top : top + side, left : left + side]
         small = cv2.resize(crop.astype(float), (32, 32), interpolation=cv2.INTER_AREA)
-        behind = cv2.dilate((mask > 0).astype(np.uint8), np.ones((3, 3))) == 0  # a digit's faint edge is no background
-        similar.append(np.corrcoef(small[behind].mean(1), image[behind].mean(1))[0, 1])
+        background = (
+            cv2.dilate((mask > 0).astype(np.uint8), np.ones((3, 3))) == 0
+        )  # not a digit's faint edge
+        similar.append(np.corrcoef(small[background].mean(1), image[background].mean(1))[0, 1])
         assert digits.target[int(row["digit"])] == int(row["label"])
         drawn = (mask == int(row["label"]) + 1).astype(np.float32)
         ink = cv2.resize(digits.images[int(row["digit"])].astype(np.float32), (int(row["digit_size"]),) * 2)
@@ -135,7 +137,7 @@ def test_made_again_is_byte_identical_and_another_seed_is_not(tmp_path: Path) ->
     assert every_file(other)["manifest.csv"] != every_file(first)["manifest.csv"]
 
 
-def test_a_killed_generation_leaves_nothing_half_made(tmp_path: Path) -> None:
+def test_a_killed_generation_leaves_nothing_incomplete(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "data.scenes", "train=1000", "val=10"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Datasets with masks: trees as the archives have them, read as the classes that were meant; damage is told."""
+"""Datasets with masks: trees as in the archives, read as the right classes; damage is reported."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def assert_reads(layout: SegmentationLayout, truth: trees.Truth) -> None:
         names = layout.names(split)
         assert len(names) == len(masks)
         for name, mask in zip(names, masks, strict=True):
-            found = layout.read_mask(layout.mask(split, name))
-            assert (found == mask).all()
+            assert (layout.read_mask(layout.mask(split, name)) == mask).all()
             with Image.open(layout.image(split, name)) as image:
                 assert image.size == mask.shape[::-1]
 
@@ -105,7 +104,7 @@ def test_a_training_list_of_another_dataset_is_refused(tmp_path: Path) -> None:
         DataConfig(name="cityscapes", segmentation_train="train_aug").check()
 
 
-def test_half_unpacked_voc_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_voc_is_reported(tmp_path: Path) -> None:
     trees.voc_tree(tmp_path)
     config = DataConfig(name="voc", root=str(tmp_path), segmentation_train="train_aug")
     lists = tmp_path / "ImageSets/Segmentation"

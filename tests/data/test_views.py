@@ -33,7 +33,7 @@ def test_grid_equals_the_published_code(case: dict) -> None:
 
 
 @pytest.mark.parametrize("flip_grid", [True, False])
-def test_grid_tells_where_the_pixels_came_from(flip_grid: bool) -> None:
+def test_the_grid_says_where_the_pixels_came_from(flip_grid: bool) -> None:
     """An image whose red is its row and whose green is its column: the mean over a cell is the cell's location."""
     rows, columns = np.mgrid[0:200, 0:240]
     image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
@@ -52,7 +52,7 @@ def test_grid_tells_where_the_pixels_came_from(flip_grid: bool) -> None:
     assert matches == ([True] * 60 if flip_grid else [not m for m in mirrored])
 
 
-def test_grid_has_the_size_that_the_network_tells() -> None:
+def test_the_grid_has_the_size_of_the_networks_map() -> None:
     sizes = {32: (8, 8), 16: (3, 5)}
     config = ViewsConfig(large_size=32, small_size=16, small_count=3)
     images, locations = ViewMaker(config, sizes.__getitem__)(Image.new("RGB", (50, 40)), sample_generator(0, 0, 0))
@@ -82,10 +82,10 @@ def test_streams_of_samples_in_turn_are_the_same() -> None:
     streams = SampleStreams(5, 3, purpose=Purpose.EPOCH_ORDER)
     for index in (7, 0, 7, 2**40):
         generator = sample_generator(5, 3, index, purpose=Purpose.EPOCH_ORDER)
-        of_streams = streams.at(index)
+        from_streams = streams.at(index)
         for count in (1, 5, 3):
-            assert of_streams.random(count).tolist() == generator.random(count).tolist()
-        assert of_streams.integers(100, size=3).tolist() == generator.integers(100, size=3).tolist()
+            assert from_streams.random(count).tolist() == generator.random(count).tolist()
+        assert from_streams.integers(100, size=3).tolist() == generator.integers(100, size=3).tolist()
 
 
 @pytest.mark.parametrize("execution", ["cpu", "device"])

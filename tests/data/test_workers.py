@@ -1,4 +1,4 @@
-"""Worker processes that die, find no room for what they made, or do nothing: said in one line, and none is left."""
+"""Worker processes that die, cannot send their batch, or do nothing: reported in one line, and none is left."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ class Steps:
         return torch.full((self.numbers,), step)
 
 
-def steps_of(steps, count=8):
+def run_steps(steps, count=8):
     return [int(batch[0]) for batch in in_order(steps, range(count), 2, "processes")]
 
 
@@ -75,18 +75,18 @@ def small_shared_memory(*command, kilobytes=1024, timeout=120):
 
 
 def processes_of(session):
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
+            pids.append(int(stat.parent.name))
+    return pids
 
 
-def test_a_full_shared_memory_ends_the_loader_and_says_what_it_needs(tmp_path):
+def test_a_full_shared_memory_ends_the_loader_and_says_how_much_it_needs(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, torch; from data.workers import in_order; from runtime.errors import run_command\n"
@@ -103,7 +103,7 @@ def test_a_full_shared_memory_ends_the_loader_and_says_what_it_needs(tmp_path):
         assert part in line
 
 
-def test_no_room_for_the_queues_themselves_is_no_full_disk(tmp_path):
+def test_no_room_for_the_queues_is_reported_as_full_shared_memory(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from data.workers import in_order; from runtime.errors import run_command\n"
@@ -136,14 +136,14 @@ def test_each_stage_ends_where_shared_memory_is_full(stage, tmp_path, command):
     assert "Traceback" not in err
 
 
-def test_a_worker_killed_for_its_memory_is_said(capfd):
+def test_a_worker_killed_for_its_memory_is_reported(capfd):
     with pytest.raises(UserError, match=r"exited unexpectedly \(SIGKILL\); usual reason: .* ran out of memory"):
-        steps_of(Steps(trouble=lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        run_steps(Steps(trouble=lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
-def test_a_worker_that_got_sigbus_found_shared_memory_full():
+def test_sigbus_of_a_worker_means_full_shared_memory():
     with pytest.raises(UserError, match="shared memory is full: a worker process of the data loader got SIGBUS"):
-        steps_of(
+        run_steps(
             Steps(trouble=lambda: (signal.signal(signal.SIGBUS, signal.SIG_DFL), os.kill(os.getpid(), signal.SIGBUS)))
         )
 
@@ -161,7 +161,7 @@ def test_a_dead_worker_is_not_raised_where_the_main_thread_happens_to_be():
 def test_workers_that_do_nothing_are_given_up(monkeypatch):
     monkeypatch.setattr(workers, "IDLE_POLLS", 2)
     with pytest.raises(UserError, match="made no batch and computed nothing for 2 s"):
-        steps_of(Steps(trouble=lambda: time.sleep(600)))
+        run_steps(Steps(trouble=lambda: time.sleep(600)))
 
 
 def test_workers_that_compute_for_long_are_not_given_up(monkeypatch):
@@ -172,15 +172,15 @@ def test_workers_that_compute_for_long_are_not_given_up(monkeypatch):
         while time.monotonic() < end:
             pass
 
-    assert steps_of(Steps(trouble=compute)) == list(range(8))
+    assert run_steps(Steps(trouble=compute)) == list(range(8))
 
 
-def test_what_a_worker_raises_stays_what_it_is():
+def test_an_exception_of_a_worker_keeps_its_type():
     def fail():
         raise KeyError("of the dataset")
 
     with pytest.raises(KeyError, match="of the dataset"):
-        steps_of(Steps(trouble=fail))
+        run_steps(Steps(trouble=fail))
 
 
 def test_a_batch_that_cannot_be_sent_is_an_error_and_no_hang():
