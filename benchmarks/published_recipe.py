@@ -56,9 +56,6 @@ class PublishedViews:
     def __init__(self, sizes: Sequence[int], scales: Sequence[Sequence[float]], cells: Sequence[int]) -> None:
         views = zip(sizes, scales, strict=True)
         self.recipes = [PublishedRecipe(n % 2 == 1, size, scale) for n, (size, scale) in enumerate(views)]
-            PublishedRecipe(n % 2 == 1, *size_and_scale)
-            for n, size_and_scale in enumerate(zip(sizes, scales, strict=True))
-        ]
         self.cells = cells
 
     def __call__(self, content: bytes) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
