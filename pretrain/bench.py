@@ -25,7 +25,7 @@ from data.loader import PretrainLoader
 from data.views import ViewMaker, sample_generator
 from pretrain.show import load_config, view_maker
 from runtime.config import require
-from runtime.device import available_cores, prepare
+from runtime.device import available_cores, choose_device
 from runtime.errors import run_command
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
     cores = available_cores()
     numbers = _numbers(arguments.workers) or [0, *(n for n in (1 << power for power in range(10)) if n <= cores)]
     config = load_config(arguments.config, arguments.overrides)
-    device = prepare(config.machine)
+    device = choose_device(config.machine)
     maker, dataset, batch_size = view_maker(config), open_dataset(config.data), config.train.batch_size
     sizes = " + ".join(f"{maker.sides.count(side)} x {side}" for side in sorted(set(maker.sides), reverse=True))
     print(f"{dataset.name} at {dataset.root}, {sizes}, execution {config.views.execution}, device {device}", flush=True)

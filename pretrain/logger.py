@@ -52,13 +52,13 @@ class Logger:
         self.board: SummaryWriter | None = None
         if training.world.is_main:
             self.board = SummaryWriter(str(training.run.path / "tensorboard"), purge_step=training.state.step + 1)
-            training.run.progress(training.state.step, training.total_steps, "steps")
+            training.run.set_progress(training.state.step, training.total_steps, "steps")
 
     def after_step(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
         training = self.training
         step, total = training.state.step, training.total_steps
         training.state.seconds = self.seconds_before + time.monotonic() - training.started
-        training.run.progress(step, total, "steps")
+        training.run.set_progress(step, total, "steps")
         if step % training.config.machine.log_steps == 0 or step == total:
             self.write_row(batch, lr, losses, output)
         if time.monotonic() - self.printed > training.config.machine.log_seconds or step == total:

@@ -17,7 +17,7 @@ from pretrain.config import PretrainConfig, durations
 from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
 from pretrain.step import outputs, refuse_batch_statistics
-from runtime.device import memory_bytes, prepare
+from runtime.device import choose_device, memory_bytes
 from runtime.errors import UserError
 from runtime.progress import describe_bytes
 from runtime.rundir import Run
@@ -116,7 +116,7 @@ def preflight(config: PretrainConfig) -> Dataset:
         return dataset  # some timm networks cannot be built on meta; their errors are raised by `Training.build`
     if config.train.accumulate > 1:
         refuse_batch_statistics(model)
-    refuse_too_large(model, config, prepare(config.machine))
+    refuse_too_large(model, config, choose_device(config.machine))
     return dataset
 
 

@@ -21,7 +21,7 @@ GPU_FILE = Path("/dev/nvidia0")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
-def prepare(machine: MachineConfig, world: World | None = None) -> torch.device:
+def choose_device(machine: MachineConfig, world: World | None = None) -> torch.device:
     """Set the number of CPU threads, and return this process's device, which on CUDA becomes torch's current one.
 
     Of several processes on a machine with GPUs, each takes the one of its local rank, or the only one that it sees.

@@ -15,11 +15,11 @@ class Progress:
         self.every_seconds = every_seconds
         self.first = done
         self.started = self.printed = time.monotonic()
-        run.progress(int(done), total, unit)
+        run.set_progress(int(done), total, unit)
 
     def update(self, done: float, note: str = "") -> None:
         """Set `done` of `total`; a fraction counts for the time left only."""
-        self.run.progress(int(done), self.total, self.unit)
+        self.run.set_progress(int(done), self.total, self.unit)
         now = time.monotonic()
         if done <= self.first or (now - self.printed < self.every_seconds and done < self.total):
             return

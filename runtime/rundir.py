@@ -155,7 +155,7 @@ class Run:
         """Raise UserError if its files cannot be written; called before anything starts."""
         files.require_writable(self.path, ELSEWHERE)
 
-    def progress(self, done: int, total: int, unit: str, **extra: Any) -> None:
+    def set_progress(self, done: int, total: int, unit: str, **extra: Any) -> None:
         """Set the progress that the heartbeat writes, within a few seconds."""
         self._progress = {"done": done, "total": total, "unit": unit, **extra}
 

@@ -11,7 +11,7 @@ import torch
 
 from runtime import provenance
 from runtime.config import split_machine
-from runtime.device import prepare
+from runtime.device import choose_device
 from runtime.distributed import barrier, broadcast, join, report_failures
 from runtime.errors import UserError
 from runtime.rundir import Identity, Run, open_run, record_failure
@@ -26,7 +26,7 @@ def run_stage(config: Any, identity: Identity, work: Work, world: World, extra: 
     Every process of `world` calls this and `work`; process 0 alone holds the run directory and writes in it.
     `extra` goes into run.yaml beside the machine's settings.
     """
-    device = prepare(config.machine, world)
+    device = choose_device(config.machine, world)
     run = Run.at(config.machine.runs, identity)
     with join(world, device):
         if broadcast(run.result() is not None):

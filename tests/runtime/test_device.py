@@ -6,7 +6,7 @@ import torch
 from pretrain.bench import main as bench
 from runtime import device
 from runtime.config import Config, MachineConfig
-from runtime.device import driver_version, prepare, sign_of_gpu
+from runtime.device import choose_device, driver_version, sign_of_gpu
 from runtime.errors import UserError
 from runtime.rundir import Identity
 from runtime.stage import run_stage
@@ -47,12 +47,12 @@ def test_auto_refuses_where_a_gpu_would_be_left_unused(monkeypatch, environment,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert sign_of_gpu() == sign
-    assert prepare(MachineConfig(device="cpu")).type == "cpu"
+    assert choose_device(MachineConfig(device="cpu")).type == "cpu"
     if sign is None:
-        assert prepare(MachineConfig()).type == "cpu"
+        assert choose_device(MachineConfig()).type == "cpu"
         return
     with pytest.raises(UserError, match=rf"there is a GPU here \({sign}\).*machine\.device=cpu"):
-        prepare(MachineConfig())
+        choose_device(MachineConfig())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_error_names_both_versions(monkeypatch, text, driver) -> None:
         device.DRIVER_FILE.write_text(text)
         assert driver_version() == driver
     with pytest.raises(UserError, match=f"GPU_FILE.*built for CUDA 13.0, and NVIDIA's driver is {driver}"):
-        prepare(MachineConfig())
+        choose_device(MachineConfig())
 
 
 def test_it_is_said_before_a_run_is_made(monkeypatch, tmp_path) -> None:
@@ -93,5 +93,5 @@ def test_the_chosen_gpu_is_the_current_one(monkeypatch, asked, world, current) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda given: chosen.append(torch.device(given).index))
-    prepare(MachineConfig(device=asked), world)
+    choose_device(MachineConfig(device=asked), world)
     assert chosen == ([] if current is None else [current])

@@ -16,7 +16,7 @@ def test_the_progress_that_work_tells_reaches_the_heartbeat(tmp_path) -> None:
     name = Identity("pretrain", "run", 1, {})
 
     def work(run, _device, _world):
-        run.progress(3, 7, "steps")
+        run.set_progress(3, 7, "steps")
         return {"score": 1.0}
 
     run_stage(StageConfig(machine=MachineConfig(device="cpu", runs=str(tmp_path))), name, work, World())

@@ -106,7 +106,7 @@ def train(run: Run, config: LightPretrainConfig) -> dict[str, Any]:
             chain = link(chain, step)
             with open(run.path / "steps.log", "a") as log:
                 log.write(f"{os.environ.get('SLURM_JOB_ID')} {os.getpid()} {step}\n")
-            run.progress(step + 1, steps, "steps")
+            run.set_progress(step + 1, steps, "steps")
             if stop or (machine.save_steps and (step + 1) % machine.save_steps == 0):
                 temporary = checkpoint.with_suffix(".new")
                 temporary.write_text(f"{step + 1} {chain}")

@@ -80,7 +80,7 @@ def train(run: Run, config: FakePretrainConfig) -> dict[str, Any]:
             log.write(f"{os.getpid()} {step}\n")
             log.flush()
             file.write_text(str(step + 1))
-            run.progress(step + 1, steps, "steps")
+            run.set_progress(step + 1, steps, "steps")
             while Path("hold").exists():  # a test's way to catch it at work
                 time.sleep(0.02)
     threads = os.environ.get("OMP_NUM_THREADS")
