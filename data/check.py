@@ -25,7 +25,6 @@ from runtime import files
 from runtime.config import Config, require
 from runtime.errors import UserError, run_command
 from runtime.provenance import PROJECT
-from runtime.world import world_from_environment
 
 SAMPLES = 200  # files of each split
 BRIEF = 16  # the same for a preflight
@@ -74,18 +73,16 @@ def check_all(dataset: Dataset, samples: int | None) -> Findings:
     return findings
 
 
-def preflight(config: DataConfig, masks: bool) -> None:
-    """Check the dataset of an evaluation briefly (its masks if `masks`): print notes, refuse problems.
+def preflight(config: DataConfig, masks: bool) -> list[str]:
+    """Check the dataset of an evaluation briefly (its masks if `masks`): return notes, refuse problems.
 
     Reads BRIEF files of each split, whatever the dataset's size, and with masks the headers of all (a second for ten
     thousand files). open_dataset refuses what the layout alone shows.
     """
     dataset = open_dataset(config)
     findings = check_masks(dataset.segmentation(), BRIEF) if masks else check_images(dataset, BRIEF)
-    if world_from_environment().is_main:
-        for note in findings.notes:
-            print(note, flush=True)
     refuse(config.name, dataset.root, findings.problems)
+    return findings.notes
 
 
 def refuse(name: str, root: Path, problems: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ class Purpose(IntEnum):
     EVALUATION_ORDER = 17
     SEGMENTATION_ORDER = 18
     SEGMENTATION_AUGMENTATION = 19
-    # Seeds dropout and drop path in a step of a fine-tuning (eval/linear.py) or a segmentation (eval/mmseg_hook.py).
+    # Seeds dropout and drop path in a step of a fine-tuning (eval/linear.py) or a segmentation (eval/mmseg_runner.py).
     # The two stages never share a run, so that the same number cannot couple anything within one.
     DROPOUT = 20
     MEMORY_POSITIONS = 21  # of a dense kNN evaluation

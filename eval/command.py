@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,55 +12,52 @@ import torch
 
 from data.check import preflight
 from data.config import DataConfig
+from eval.config import DenseKnnConfig, EvalConfig, SegmentationConfig, identity
 from eval.parent import Parent, normalisation_of_run, normalisation_of_weights, open_parent
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from runtime import config as configs
 from runtime.errors import UserError
-from runtime.rundir import Identity, Run
+from runtime.rundir import Run
 from runtime.stage import refuse_several, run_stage
 from runtime.world import World, world_from_environment
 
-Work = Callable[[Any, Parent, Run, torch.device], dict[str, Any]]
+# (config, weights to evaluate, run directory, device, processes) -> the scores
+Work = Callable[[Any, Parent, Run, torch.device, World], dict[str, Any]]
 
 
-def evaluate(
-    argv: Sequence[str],
-    stage: str,
-    schema: type[Any],
-    identity: Callable[[Any, str], Identity],
-    work: Work,
-    several: bool = False,
-) -> None:
+def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, several: bool = False) -> None:
     """`python -m eval.<stage> RUN --config FILE key=value`: make (or go on with) the run and write its scores.
 
-    `--weights FILE --arch NAME` takes the place of RUN. `schema` is the stage's config class, which has a `machine`.
-    `several`: the work can be shared by several processes (torchrun, srun).
+    `--weights FILE --arch NAME` takes the place of RUN. `several`: `work` can be shared by several processes (torchrun,
+    srun).
     """
     world = world_from_environment()
     if not several:
-        refuse_several(world, f"eval.{stage}")
-    asked = Asked.read(argv, stage)
-    config = configs.load(schema, asked.config, asked.overrides)
-    parent = asked.parent(config.machine.runs, config.normalisation)
+        refuse_several(world, f"eval.{schema.stage}")
+    arguments = EvalArguments.parse(argv, schema.stage)
+    config = configs.load(schema, arguments.config, arguments.overrides)
+    parent = arguments.open_parent(config.machine.runs, config.normalisation)
     name = identity(config, parent.hash)
     if Run.at(config.machine.runs, name).result() is None:
-        preflight(config.data, masks=stage in ("segmentation", "dense_knn"))
+        notes = preflight(config.data, masks=schema in (SegmentationConfig, DenseKnnConfig))
+        if world.is_main:
+            print("".join(f"{note}\n" for note in notes), end="", flush=True)
 
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
-        scores = work(config, parent, run, device)
+        scores = work(config, parent, run, device, world)
         if not world.is_main:
             return scores
         mean, std = map(list, parent.normalisation)
-        used = {"normalisation_mean": mean, "normalisation_std": std}
-        return scores | used | asked.beside(parent, stage, config.data, scores)
+        scores |= {"normalisation_mean": mean, "normalisation_std": std}
+        return scores | arguments.describe_weights(parent) | arguments.published(schema.stage, config.data, scores)
 
-    run_stage(config, name, scored, world, asked.described(parent))
+    run_stage(config, name, scored, world, arguments.describe_weights(parent))
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line says."""
+class EvalArguments:
+    """The parsed command line: a run, or a weights file and its network."""
 
     config: str
     overrides: list[str]
@@ -70,7 +67,7 @@ class Asked:
     arch_args: list[str]
 
     @classmethod
-    def read(cls, argv: Sequence[str], stage: str) -> Asked:
+    def parse(cls, argv: Sequence[str], stage: str) -> EvalArguments:
         parser = argparse.ArgumentParser(
             prog=f"python -m eval.{stage}",
             usage="%(prog)s RUN | --weights FILE --arch NAME [--arch-arg key=value]  --config FILE [key=value ...]",
@@ -78,20 +75,24 @@ class Asked:
         parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a finished pretraining run; overrides")
         parser.add_argument("--config", required=True, help=f"a YAML file, as eval/configs/{stage}_scenes.yaml")
         parser.add_argument("--weights", type=Path, help="in place of RUN: a published file, or a backbone.safetensors")
-        parser.add_argument("--arch", help="the network that --weights is of, by timm's name, as resnet50")
-        parser.add_argument("--arch-arg", action="append", default=[], metavar="key=value", help="ls_init_value=null")
-        found = parser.parse_intermixed_args(argv)
-        words = list(found.words)
-        if found.weights is None:
+        parser.add_argument("--arch", help="the network of --weights, by timm's name, as resnet50")
+        parser.add_argument(
+            "--arch-arg", action="append", default=[], metavar="key=value", help="its arguments, as ls_init_value=null"
+        )
+        options = parser.parse_intermixed_args(argv)
+        words = list(options.words)
+        if options.weights is None:
             _require(bool(words), "no run was given; expected a directory as runs/pretrain/<run>, or --weights FILE")
-            _require(not (found.arch or found.arch_arg), "--arch and --arch-arg are of --weights, which was not given")
-            return cls(found.config, words[1:], words[0], None, None, [])
-        _require(bool(found.arch), "--weights needs --arch NAME, the network that it is of, as --arch resnet50")
+            alone = not (options.arch or options.arch_arg)
+            _require(alone, "--arch and --arch-arg describe --weights FILE, which was not given")
+            return cls(options.config, words[1:], words[0], None, None, [])
+        _require(bool(options.arch), "--weights needs --arch NAME, the file's network, as --arch resnet50")
         paths = [word for word in words if "=" not in word]
         _require(not paths, f"got --weights and also {paths}; expected one of them, a run or a file")
-        return cls(found.config, words, None, found.weights, found.arch, found.arch_arg)
+        return cls(options.config, words, None, options.weights, options.arch, options.arch_arg)
 
-    def parent(self, runs: str, normalisation: str | None) -> Parent:
+    def open_parent(self, runs: str, normalisation: str | None) -> Parent:
+        """Open the run, or import the weights file; with the mean and deviation that its images are normalised by."""
         if self.weights is None:
             parent = open_parent(self.run or "")
             return replace(parent, normalisation=normalisation_of_run(parent, normalisation))
@@ -99,8 +100,8 @@ class Asked:
         parent = import_weights(runs, self.weights, self.arch or "", parse_args(self.arch_args))
         return replace(parent, normalisation=chosen)
 
-    def described(self, parent: Parent) -> dict[str, Any]:
-        """What run.yaml and result.json say of the weights file; nothing of a pretraining run, whose hash tells all."""
+    def describe_weights(self, parent: Parent) -> dict[str, Any]:
+        """What run.yaml and result.json say of the weights file; nothing of a pretraining run, which has a hash."""
         if self.weights is None:
             return {}
         backbone, digest = parent.config["model"]["backbone"], parent.config["weights"]["sha256"]
@@ -108,17 +109,15 @@ class Asked:
             "weights": {"file": self.weights.name, "sha256": digest, "arch": backbone["name"], "args": backbone["args"]}
         }
 
-    def beside(self, parent: Parent, stage: str, data: DataConfig, scores: dict[str, Any]) -> dict[str, Any]:
-        """What stands in result.json beside the scores; prints the published figure where there is one."""
+    def published(self, stage: str, data: DataConfig, scores: dict[str, Any]) -> dict[str, Any]:
+        """The published figure for result.json, and on the terminal; nothing where there is none to compare with."""
         if self.weights is None:
             return {}
         figure = published_score(self.weights.name, self.arch or "", stage, data, scores)
         if figure is None:
-            return self.described(parent)
+            return {}
         print(f"{figure}; here: {scores[figure.score]:.2f} %", flush=True)
-        return self.described(parent) | {
-            "published": {"score": figure.score, "value": figure.value, "source": figure.source}
-        }
+        return {"published": asdict(figure)}
 
 
 def _require(ok: bool, message: str) -> None:

@@ -34,24 +34,27 @@ from data.images import normalise, read_image, resize
 from data.layout import SegmentationLayout, size_fault
 from data.views import Purpose, sample_generator
 from eval.command import evaluate
-from eval.dense_knn_config import PROTOCOL, STAGE, DenseKnnConfig, identity
-from eval.features import FrozenFeatures, ImageBatches
+from eval.config import DenseKnnConfig
+from eval.features import ImageBatches, PooledFeatures
 from eval.knn import nearest, normalise_rows, product_chunk
 from eval.parent import Parent, load_parent_backbone
 from runtime.errors import UserError, run_command
 from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import stop_request
+from runtime.world import World
 
 Memory = tuple[Tensor, Tensor]  # features (M, C) of unit length; label distributions (M, classes)
 
 
-def label_positions(config: DenseKnnConfig, parent: Parent, run: Run, device: torch.device) -> dict[str, Any]:
+def label_positions(
+    config: DenseKnnConfig, parent: Parent, run: Run, device: torch.device, _world: World
+) -> dict[str, Any]:
     """Fill the memory from train, label every position of val, and return the dict of result.json."""
     started = time.monotonic()
     layout = open_dataset(config.data).segmentation()
     images = {split: MaskedImages(layout, split, config.image_size, parent.normalisation) for split in ("train", "val")}
-    features = FrozenFeatures(load_parent_backbone(parent), device)
+    features = PooledFeatures(load_parent_backbone(parent), device)
     memory = fill_memory(config, features, images["train"], run)
     most = max(config.neighbours)
     if most > len(memory[0]):
@@ -97,7 +100,7 @@ class MaskedImages(Dataset):
         return resize(image, self.size, self.size, mode="bilinear"), torch.from_numpy(mask)
 
 
-def fill_memory(config: DenseKnnConfig, features: FrozenFeatures, images: MaskedImages, run: Run) -> Memory:
+def fill_memory(config: DenseKnnConfig, features: PooledFeatures, images: MaskedImages, run: Run) -> Memory:
     """Keep `config.memory` labelled positions, equally many of each image; fewer where there are fewer."""
     classes, ignore = len(images.layout.classes), images.layout.ignore_index
     vectors, distributions = torch.empty(0), torch.empty(0)
@@ -151,7 +154,7 @@ def draw_positions(shares: Tensor, quota: int, seed: int, index: int) -> Tensor:
     return candidates[order[:quota].sort().values]
 
 
-def maps_of(config: DenseKnnConfig, features: FrozenFeatures, images: MaskedImages, run: Run, label: str) -> Any:
+def maps_of(config: DenseKnnConfig, features: PooledFeatures, images: MaskedImages, run: Run, label: str) -> Any:
     """Yield (feature maps (B, C, h, w), masks) of every batch, in the split's order."""
     progress = Progress(run, f"dense kNN {label}", len(images), "images", config.machine.log_seconds)
     batches = ImageBatches(images, config.batch_size)
@@ -166,7 +169,7 @@ def maps_of(config: DenseKnnConfig, features: FrozenFeatures, images: MaskedImag
 
 
 @torch.no_grad()
-def score(config: DenseKnnConfig, features: FrozenFeatures, memory: Memory, images: MaskedImages, run: Run) -> Tensor:
+def score(config: DenseKnnConfig, features: PooledFeatures, memory: Memory, images: MaskedImages, run: Run) -> Tensor:
     """Return (len(neighbours), classes, classes): pixels by label and by predicted class."""
     classes, ignore = len(images.layout.classes), images.layout.ignore_index
     confusions = torch.zeros(len(config.neighbours), classes, classes, dtype=torch.long)
@@ -217,7 +220,7 @@ def summary(config: DenseKnnConfig, confusions: Tensor, layout: SegmentationLayo
     each = [class_scores(confusion) for confusion in confusions]
     ks, first = config.neighbours, each[0]
     scores: dict[str, Any] = {
-        "protocol": PROTOCOL,
+        "protocol": config.protocol,
         "miou": mean(first["iou"]),
         "macc": mean(first["accuracy"]),
         "aacc": 100 * float(confusions[0].trace() / confusions[0].sum()),
@@ -228,7 +231,7 @@ def summary(config: DenseKnnConfig, confusions: Tensor, layout: SegmentationLayo
         "temperature": config.temperature,
     }
     others = ", ".join(f"k {k}: {score:.2f}" for k, score in zip(ks, scores["miou_each"], strict=True))
-    print(f"{PROTOCOL}: mIoU {scores['miou']:.2f} %, k {ks[0]}; {others}", flush=True)
+    print(f"{config.protocol}: mIoU {scores['miou']:.2f} %, k {ks[0]}; {others}", flush=True)
     return scores
 
 
@@ -248,7 +251,7 @@ def mean(scores: Sequence[float | None]) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
-    evaluate(argv, STAGE, DenseKnnConfig, identity, label_positions)
+    evaluate(argv, DenseKnnConfig, label_positions)
 
 
 if __name__ == "__main__":

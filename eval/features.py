@@ -1,8 +1,8 @@
-"""Pooled features of a frozen backbone, by batches of images that are functions of (epoch, step) alone."""
+"""Pooled features of a backbone, by batches of images that are functions of (epoch, step) alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -10,10 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from data.config import Normalisation
+from data.images import ImageList
+from data.transforms import LabelledDataset, eval_transform
 from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
+from eval.config import KnnConfig, LinearConfig
+from runtime.config import MachineConfig
 from runtime.errors import NotFiniteError, UserError
-from runtime.stopping import outlive_stops
+from runtime.progress import Progress
+from runtime.rundir import Run
+from runtime.stopping import outlive_stops, stop_request
 
 Batch = tuple[Tensor, Tensor]  # (B, ...), labels (B,) int64
 
@@ -68,19 +75,25 @@ class ImageBatches(Dataset):
             yield batch
 
 
+def central_crops(images: ImageList, config: LinearConfig | KnnConfig, normalisation: Normalisation) -> ImageBatches:
+    """Batches of the images as they are scored, in their order."""
+    central = eval_transform(config.resize, config.image_size)
+    return ImageBatches(LabelledDataset(images, central, normalisation=normalisation), config.batch_size)
+
+
 @lru_cache(maxsize=2)
 def shuffled(count: int, seed: int, epoch: int) -> Sequence[int]:
-    """The order of an epoch: a function of (seed, epoch) alone."""
+    """The order of an epoch: a function of (seed, epoch) alone, so that a resumed run has the same one."""
     order: list[int] = sample_generator(seed, epoch, 0, Purpose.EVALUATION_ORDER).permutation(count).tolist()
     return order
 
 
 class PooledFeatures:
-    """The backbone as it is, without gradients: images in, pooled features (B, F) float32 out."""
+    """A backbone in eval mode, without gradients: images in, pooled features (B, F) float32 out."""
 
     def __init__(self, backbone: nn.Module, device: torch.device) -> None:
         self.device = device
-        self.backbone = backbone
+        self.backbone = backbone.to(device).eval()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -90,26 +103,6 @@ class PooledFeatures:
             raise NotFiniteError("the backbone's pooled features are not finite: its training went wrong")
         return pooled.float()
 
-    def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None] = lambda done: None) -> Batch:
-        """(N, F) features and (N,) labels of all images, in their order; on_batch(images done)."""
-        vectors, labels, done = torch.empty(0), torch.empty(len(batches), dtype=torch.long, device=self.device), 0
-        for images, numbers in batches.of_epoch(0, 0, workers):
-            some = self(images)
-            if done == 0:  # one table from the start: joining the batches at the end would take twice its memory
-                vectors = some.new_empty(len(batches), some.shape[1])
-            vectors[done : done + len(some)] = some
-            labels[done : done + len(some)] = numbers.to(self.device)
-            done += len(some)
-            on_batch(done)
-        return vectors, labels
-
-
-class FrozenFeatures(PooledFeatures):
-    """Those of a backbone in eval mode, which nothing trains any more."""
-
-    def __init__(self, backbone: nn.Module, device: torch.device) -> None:
-        super().__init__(backbone.to(device).eval().requires_grad_(False), device)
-
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) -> feature maps (B, C, h, w) float32. NotFiniteError where one is NaN or infinite."""
@@ -117,3 +110,35 @@ class FrozenFeatures(PooledFeatures):
         if not torch.isfinite(maps).all():
             raise NotFiniteError("the backbone's feature maps are not finite: its training went wrong")
         return maps.float()
+
+    def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None]) -> Batch:
+        """(N, F) features and (N,) labels of all images, in their order; calls on_batch(images done)."""
+        features, labels, done = torch.empty(0), torch.empty(len(batches), dtype=torch.long, device=self.device), 0
+        for images, batch_labels in batches.of_epoch(0, 0, workers):
+            batch = self(images)
+            if done == 0:  # one table from the start: joining the batches at the end would take twice its memory
+                features = batch.new_empty(len(batches), batch.shape[1])
+            features[done : done + len(batch)] = batch
+            labels[done : done + len(batch)] = batch_labels.to(self.device)
+            done += len(batch)
+            on_batch(done)
+        return features, labels
+
+    def tables(
+        self, parts: Mapping[str, ImageBatches], run: Run, title: str, machine: MachineConfig
+    ) -> dict[str, Batch]:
+        """The table of each part, with one progress display. A stop request ends the run: there is nothing to save."""
+        progress = Progress(run, title, sum(map(len, parts.values())), "images", machine.log_seconds)
+        tables: dict[str, Batch] = {}
+        done = 0
+        with stop_request() as stop:
+
+            def on_batch(images: int) -> None:
+                progress.update(done + images)
+                if stop:
+                    stop.leave()
+
+            for name, batches in parts.items():
+                tables[name] = self.table(batches, machine.workers, on_batch)
+                done += len(batches)
+        return tables

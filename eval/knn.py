@@ -13,55 +13,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.catalog import open_dataset
-from data.images import ImageList
-from data.transforms import LabelledDataset, eval_transform
 from eval.command import evaluate
-from eval.features import Batch, FrozenFeatures, ImageBatches
-from eval.knn_config import PROTOCOL, STAGE, KnnConfig, identity
+from eval.config import KnnConfig
+from eval.features import Batch, PooledFeatures, central_crops
 from eval.parent import Parent, load_parent_backbone
-from eval.splits import best, hold_out, refuse_unusable, subset
+from eval.splits import Splits, best, is_at_edge
 from runtime.errors import UserError, run_command
 from runtime.progress import Progress
 from runtime.rundir import Run
-from runtime.stopping import stop_request
+from runtime.world import World
 
 TOP = 5
 
 
-def vote(config: KnnConfig, parent: Parent, run: Run, device: torch.device) -> dict[str, Any]:
+def classify(config: KnnConfig, parent: Parent, run: Run, device: torch.device, _world: World) -> dict[str, Any]:
     """Features, neighbours, votes; the dict of result.json."""
     started = time.monotonic()
-    dataset = open_dataset(config.data)
-    train, val = dataset.images("train"), dataset.images("val")
-    refuse_unusable(config.data.name, train, val)
     # With a fixed k there is nothing to choose, and no image is held out for it.
-    share = config.held_out if config.fixed_k is None else 0.0
-    kept, held_out, held_out_by = hold_out(dataset, train, share, config.seed)
-    refuse_few(config, len(kept))
-    # The bank that k is chosen with stands first in the whole, the images that choose it next, the others last.
-    others = sorted(set(range(len(train))) - {*kept, *held_out})
-    bank, val_table = tables(config, parent, run, device, [subset(train, kept + held_out + others), val])
-    scored = partial(scores_each, config, len(dataset.classes), run)
-    chosen_on = None
-    if held_out:
-        features, labels = bank
-        asked = slice(len(kept), len(kept) + len(held_out))
-        chosen_on = scored((features[: len(kept)], labels[: len(kept)]), (features[asked], labels[asked]))
-    each = scored(bank, val_table)
-    return summary(config, each, chosen_on) | {
-        "classes": len(dataset.classes),
+    splits = Splits.open(config.data, config.held_out if config.fixed_k is None else 0.0, config.seed)
+    refuse_few(config, len(splits.train))
+    bank, val = compute_tables(config, splits, parent, run, device)
+
+    def scores(voters: Batch, queries: Batch) -> Tensor:
+        """(len(neighbours), 2) percent."""
+        progress = Progress(run, "knn", len(queries[1]), "images", config.machine.log_seconds)
+        chunk = config.machine.chunk_megabytes << 20
+        classes, update = splits.classes, progress.update
+        return accuracies(voters, queries, config.neighbours, config.temperature, classes, chunk, update)
+
+    sizes = [len(splits.train), len(splits.held_out), len(splits.unused)]
+    train, held_out, _ = zip(*(column.split(sizes) for column in bank), strict=True)
+    chosen_on = scores(train, held_out) if splits.held_out else None
+    return summary(config, scores(bank, val), chosen_on) | {
+        **splits.describe(),
         "features": bank[0].shape[1],
-        "train_images": len(train),
-        "held_out_images": len(held_out),
-        "held_out_by": held_out_by if held_out else None,
-        "val_images": len(val),
+        "train_images": len(bank[1]),
         "seconds": time.monotonic() - started,
     }
 
@@ -75,62 +66,44 @@ def refuse_few(config: KnnConfig, images: int) -> None:
         )
 
 
-def tables(
-    config: KnnConfig, parent: Parent, run: Run, device: torch.device, parts: Sequence[ImageList]
-) -> list[Batch]:
-    """(features (N, F) of unit length, labels (N,)) of each list of images."""
-    transform = eval_transform(config.resize, config.image_size)
-    features = FrozenFeatures(load_parent_backbone(parent), device)
-    progress = Progress(run, "knn features", sum(map(len, parts)), "images", config.machine.log_seconds)
-    found: list[Batch] = []
-    done = 0
-    with stop_request() as stop:
+def compute_tables(
+    config: KnnConfig, splits: Splits, parent: Parent, run: Run, device: torch.device
+) -> tuple[Batch, Batch]:
+    """(features (N, F) of unit length, labels (N,)) of all of the train split, and of val.
 
-        def on_batch(images: int) -> None:
-            progress.update(done + images)
-            if stop:
-                stop.leave()
-
-        for images in parts:
-            batches = ImageBatches(
-                LabelledDataset(images, transform, normalisation=parent.normalisation), config.batch_size
-            )
-            vectors, labels = features.table(batches, config.machine.workers, on_batch)
-            found.append((normalise_rows(vectors), labels))
-            done += len(images)
-    return found
+    The images that k is chosen with come first, those that choose it next. For the score on val all vote, as they do
+    with a fixed k: one table for both, because joining two would take twice the memory.
+    """
+    images = {"train": splits.join(), "val": splits.val}
+    parts = {name: central_crops(part, config, parent.normalisation) for name, part in images.items()}
+    features = PooledFeatures(load_parent_backbone(parent), device)
+    tables = features.tables(parts, run, "knn features", config.machine)
+    bank, val = ((normalise_rows(vectors), labels) for vectors, labels in tables.values())
+    return bank, val
 
 
-def scores_each(config: KnnConfig, classes: int, run: Run, bank: Batch, queries: Batch) -> Tensor:
-    """(len(neighbours), 2) percent."""
-    progress = Progress(run, "knn", len(queries[1]), "images", config.machine.log_seconds)
-    chunk = config.machine.chunk_megabytes << 20
-    return accuracies(bank, queries, config.neighbours, config.temperature, classes, chunk, progress.update)
-
-
-def summary(config: KnnConfig, each: Tensor, chosen_on: Tensor | None) -> dict[str, Any]:
-    """The scores; of equally good ks the first listed is chosen."""
-    ks, fixed = config.neighbours, config.fixed_k
-    chosen = ks.index(fixed) if chosen_on is None and fixed is not None else 0
-    if chosen_on is not None:
-        chosen = best(chosen_on[:, 0])
+def summary(config: KnnConfig, val: Tensor, held_out: Tensor | None) -> dict[str, Any]:
+    """The scores of each k as result.json has them; prints those of the k that is the result."""
+    ks = config.neighbours
+    chosen = ks.index(config.fixed_k or ks[0]) if held_out is None else best(held_out[:, 0])
     scores: dict[str, Any] = {
-        "protocol": PROTOCOL,
-        "top1": float(each[chosen, 0]),
-        "top5": float(each[chosen, 1]),
+        "protocol": config.protocol,
+        "top1": float(val[chosen, 0]),
+        "top5": float(val[chosen, 1]),
         "k": ks[chosen],
-        "k_chosen": chosen_on is not None,
-        "k_at_edge": chosen_on is not None and ks[chosen] in (min(ks), max(ks)),
+        "k_chosen": held_out is not None,
+        "k_at_edge": held_out is not None and is_at_edge(ks[chosen], ks),
         "temperature": config.temperature,
         "neighbours": ks,
-        "held_out_top1_each": None if chosen_on is None else chosen_on[:, 0].tolist(),
-        "val_top1_each": each[:, 0].tolist(),
-        "val_top5_each": each[:, 1].tolist(),
+        "held_out_top1_each": None if held_out is None else held_out[:, 0].tolist(),
+        "val_top1_each": val[:, 0].tolist(),
+        "val_top5_each": val[:, 1].tolist(),
     }
-    how = "chosen on held-out images" if chosen_on is not None else "fixed"
+    how = "fixed" if held_out is None else "chosen on held-out images"
     others = ", ".join(f"k {k}: {score:.2f}" for k, score in zip(ks, scores["val_top1_each"], strict=True))
     print(
-        f"{PROTOCOL}: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, k {ks[chosen]} ({how}); {others}",
+        f"{config.protocol}: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, k {ks[chosen]} ({how}); "
+        f"{others}",
         flush=True,
     )
     return scores
@@ -143,8 +116,8 @@ def normalise_rows(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracies(
-    bank: tuple[Tensor, Tensor],
-    queries: tuple[Tensor, Tensor],
+    bank: Batch,
+    queries: Batch,
     ks: Sequence[int],
     temperature: float,
     classes: int,
@@ -153,26 +126,25 @@ def accuracies(
 ) -> Tensor:
     """(len(ks), 2): top-1 and top-5 in percent of the queries by the bank.
 
-    Both are (features (N, F) with rows of unit length, labels (N,)).
-
-    One product and one top-k, at the largest k, serve every k. About `chunk_bytes` are taken at a time, beside the
-    features. A class without a vote is never among the five. on_chunk(queries done).
+    Both are (features (N, F) with rows of unit length, labels (N,)). One product and one top-k, at the largest k, serve
+    every k. About `chunk_bytes` are taken at a time, beside the features. A class without a vote is never among the
+    five. Calls on_chunk(queries done).
     """
-    (known, known_labels), (asked, labels) = bank, queries
-    rows, columns = product_chunk(len(known), chunk_bytes)
+    (bank_features, bank_labels), (query_features, query_labels) = bank, queries
+    rows, columns = product_chunk(len(bank_features), chunk_bytes)
     hits = torch.zeros(len(ks), 2, dtype=torch.float64)
     done = 0
-    for some, truth in zip(asked.split(rows), labels.cpu().split(rows), strict=True):
-        similarity, index = nearest(some, known, max(ks), columns)
-        # Voted on the CPU, where the order of the sums is fixed.
-        voters = known_labels[index].cpu()
+    for features, labels in zip(query_features.split(rows), query_labels.cpu().split(rows), strict=True):
+        similarity, index = nearest(features, bank_features, max(ks), columns)
+        # Votes are counted on the CPU, where the order of the sums is fixed.
+        voters = bank_labels[index].cpu()
         for number, k in enumerate(ks):
-            best = ranked_classes(similarity.cpu()[:, :k], voters[:, :k], temperature, classes)
-            right = best == truth[:, None]
-            hits[number] += torch.stack([right[:, 0].sum(), right.any(1).sum()])
-        done += len(some)
+            ranked = ranked_classes(similarity.cpu()[:, :k], voters[:, :k], temperature, classes)
+            correct = ranked == labels[:, None]
+            hits[number] += torch.stack([correct[:, 0].sum(), correct.any(1).sum()])
+        done += len(features)
         on_chunk(done)
-    return 100 * hits / len(asked)
+    return 100 * hits / len(query_labels)
 
 
 def product_chunk(bank: int, chunk_bytes: int) -> tuple[int, int]:
@@ -188,10 +160,10 @@ def nearest(queries: Tensor, bank: Tensor, k: int, columns: int) -> tuple[Tensor
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(bank), columns):
         product = queries @ bank[start : start + columns].T
-        found = _largest(product, min(k, product.shape[1]))
-        # Former ones stand before later ones, and the sort is stable.
-        similarity = torch.cat([similarity, product.gather(1, found)], dim=1)
-        index = torch.cat([index, found + start], dim=1)
+        largest = _largest(product, min(k, product.shape[1]))
+        # Of equal similarities the first in the bank is nearer: earlier chunks come first, and the sort is stable.
+        similarity = torch.cat([similarity, product.gather(1, largest)], dim=1)
+        index = torch.cat([index, largest + start], dim=1)
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
         similarity, index = similarity[:, :k], index.gather(1, order)[:, :k]
     return similarity, index
@@ -201,11 +173,11 @@ def _largest(product: Tensor, k: int) -> Tensor:
     """(M, N) -> (M, k): columns of the k largest entries of each row, ascending; of equal ones the first columns."""
     values, index = product.topk(k, dim=1)
     kth = values[:, -1:]
-    # topk picks any of the entries that equal the k-th.
+    # topk picks any of the entries that equal the k-th; rows where there are too many are done again.
     tied = ((product >= kth).sum(1) > k).nonzero()[:, 0]
     if len(tied):
-        some, bound = product[tied], kth[tied]
-        above, equal = some > bound, some == bound
+        rows, bound = product[tied], kth[tied]
+        above, equal = rows > bound, rows == bound
         room = k - above.sum(1, keepdim=True)
         kept = above | (equal & (equal.cumsum(1) <= room))
         index[tied] = kept.nonzero()[:, 1].view(-1, k)
@@ -213,16 +185,16 @@ def _largest(product: Tensor, k: int) -> Tensor:
 
 
 def ranked_classes(similarity: Tensor, voters: Tensor, temperature: float, classes: int) -> Tensor:
-    """(M, k) similarities and classes of the neighbours -> (M, 5): classes by their votes; -1 where nobody voted."""
-    distance = similarity.double() - similarity[:, :1].double()  # so that no temperature overflows
-    weights = torch.exp(distance / temperature)
+    """(M, k) similarities and classes of the neighbours -> (M, 5): classes by their votes; -1 where there is none."""
+    # The nearest has a weight of 1, so that no temperature overflows.
+    weights = torch.exp((similarity.double() - similarity[:, :1].double()) / temperature)
     votes = torch.zeros(len(voters), classes, dtype=torch.float64).scatter_add_(1, voters, weights)
     votes, order = votes.sort(dim=1, descending=True, stable=True)
     return order.masked_fill(votes == 0, -1)[:, :TOP]
 
 
 def main(argv: Sequence[str]) -> None:
-    evaluate(argv, STAGE, KnnConfig, identity, vote)
+    evaluate(argv, KnnConfig, classify)
 
 
 if __name__ == "__main__":

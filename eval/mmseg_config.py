@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from data.config import MEAN, STD
 from data.layout import SegmentationLayout, SegmentationPart
-from eval.segmentation_config import OptimizerConfig, SegmentationConfig
+from eval.config import OptimizerConfig, SegmentationConfig
+from eval.parent import Parent
 
 
 def plain_config(
     config: SegmentationConfig,
     layout: SegmentationLayout,
-    parent: Path,
+    parent: Parent,
     channels: list[int],
     work_dir: Path,
     device: torch.device,
     processes: int = 1,
 ) -> dict[str, Any]:
     """The config for mmengine's Runner; `channels` of the maps that the head sees."""
-    own = ["eval.mmseg_parts", "eval.mmseg_data", "eval.mmseg_loop"]
+    own = ["eval.mmseg_parts", "eval.mmseg_runner"]
     return {
         "custom_imports": {"imports": own, "allow_failed_imports": False},
         "default_scope": "mmseg",
@@ -41,7 +41,7 @@ def plain_config(
         },
         "optim_wrapper": optimizer(config),
         "param_scheduler": schedule(config.optimizer, config.iterations),
-        # Checkpoints are this project's own business (eval/segmentation.py): mmengine's are not atomic.
+        # TrainingWatch of mmseg_runner.py saves checkpoints: mmengine's are not atomic.
         "default_hooks": {
             "checkpoint": None,
             "sampler_seed": None,
@@ -57,15 +57,16 @@ def plain_config(
     }
 
 
-def model(config: SegmentationConfig, parent: Path, channels: list[int], classes: int, sync: bool) -> dict[str, Any]:
+def model(config: SegmentationConfig, parent: Parent, channels: list[int], classes: int, sync: bool) -> dict[str, Any]:
     norm = {"type": "SharedBN" if sync else "BN"}  # SharedBN: of eval/mmseg_parts.py
+    mean, std = parent.normalisation
     window = {"crop_size": list(config.crop), "stride": [config.slide_stride] * 2}
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
-            "mean": [255 * value for value in MEAN],
-            "std": [255 * value for value in STD],
+            "mean": [255 * value for value in mean],
+            "std": [255 * value for value in std],
             "bgr_to_rgb": True,  # mmcv decodes to BGR
             "pad_val": 0,
             "seg_pad_val": 255,
@@ -73,7 +74,7 @@ def model(config: SegmentationConfig, parent: Path, channels: list[int], classes
         },
         "backbone": {
             "type": "PretrainedBackbone",
-            "run": str(parent.resolve()),
+            "run": str(parent.run.path.resolve()),
             "taps": config.taps,
             "finetune": config.finetune,
             "final_norm": config.final_norm,

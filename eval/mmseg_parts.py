@@ -1,22 +1,35 @@
-"""This project's networks in mmsegmentation's registry: the pretrained backbone and the linear head.
+"""What a plain config names by its type: this project's networks and data in mmsegmentation's registries.
+
+The networks are the pretrained backbone and the linear head. Images and masks are read and checked as everywhere else
+here; those of training are augmented as a function of (seed, epoch, index), in an order that resumes.
 
 Importing this module registers them; a config names it in `custom_imports`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmcv.cnn import build_norm_layer
+from mmengine.dist import get_dist_info
 from mmengine.model import BaseModule
 from mmengine.registry import FUNCTIONS
+from mmseg.datasets import BaseSegDataset
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import MODELS
+from mmseg.registry import DATA_SAMPLERS, DATASETS, MODELS, TRANSFORMS
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 
+from data.images import read_image
+from data.layout import IGNORE, MaskLabels, SegmentationPart, parts_by_name, size_fault
+from data.views import Purpose, sample_generator
 from eval.parent import load_parent_backbone, open_parent
+from runtime.errors import UserError
 from runtime.stopping import outlive_stops
 from vicregl.sync_norm import SharedBatchNorm, synchronise
 
@@ -31,7 +44,7 @@ class PretrainedBackbone(BaseModule):
 
     `taps`: last gives one map, all gives every stage's, shallow to deep; the deepest after the network's last norm, if
     `final_norm`. `drop_path` null is the pretraining's own, `output_stride` 0 the network's own. With `sync` the
-    statistics of BatchNorm are those of all processes.
+    statistics of BatchNorm are those of all processes. `loaded` are the run's tensors, if they were read already.
     """
 
     def __init__(
@@ -43,12 +56,13 @@ class PretrainedBackbone(BaseModule):
         drop_path: float | None = None,
         output_stride: int = 0,
         sync: bool = False,
+        loaded: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(init_cfg=None)
         changed: dict[str, Any] = {"output_stride": output_stride} if output_stride else {}
         if drop_path is not None:
             changed["drop_path_rate"] = drop_path
-        self.network = load_parent_backbone(open_parent(run), **changed)
+        self.network = load_parent_backbone(open_parent(run), loaded, **changed)
         self.taps, self.finetune, self.final_norm = taps, finetune, final_norm
         self.network.requires_grad_(finetune)
         if sync:
@@ -90,3 +104,110 @@ class LinearHead(BaseDecodeHead):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps (B, C_k, h_k, w_k) -> logits (B, classes, h_0, w_0)."""
         return self.cls_seg(self.norm(self._transform_inputs(maps)))
+
+
+@TRANSFORMS.register_module()
+class ReadImage:
+    """In place of mmcv's LoadImageFromFile, which turns images by their EXIF tag and fills up what a file lacks.
+
+    Raises UserError, naming the file, for what is no whole image.
+    """
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = np.ascontiguousarray(read_image(Path(results["img_path"]))[:, :, ::-1])  # BGR, as mmcv's
+        results["img"] = image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class ReadMask:
+    """A mask as classes, in place of mmsegmentation's LoadAnnotations, which checks nothing. After ReadImage.
+
+    Raises UserError, naming the file, for what is no whole mask, another size than the image, a label without a class.
+    """
+
+    def __init__(self, classes: int, values: Sequence[int] | None = None, ignore: int = IGNORE) -> None:
+        self.labels = MaskLabels(classes, None if values is None else tuple(values), ignore)
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        path = Path(results["seg_map_path"])
+        labels = self.labels.read(path)
+        if fault := size_fault(labels.shape, results["ori_shape"]) or self.labels.fault(labels):
+            raise UserError(f"the mask {path} {fault}")
+        results["gt_seg_map"] = labels
+        results["seg_fields"].append("gt_seg_map")
+        return results
+
+
+@DATASETS.register_module()
+class PartsDataset(BaseSegDataset):
+    """The images and masks of a split's parts (dicts of SegmentationPart's fields), in the layout's order."""
+
+    def __init__(self, *, parts: Sequence[dict[str, str]], **rest: Any) -> None:
+        self.parts = [SegmentationPart(**part) for part in parts]
+        super().__init__(**rest)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        root = Path(self.data_root)
+        return [
+            {
+                "img_path": str(root / part.image_dir / f"{name}{self.img_suffix}"),
+                "seg_map_path": str(root / part.mask_dir / f"{name}{self.seg_map_suffix}"),
+                "label_map": None,
+                "reduce_zero_label": False,
+                "seg_fields": [],
+            }
+            for name, part in parts_by_name(root, self.parts, self.img_suffix).items()
+        ]
+
+
+@DATASETS.register_module()
+class SeededSegDataset(PartsDataset):
+    """Training images by (epoch, index): the augmentation of each is a function of (seed, epoch, index) alone.
+
+    mmsegmentation's transforms draw from numpy's and Python's global generators, so those are seeded for each.
+    """
+
+    def __init__(self, *, seed: int, **rest: Any) -> None:
+        self.seed = seed
+        super().__init__(**rest)
+
+    def __getitem__(self, number: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = number
+        drawn = int(sample_generator(self.seed, epoch, index, Purpose.SEGMENTATION_AUGMENTATION).integers(2**32))
+        np.random.seed(drawn)
+        random.seed(drawn)
+        return super().__getitem__(index)
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableSampler(Sampler):
+    """(epoch, index) of sample number `first`, `first` + 1, ... without end; each epoch shuffled by (seed, epoch).
+
+    `batch_size` is of all processes; this one takes its consecutive share of every batch, so that together they see
+    what one process alone would see. `first` begins a batch.
+    """
+
+    def __init__(self, dataset: SeededSegDataset, seed: int, batch_size: int) -> None:
+        self.size, self.seed, self.batch_size, self.first = len(dataset), seed, batch_size, 0
+        rank, processes = get_dist_info()
+        share = batch_size // processes
+        self.mine = range(rank * share, (rank + 1) * share)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        number, drawn = self.first, -1
+        order: list[int] = []
+        while True:
+            for offset in self.mine:
+                epoch, position = divmod(number + offset, self.size)
+                if epoch != drawn:
+                    drawn, order = epoch, self._order(epoch)
+                yield epoch, order[position]
+            number += self.batch_size
+
+    def _order(self, epoch: int) -> list[int]:
+        return sample_generator(self.seed, epoch, 0, Purpose.SEGMENTATION_ORDER).permutation(self.size).tolist()
+
+    def __len__(self) -> int:
+        return self.size

@@ -1,7 +1,7 @@
 """The published score of a published weights file, for the same evaluation, or nothing.
 
 The files that the authors offer are named <backbone>_alpha<alpha>.pth and <backbone>_alpha<alpha>_fullckpt.pth; figures
-and where they were read are in published.csv. A name is all there is to go by: it is said beside the figure.
+and their sources are in published.csv. A name is all there is to go by: it is printed beside the figure.
 """
 
 from __future__ import annotations

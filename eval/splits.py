@@ -1,15 +1,77 @@
-"""The slice of train that is held out to choose a learning rate or a k on, and the choice."""
+"""The images of a classification: to train on, to choose a setting on (held out of train), to score on (val)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from data.catalog import Dataset
+from data.catalog import Dataset, open_dataset
+from data.config import DataConfig
 from data.images import ImageList
+from eval.subset import Subset, select_subset
 from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, held_out and unused are disjoint parts of the dataset's train split (of its subset, if there is one)."""
+
+    train: ImageList
+    held_out: ImageList  # may be empty
+    unused: ImageList  # of scenes: they show a digit that labels a held-out image
+    val: ImageList
+    classes: int
+    held_out_by: str | None  # image | source
+    subset: Subset | None
+
+    @classmethod
+    def open(cls, config: DataConfig, held_out: float, seed: int, subset: str | None = None) -> Splits:
+        """Open the dataset and hold out that share of train. UserError where it cannot be classified."""
+        dataset = open_dataset(config)
+        train, val = dataset.images("train"), dataset.images("val")
+        refuse_unusable(config.name, train, val)
+        selected = None if subset is None else select_subset(subset, train, dataset.root / "train")
+        images = train if selected is None else selected.images
+        kept, chosen, by = hold_out(dataset, images, held_out, seed)
+        unused = sorted(set(range(len(images))) - {*kept, *chosen})
+        return cls(
+            images.select(kept),
+            images.select(chosen),
+            images.select(unused),
+            val,
+            len(dataset.classes),
+            by if chosen else None,
+            selected,
+        )
+
+    def join(self) -> ImageList:
+        """Train, held_out and unused, in this order."""
+        parts = (self.train, self.held_out, self.unused)
+        return ImageList([p for part in parts for p in part.paths], [n for part in parts for n in part.labels or []])
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entries of result.json."""
+        return {
+            "classes": self.classes,
+            "train_images": len(self.train),
+            "held_out_images": len(self.held_out),
+            "held_out_by": self.held_out_by,
+            "val_images": len(self.val),
+        } | ({} if self.subset is None else self.subset.describe())
+
+
+def refuse_unusable(name: str, train: ImageList, val: ImageList) -> None:
+    """UserError where these images cannot be classified, or must not be."""
+    if train.labels is None or val.labels is None:
+        raise UserError(f"dataset {name} has no class labels; choose one that has (data.name)")
+    if not train.paths or not val.paths:
+        raise UserError(f"dataset {name} has {len(train)} training and {len(val)} validation images; both are needed")
+    if shared := set(train.paths) & set(val.paths):
+        raise UserError(f"dataset {name}: {len(shared)} images are both in train and val, as {min(shared)}")
 
 
 def hold_out(dataset: Dataset, train: ImageList, share: float, seed: int) -> tuple[list[int], list[int], str]:
@@ -37,8 +99,8 @@ def stratified_split(labels: Sequence[int], share: float, seed: int) -> tuple[li
                 "them; lower held_out, or set it to 0 and give a single learning rate"
             )
         held_out += members[:count].tolist()
-    taken = set(held_out)
-    return [i for i in range(len(classes)) if i not in taken], sorted(held_out)
+    kept = sorted(set(range(len(classes))) - set(held_out))
+    return kept, sorted(held_out)
 
 
 def source_split(
@@ -46,10 +108,10 @@ def source_split(
 ) -> tuple[list[int], list[int]]:
     """(kept, held out) indices of images that are composed of sources, the first of which gives the label.
 
-    Of each class's first sources round(share * their number) are held out, at least one: the images that they stand
-    first in are held out, those that have none of them are kept, and the others are left out. So what gives a held-out
-    image its label is in no kept image. Its other sources may be: if they might not, far fewer images could be held
-    out, nearly all of a single source, and they would choose worse.
+    Of each class's first sources round(share * their number) are held out, at least one: the images that they label are
+    held out, those that show none of them are kept, and the others are left out. So no source that labels a held-out
+    image is in a kept one. Its other sources may be: without them, far fewer images could be held out, nearly all of a
+    single source, and a choice on those would be worse.
 
     UserError where a class would be left without an image to train on.
     """
@@ -69,20 +131,10 @@ def source_split(
 
 
 def best(held_out_top1: Tensor) -> int:
-    """The number of the best score on the held-out slice: of equal ones the first, never one that diverged (NaN)."""
+    """Return the index of the best held-out score: of equal ones the first, never one that diverged (NaN)."""
     return int(held_out_top1.nan_to_num(-1.0).argmax())
 
 
-def subset(images: ImageList, indices: Sequence[int]) -> ImageList:
-    labels = None if images.labels is None else [images.labels[i] for i in indices]
-    return ImageList([images.paths[i] for i in indices], labels)
-
-
-def refuse_unusable(name: str, train: ImageList, val: ImageList) -> None:
-    """UserError where a linear classifier cannot be trained on these images, or must not."""
-    if train.labels is None or val.labels is None:
-        raise UserError(f"dataset {name} has no class labels; choose one that has (data.name)")
-    if not train.paths or not val.paths:
-        raise UserError(f"dataset {name} has {len(train)} training and {len(val)} validation images; both are needed")
-    if shared := set(train.paths) & set(val.paths):
-        raise UserError(f"dataset {name}: {len(shared)} images are both in train and val, as {min(shared)}")
+def is_at_edge(value: float, tried: Sequence[float]) -> bool:
+    """Whether a value beyond those that were tried might have been better."""
+    return len(tried) > 1 and value in (min(tried), max(tried))

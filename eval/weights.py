@@ -1,7 +1,8 @@
-"""Weights from a file as a parent of evaluations: `runs/weights/<arch>-<hash>/`, made once, strictly.
+"""Weights from a file, imported as a parent of evaluations, strictly.
 
-The folder has what an evaluation needs of a pretraining run: run.yaml with the architecture and the file's SHA-256
-(which name it), backbone.safetensors with exactly the file's tensors, and result.json with what was matched.
+The parent is `runs/weights/<arch>-<hash>/`, made once. It has what an evaluation needs of a pretraining run: run.yaml
+with the architecture and the file's SHA-256 (which name it), backbone.safetensors with exactly the file's tensors, and
+result.json with what was matched.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import save_file
 
 from eval.parent import WEIGHTS, WEIGHTS_STAGE, Parent, open_parent
 from runtime import files
 from runtime.errors import BusyError, UserError
 from runtime.rundir import Identity, Run, open_run
 from runtime.yaml_files import parse_yaml
+from vicregl.backbones import create_backbone
+from vicregl.config import BackboneConfig
+from vicregl.weights import LoadReport, load_weights
 
 FORMAT = 1
 WAIT_SECONDS = 600.0  # for another process that imports the same file
@@ -44,13 +49,7 @@ def import_weights(runs: str | Path, file: str | Path, arch: str, args: dict[str
 
 
 def _import(runs: str | Path, name: Identity, path: Path) -> None:
-    """Loaded before anything is made; whoever comes second waits for the first."""
-    from safetensors.torch import save_file
-
-    from vicregl.backbones import create_backbone
-    from vicregl.config import BackboneConfig
-    from vicregl.weights import load_weights
-
+    """Load the file before anything is made; a second process waits for the first."""
     described = name.config["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(described["name"], described["args"]))
     try:
@@ -65,17 +64,7 @@ def _import(runs: str | Path, name: Identity, path: Path) -> None:
             with open_run(runs, name, {"file": str(path.resolve())}) as run:
                 if run.result() is None:
                     files.write_atomic(run.path / WEIGHTS, lambda temporary: save_file(tensors, temporary))
-                    run.write_result(
-                        {
-                            "file": path.name,
-                            "tensors": report.tensors,
-                            "values": report.values,
-                            "prefix": report.prefix,
-                            "renamed": report.renamed,
-                            "left_out": len(report.ignored),
-                            "backbone_sha256": sha256(run.path / WEIGHTS),
-                        }
-                    )
+                    run.write_result(_describe(path, report, run))
             print(report, flush=True)
             return
         except BusyError:
@@ -84,8 +73,20 @@ def _import(runs: str | Path, name: Identity, path: Path) -> None:
             time.sleep(1)
 
 
+def _describe(path: Path, report: LoadReport, run: Run) -> dict[str, Any]:
+    return {
+        "file": path.name,
+        "tensors": report.tensors,
+        "values": report.values,
+        "prefix": report.prefix,
+        "renamed": report.renamed,
+        "left_out": len(report.ignored),
+        "backbone_sha256": sha256(run.path / WEIGHTS),
+    }
+
+
 def _refuse_changed(run: Run) -> None:
-    """A copy that is no longer what was imported would be scored under the file's name."""
+    """UserError where the copy is no longer what was imported: it would be scored under the file's name."""
     copy, expected = run.path / WEIGHTS, (run.result() or {}).get("backbone_sha256")
     if not copy.is_file() or sha256(copy) != expected:
         raise UserError(f"{copy} is not what was imported; delete the folder {run.path}, and it is made again")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def finite(values: Sequence[float]) -> list[float | None]:
+    """None in place of NaN and infinity, which JSON does not have."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def read_json(path: Path) -> Any | None:

@@ -57,12 +57,10 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length, several=True),
-        Stage("linear", "eval.linear_config", "LinearConfig", ("-m", "eval.linear"), score="top1"),
-        Stage("knn", "eval.knn_config", "KnnConfig", ("-m", "eval.knn"), score="top1"),
-        Stage("dense_knn", "eval.dense_knn_config", "DenseKnnConfig", ("-m", "eval.dense_knn"), score="miou"),
-        Stage(
-            "segmentation", "eval.segmentation_config", "SegmentationConfig", ("-m", "eval.segmentation"), score="miou"
-        ),
+        Stage("linear", "eval.config", "LinearConfig", ("-m", "eval.linear"), score="top1"),
+        Stage("knn", "eval.config", "KnnConfig", ("-m", "eval.knn"), score="top1"),
+        Stage("dense_knn", "eval.config", "DenseKnnConfig", ("-m", "eval.dense_knn"), score="miou"),
+        Stage("segmentation", "eval.config", "SegmentationConfig", ("-m", "eval.segmentation"), score="miou"),
     )
 }
 

@@ -26,11 +26,11 @@ from analysis.labels import is_percent, named_values, number, score_label
 from analysis.pictures.maps import FITTED, RULE, draw_maps, fit
 from analysis.pictures.matches import draw_matches
 from analysis.pictures.network import Images, Network
-from analysis.pictures.segmentations import add_legend, draw_segmentations, load_segmentation
+from analysis.pictures.segmentations import add_legend, draw_segmentations, load_segmentation, refuse_different_images
 from analysis.report import CAPTION, FOLDER, SOURCE
+from eval.config import SegmentationConfig
 from eval.parent import STAGE as PRETRAIN
 from eval.predictions import thin
-from eval.segmentation_config import STAGE as SEGMENTATION
 from runtime import files
 from runtime.config import require
 from runtime.errors import UserError, run_command
@@ -38,6 +38,7 @@ from runtime.rundir import Run
 from sweeps.graph import Graph, Node, Point, build
 from sweeps.study import Study, is_seed, load_study
 
+SEGMENTATION = SegmentationConfig.stage
 Column = Sequence[np.ndarray] | str  # images (H, W, 3) from above; or the state of a run that has none
 
 
@@ -69,7 +70,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="RUN", help="run directories; with --study machine.runs=FOLDER")
     parser.add_argument("--study", help="a YAML file such as sweeps/studies/quickstart.yaml")
     parser.add_argument("--out", type=Path, help="the folder to write to")
-    parser.add_argument("--images", type=int, help="number of images (default: 4 for matches, 6 for a study, else 8)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="number of images (default: 4 for matches, 6 for a study, else 8)",
+    )
     parser.add_argument("--split", choices=("val", "train"), default="val", help="for matches and maps (default: val)")
     parser.add_argument("--size", type=int, help="side of the images for maps, in pixels (default: the large views')")
     parser.add_argument("--matches", type=int, help="number of matches (default: as many as the run's criterion keeps)")
@@ -102,7 +107,7 @@ def _run_pictures(path: Path, options: argparse.Namespace) -> list[Picture]:
         raise UserError(f"{path} is not a folder; expected a run directory, as runs/pretrain/<run>")
     stage = Run(path).document()["stage"]
     if stage == SEGMENTATION:
-        segmentation = load_segmentation(path, options.images or 8, options.data)
+        segmentation = load_segmentation(path, options.images, options.data)
         return [Picture("segmentations", partial(draw_segmentations, segmentation))]
     if stage != PRETRAIN:
         raise UserError(f"{path} is a run of the stage {stage!r}; pictures are of {PRETRAIN} and {SEGMENTATION} runs")
@@ -184,6 +189,7 @@ def _predictions_text(name: str) -> str:
 def _draw_study_predictions(panel: Panel, name: str, options: argparse.Namespace) -> Figure:
     nodes, count = [point.evals[name] for point in panel.points], options.images or 6
     done = {node: load_segmentation(node.run.path, count, options.data) for node in _done(nodes, f"evaluations {name}")}
+    refuse_different_images(list(done.values()))
     first = next(iter(done.values()))
     before = {
         "image": [thin(image.image) for image in first.images],

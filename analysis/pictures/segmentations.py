@@ -1,28 +1,21 @@
-"""What a segmentation evaluation predicts for images of val, beside the truth, from its checkpoint."""
+"""What a segmentation evaluation predicted for images of val, beside the truth."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from analysis.figures.base import add_title, grid_size, image_grid
 from data.catalog import open_dataset
 from data.images import Pixels, read_image
 from data.layout import SegmentationLayout
-from eval.mmseg_config import val_loader
-from eval.predictions import colour, legend_handles, spread, thin
-from eval.segmentation import CHECKPOINT, MMSEG_CONFIG
-from eval.segmentation_config import STAGE, SegmentationConfig
-from runtime import compat
+from eval.config import SegmentationConfig
+from eval.predictions import colour, legend_handles, load_predictions, spread, thin
 from runtime import config as configs
-from runtime.config import require
 from runtime.errors import UserError
 from runtime.rundir import Run
 
@@ -39,15 +32,15 @@ class Segmented:
     def miou(self, classes: int) -> float:
         """Mean IoU in percent over the classes that are in the truth or the prediction, of this image alone."""
         counted = self.truth < classes
-        truth, found = self.truth[counted], self.prediction[counted]
-        present = np.union1d(truth, found)
-        shares = [((truth == k) & (found == k)).sum() / ((truth == k) | (found == k)).sum() for k in present]
+        truth, prediction = self.truth[counted], self.prediction[counted]
+        present = np.union1d(truth, prediction)
+        shares = [((truth == k) & (prediction == k)).sum() / ((truth == k) | (prediction == k)).sum() for k in present]
         return 100 * float(np.mean(shares)) if shares else float("nan")
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A run of the stage segmentation that is done, and what it predicts."""
+    """A run of the stage segmentation that is done, and the predictions that it kept."""
 
     name: str
     layout: SegmentationLayout
@@ -59,84 +52,53 @@ class Segmentation:
         return thin(colour(labels, self.layout))
 
 
-def load_segmentation(path: str | Path, count: int, root: str | None = None) -> Segmentation:
-    """Predict `count` images of val, evenly spaced; the data lie at `root`, or where the run's config says.
+def load_segmentation(path: str | Path, count: int | None, root: str | None = None) -> Segmentation:
+    """Load the predictions of `count` images of those that the run kept, evenly spread; null: all.
 
-    UserError where the run is of another stage, is not done, or misses its checkpoint, its pretraining or its data.
+    The data are at `root`, or where the run's config says. UserError where the run is of another stage, is not done, or
+    kept no predictions, and where the data are others.
     """
-    require(count >= 1, "--images", count, "1 or more")
     run = Run(Path(path))
     document = run.document()
-    if document["stage"] != STAGE:
-        raise UserError(f"{run.path} is a run of the stage {document['stage']!r}; expected one of {STAGE!r}")
+    if document["stage"] != SegmentationConfig.stage:
+        raise UserError(
+            f"{run.path} is a run of the stage {document['stage']!r}; expected one of {SegmentationConfig.stage!r}"
+        )
     result = run.result()
     if result is None:
         raise UserError(f"{run.path} is {run.state()}; only a run that is done has predictions to show")
-    where, given = str(run.path / "run.yaml"), {} if root is None else {"data": {"root": root}}
-    layers = [(where, document["config"]), ("--data", given)]
-    config = configs.from_layers(SegmentationConfig, layers)
-    cfg = _mmseg_config(run)
-    cfg.model.backbone.run = str(_parent_of(run, document["parent"]))
-    layout = open_dataset(config.data).segmentation()
-    cfg.val_dataloader = val_loader(config, layout)  # here the data lie, and files are read as today
-    images = _predict(cfg, _load_model(cfg, run, config.finetune), count)
+    kept = load_predictions(run)
+    names = list(kept) if count is None else [list(kept)[k] for k in spread(len(kept), count)]
+    given = {} if root is None else {"data": {"root": root}}
+    layers = [(str(run.path / "run.yaml"), document["config"]), ("--data", given)]
+    layout = open_dataset(configs.from_layers(SegmentationConfig, layers).data).segmentation()
+    images = [_beside_truth(layout, name, kept[name], run) for name in names]
     return Segmentation(run.name, layout, images, float(result["miou"]))
 
 
-def _mmseg_config(run: Run) -> Any:
-    """The config that ran, which the run keeps; its parts are registered."""
-    file = run.path / MMSEG_CONFIG
-    for needed in (file, run.path / CHECKPOINT):
-        if not needed.is_file():
-            raise UserError(f"{needed} is missing, and nothing can be predicted without it")
-    compat.prepare_mmcv()
-    warnings.filterwarnings("ignore", module=r"mm(engine|cv|seg)\.")
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    cfg = Config.fromfile(file)
-    init_default_scope(cfg.default_scope)
-    return cfg
+def refuse_different_images(segmentations: Sequence[Segmentation]) -> None:
+    """UserError where runs that are shown side by side kept predictions of different images."""
+    first, *others = segmentations
+    for other in others:
+        if [image.name for image in other.images] != [image.name for image in first.images]:
+            raise UserError(
+                f"{first.name} and {other.name} kept predictions of different images; evaluate both with the same "
+                "machine.predictions"
+            )
 
 
-def _parent_of(run: Run, parent: str) -> Path:
-    """The run that was evaluated, beside this one, wherever both were moved to."""
-    found = sorted(run.path.resolve().parent.parent.glob(f"*/*-{parent}"))
-    if not found:
+def _beside_truth(layout: SegmentationLayout, name: str, prediction: np.ndarray, run: Run) -> Segmented:
+    if name not in layout.names("val"):
         raise UserError(
-            f"{run.path}: the run that it evaluates, of hash {parent}, is not in {run.path.resolve().parent.parent}; "
-            "put both into one folder of runs"
+            f"{run.path} predicted {name}, which is not in val of {layout.root}; give its data: --data FOLDER"
         )
-    return found[0]
-
-
-def _load_model(cfg: Any, run: Run, finetuned: bool) -> Any:
-    """Head and backbone; a frozen backbone is the pretraining's own, and only the head is in the checkpoint."""
-    from mmseg.registry import MODELS
-
-    model = MODELS.build(cfg.model)
-    contents = torch.load(run.path / CHECKPOINT, map_location="cpu", weights_only=True)
-    wrong = model.load_state_dict(contents["state_dict"], strict=False)
-    missing = [key for key in wrong.missing_keys if finetuned or not key.startswith("backbone.")]
-    if missing or wrong.unexpected_keys:
-        raise UserError(f"{run.path / CHECKPOINT}: missing {missing[:3]}, unexpected {wrong.unexpected_keys[:3]}")
-    return model.eval()
-
-
-@torch.no_grad()
-def _predict(cfg: Any, model: Any, count: int) -> list[Segmented]:
-    from mmengine.dataset import pseudo_collate
-    from mmseg.registry import DATASETS
-
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    found = []
-    for number in spread(len(dataset), count):
-        sample = dataset[number]
-        truth = sample["data_samples"].gt_sem_seg.data[0].numpy().astype(np.uint8)
-        file = Path(sample["data_samples"].img_path)
-        prediction = model.test_step(pseudo_collate([sample]))[0].pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-        found.append(Segmented(file.stem, read_image(file), truth, prediction))
-    return found
+    truth = layout.read_mask(layout.mask("val", name))
+    if truth.shape != prediction.shape:
+        raise UserError(
+            f"{run.path} predicted {name} of (height, width) {prediction.shape}, and its mask in {layout.root} has "
+            f"{truth.shape}; give the run's own data: --data FOLDER"
+        )
+    return Segmented(name, read_image(layout.image("val", name)), truth, prediction)
 
 
 def draw_segmentations(found: Segmentation) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from analysis.pictures.__main__ import main, study_panels
 from analysis.pictures.maps import Basis, brightness, overlay
 from analysis.pictures.matches import distances, place_colours
 from analysis.pictures.network import Images, Network
-from analysis.pictures.segmentations import Segmented, load_segmentation
+from analysis.pictures.segmentations import Segmentation, Segmented, load_segmentation, refuse_different_images
 from data.config import ViewsConfig
 from eval import segmentation
+from eval.predictions import save_predictions
 from pretrain import __main__ as pretrain
 from pretrain.config import PretrainConfig
 from runtime.errors import UserError
+from runtime.rundir import Run
 from sweeps.graph import Graph, build
 from sweeps.study import load_study
 from tests.analysis.conftest import make_study
@@ -168,7 +171,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
         half, one = (next(p for p in graph.points if p.varied == {"loss.alpha": a, "seed": 0}) for a in (0.5, 1.0))
         for point in (half, one):
             pretrain.main(point.pretrain.argv(["machine.device=cpu"])[3:])
-        segmentation.main(half.evals["seg"].argv(["machine.device=cpu"])[3:])
+        segmentation.main(half.evals["seg"].argv(["machine.device=cpu", "machine.predictions=12"])[3:])
         yield graph
 
 
@@ -220,8 +223,31 @@ def test_predictions_over_all_of_val_give_the_runs_own_miou(made: Graph) -> None
             areas[:, k] += (truth & predicted).sum(), (truth | predicted).sum()
     shares = areas[0][areas[1] > 0] / areas[1][areas[1] > 0]
     assert 100 * shares.mean() == pytest.approx(found.miou)
-    hidden = run.path.parents[1] / "pretrain"
-    elsewhere = hidden.rename(run.path.parents[2] / "elsewhere")
-    with pytest.raises(UserError, match="put both into one folder of runs"):
-        load_segmentation(run.path, 1)
-    elsewhere.rename(hidden)
+
+
+@pytest.mark.slow
+def test_predictions_are_drawn_from_the_run_alone(made: Graph, tmp_path: Path) -> None:
+    """Without its pretraining and its checkpoint; of a run without predictions, or beside other data, none."""
+    run = made.points[0].evals["seg"].run
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / "runs" / run.name)))
+    (copy.path / "checkpoint.pth").unlink()
+    kept = [image.name for image in load_segmentation(copy.path, None).images]
+    assert [image.name for image in load_segmentation(copy.path, 3).images] == [kept[k] for k in (0, 6, 11)]
+    for changed, words in (
+        ({"x": np.zeros((32, 32), np.uint8)}, "which is not in val"),
+        ({kept[0]: np.zeros((8, 9), np.uint8)}, "and its mask in"),
+    ):
+        save_predictions(copy, changed)
+        with pytest.raises(UserError, match=words):
+            load_segmentation(copy.path, None)
+    (copy.path / "predictions.npz").unlink()
+    with pytest.raises(UserError, match="give the run's command again"):
+        load_segmentation(copy.path, None)
+
+
+def test_runs_side_by_side_show_the_same_images() -> None:
+    images = [Segmented(name, np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2)), np.zeros((2, 2))) for name in "ab"]
+    one, other = (Segmentation(name, None, shown, 0.0) for name, shown in (("r", images), ("s", images[:1])))  # type: ignore[arg-type]
+    refuse_different_images([one, one])
+    with pytest.raises(UserError, match="r and s kept predictions of different images"):
+        refuse_different_images([one, other])

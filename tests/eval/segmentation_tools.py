@@ -1,5 +1,10 @@
 """What the tests of segmentation share: small runs, and mIoU computed without mmsegmentation."""
 
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -9,15 +14,30 @@ import torch.nn.functional as F
 
 from data.catalog import open_dataset
 from eval import segmentation
+from eval.config import SegmentationConfig
 from eval.mmseg_config import plain_config
-from eval.parent import open_parent
-from eval.segmentation_config import SegmentationConfig
+from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.rundir import Run
 
+IN_OPEN, IN_CLOSE_NOWRITE = 0x20, 0x10  # of <sys/inotify.h>
 CONFIG = "eval/configs/seg_scenes.yaml"
 SMALL = ["iterations=6", "batch_size=8", "machine.val_batch_size=8", "machine.log_steps=1"]
 HEAD = "decode_head."
+
+
+@contextmanager
+def count_opens(file: Path) -> Iterator[list[int]]:
+    """A list that has, after the block, an entry for each time that the file was opened in it."""
+    libc = ctypes.CDLL(None)
+    handle = libc.inotify_init1(os.O_NONBLOCK)
+    # Equal events in a row are one; between two openings stands a closing.
+    libc.inotify_add_watch(handle, os.fsencode(file), IN_OPEN | IN_CLOSE_NOWRITE)
+    opens: list[int] = []
+    yield opens
+    events = os.read(handle, 1 << 16)
+    os.close(handle)
+    opens += [mask for _, mask, _, _ in struct.iter_unpack("iIII", events) if mask & IN_OPEN]
 
 
 def head_of(run: Run | Path) -> dict[str, torch.Tensor]:
@@ -68,9 +88,10 @@ def runner_of(parent: Path, tmp_path: Path, overrides: list[str]):
     config = configs.load(SegmentationConfig, CONFIG, [*overrides, *SMALL])
     layout = open_dataset(config.data).segmentation()
     opened = open_parent(parent)
-    channels = segmentation.tapped_channels(config, opened)
+    backbone = load_parent_backbone(opened)
+    channels = segmentation.tapped_channels(config, backbone)
     run = Run(tmp_path / "here")
     run.path.mkdir()
     cpu = torch.device("cpu")
-    cfg = plain_config(config, layout, parent, channels, run.path / "mmseg", cpu)
-    return segmentation.build_runner(cfg, run, cpu), layout
+    cfg = plain_config(config, layout, opened, channels, run.path / "mmseg", cpu)
+    return segmentation.build_runner(cfg, backbone, run, cpu), layout

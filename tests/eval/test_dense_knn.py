@@ -12,9 +12,9 @@ from PIL import Image
 from data.catalog import open_dataset
 from data.config import IMAGENET, DataConfig, ScenesConfig
 from eval import dense_knn
+from eval.config import DenseKnnConfig
 from eval.dense_knn import cell_distributions, class_scores, confusion, draw_positions, mean, predict, vote
-from eval.dense_knn_config import DenseKnnConfig
-from eval.features import FrozenFeatures
+from eval.features import PooledFeatures
 from eval.knn import normalise_rows
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
@@ -68,7 +68,7 @@ def test_equals_the_protocol_done_by_hand(scenes, parent, evaluate, monkeypatch)
         with torch.no_grad():
             return self.backbone.double()(images.double())[0]
 
-    monkeypatch.setattr(FrozenFeatures, "maps", maps)
+    monkeypatch.setattr(PooledFeatures, "maps", maps)
     code, error, run = evaluate(dense_knn.main, parent, CONFIG, *scenes, *ALL)
     assert code == 0, error
     result = run.result()
@@ -190,13 +190,13 @@ def test_a_mask_of_another_size_is_named(scenes, parent, evaluate, tmp_path, mon
 
 
 def test_a_stop_ends_with_75(scenes, parent, evaluate, monkeypatch):
-    maps = FrozenFeatures.maps
+    maps = PooledFeatures.maps
 
     def terminated(self, images):
         os.kill(os.getpid(), signal.SIGTERM)
         return maps(self, images)
 
-    monkeypatch.setattr(FrozenFeatures, "maps", terminated)
+    monkeypatch.setattr(PooledFeatures, "maps", terminated)
     code, _, run = evaluate(dense_knn.main, parent, CONFIG, *scenes, *ALL)
     assert (code, run.result()) == (75, None)
 

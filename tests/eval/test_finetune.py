@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from eval import linear
+from eval.config import LinearConfig
 from eval.features import PooledFeatures
-from eval.linear_config import LinearConfig
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.errors import UserError
@@ -50,9 +50,9 @@ def test_backbone_and_head_learn_and_the_parent_stays(folder, parent, evaluate, 
 def test_equals_a_plain_loop(folder, parent, evaluate, tmp_path, monkeypatch):
     """The same batches through an ordinary network with its classifier inside, one optimiser, two groups."""
     batches = []
-    step = linear.Finetuning.train_step
+    step = linear.LinearTraining.train_step
     monkeypatch.setattr(
-        linear.Finetuning, "train_step", lambda self, *batch: batches.append(batch) or step(self, *batch)
+        linear.LinearTraining, "train_step", lambda self, *batch: batches.append(batch) or step(self, *batch)
     )
     config = configs.load(LinearConfig, CONFIG, folder)
     evaluate(linear.main, parent, CONFIG, *folder)
@@ -90,14 +90,14 @@ def test_killed_run_goes_on_to_the_same_weights(folder, make_parent, tmp_path, e
         from eval import linear
         from runtime.errors import run_command
         steps = 0
-        step = linear.Finetuning.train_step
+        step = linear.LinearTraining.train_step
         def counted(self, *batch):
             global steps
             steps += 1
             if steps == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
             step(self, *batch)
-        linear.Finetuning.train_step = counted
+        linear.LinearTraining.train_step = counted
         run_command(linear.main)
         """)
     )
@@ -143,18 +143,18 @@ def test_a_stop_while_val_is_scored_loses_nothing(folder, parent, evaluate, tmp_
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_goes_on_from_a_checkpoint(folder, parent, evaluate, tmp_path, monkeypatch):
-    step = linear.Finetuning.train_step
+    step = linear.LinearTraining.train_step
 
     def terminated(self, *batch):
         if (self.state.epoch, self.state.step) == (1, 1):
             os.kill(os.getpid(), signal.SIGTERM)
         step(self, *batch)
 
-    monkeypatch.setattr(linear.Finetuning, "train_step", terminated)
+    monkeypatch.setattr(linear.LinearTraining, "train_step", terminated)
     options = [*folder, "machine.device=cuda"]
     code, _, run = evaluate(linear.main, parent, CONFIG, *options)
     assert (code, run.result()) == (75, None)
-    monkeypatch.setattr(linear.Finetuning, "train_step", step)
+    monkeypatch.setattr(linear.LinearTraining, "train_step", step)
     for runs in ("runs", "whole"):
         code, error, _ = evaluate(linear.main, parent, CONFIG, *options, f"machine.runs={tmp_path / runs}")
         assert code == 0, error

@@ -11,10 +11,12 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from data.catalog import open_dataset
+from data.transforms import LabelledDataset, eval_transform
 from eval import knn
-from eval.features import FrozenFeatures
+from eval.config import KnnConfig
+from eval.features import ImageBatches, PooledFeatures
 from eval.knn import _largest, accuracies, nearest, normalise_rows, ranked_classes
-from eval.knn_config import KnnConfig
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.errors import UserError
@@ -114,12 +116,12 @@ def test_command(image_folder, parent, evaluate):
     chosen = result["held_out_top1_each"].index(max(result["held_out_top1_each"]))
     assert (result["k"], result["top1"]) == (result["neighbours"][chosen], result["val_top1_each"][chosen])
     config = configs.load(KnnConfig, CONFIG, [*data, "k=3"])
-    dataset = knn.open_dataset(config.data)
-    extract = FrozenFeatures(load_parent_backbone(open_parent(parent)), torch.device("cpu"))
+    dataset = open_dataset(config.data)
+    extract = PooledFeatures(load_parent_backbone(open_parent(parent)), torch.device("cpu"))
     tables = []
     for split in ("train", "val"):
-        transform = knn.eval_transform(16, 16)
-        vectors, labels = extract.table(knn.ImageBatches(knn.LabelledDataset(dataset.images(split), transform), 5), 0)
+        images = LabelledDataset(dataset.images(split), eval_transform(16, 16))
+        vectors, labels = extract.table(ImageBatches(images, 5), 0, lambda done: None)
         tables += [normalise_rows(vectors), labels]
     for k, score in zip(result["neighbours"], result["val_top1_each"], strict=True):
         assert score == pytest.approx(brute_force(*tables, k, 0.07)[0], abs=100 / 16)  # a tie may fall otherwise
@@ -147,16 +149,16 @@ def test_scenes_choose_k_by_unseen_digits_and_all_vote(scenes, parent, evaluate)
 
 def test_a_stop_between_batches_ends_with_75_and_the_run_starts_over(image_folder, parent, evaluate, monkeypatch):
     data = ["data.name=imagefolder", f"data.root={image_folder}", *SMALL, "batch_size=8"]
-    extract = FrozenFeatures.__call__
+    extract = PooledFeatures.__call__
 
     def terminated(self, images):
         os.kill(os.getpid(), signal.SIGTERM)
         return extract(self, images)
 
-    monkeypatch.setattr(FrozenFeatures, "__call__", terminated)
+    monkeypatch.setattr(PooledFeatures, "__call__", terminated)
     code, _, run = evaluate(knn.main, parent, CONFIG, *data)
     assert (code, run.result()) == (75, None)
-    monkeypatch.setattr(FrozenFeatures, "__call__", extract)
+    monkeypatch.setattr(PooledFeatures, "__call__", extract)
     code, _, run = evaluate(knn.main, parent, CONFIG, *data)
     assert (code, run.state()) == (0, "done")
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eval import linear
-from eval.features import FrozenFeatures
-from eval.linear_config import LinearConfig
+from eval.config import LinearConfig, identity
+from eval.features import PooledFeatures
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.rundir import Run, open_run
@@ -43,6 +43,8 @@ def write_colours(root: Path, labels: Callable[[str, int], int], per_class: int 
 
 class MeanColour(nn.Module):
     """A backbone whose pooled features (B, 3) separate images by their colour."""
+
+    channels = 3
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,8 +142,8 @@ def test_backbone_is_not_touched(folder, parent, evaluate, monkeypatch):
 def test_features_are_those_of_eval_mode(parent):
     backbone = load_parent_backbone(open_parent(parent)).train()
     images = torch.randn(4, 3, 32, 32)
-    batch = FrozenFeatures(backbone, torch.device("cpu"))(images)
-    single = torch.cat([FrozenFeatures(backbone, torch.device("cpu"))(image[None]) for image in images])
+    batch = PooledFeatures(backbone, torch.device("cpu"))(images)
+    single = torch.cat([PooledFeatures(backbone, torch.device("cpu"))(image[None]) for image in images])
     torch.testing.assert_close(batch, single)  # batch statistics would make them differ
 
 
@@ -168,14 +170,14 @@ def test_killed_run_goes_on_to_the_same_weights(folder, parent, tmp_path, evalua
         from eval import linear
         from runtime.errors import run_command
         kill_at, steps = int(sys.argv.pop(1)), 0
-        step = linear.LinearEvaluation.train_step
+        step = linear.LinearTraining.train_step
         def counted(self, *batch):
             global steps
             steps += 1
             if steps == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             step(self, *batch)
-        linear.LinearEvaluation.train_step = counted
+        linear.LinearTraining.train_step = counted
         run_command(linear.main)
         """)
     )
@@ -202,19 +204,19 @@ def test_killed_run_goes_on_to_the_same_weights(folder, parent, tmp_path, evalua
 
 
 def test_terminated_run_saves_first_and_goes_on(folder, parent, evaluate, monkeypatch):
-    step = linear.LinearEvaluation.train_step
+    step = linear.LinearTraining.train_step
 
     def terminated(self, *batch):
         if (self.state.epoch, self.state.step) == (1, 2):
             os.kill(os.getpid(), signal.SIGTERM)
         step(self, *batch)
 
-    monkeypatch.setattr(linear.LinearEvaluation, "train_step", terminated)
+    monkeypatch.setattr(linear.LinearTraining, "train_step", terminated)
     code, message, run = evaluate(linear.main, parent, CONFIG, *folder, *SMALL)
     assert (code, "goes on where this one stopped" in message) == (75, True)
     state = torch.load(run.path / "checkpoint.pt", weights_only=True)
     assert (state["epoch"], state["step"], run.state()) == (1, 3, "interrupted")
-    monkeypatch.setattr(linear.LinearEvaluation, "train_step", step)
+    monkeypatch.setattr(linear.LinearTraining, "train_step", step)
     evaluate(linear.main, parent, CONFIG, *folder, *SMALL)
     assert [row["epoch"] for row in run.metrics()] == list(range(1, 9))
 
@@ -222,7 +224,7 @@ def test_terminated_run_saves_first_and_goes_on(folder, parent, evaluate, monkey
 def test_a_done_run_is_left_alone(folder, parent, evaluate, monkeypatch):
     _, _, run = evaluate(linear.main, parent, CONFIG, *folder, *SMALL, "epochs=1")
     before = run.result()
-    monkeypatch.setattr(linear, "LinearEvaluation", None)  # would fail if it were used
+    monkeypatch.setattr(linear, "LinearTraining", None)  # would fail if it were used
     code, _, _ = evaluate(linear.main, parent, CONFIG, *folder, *SMALL, "epochs=1")
     assert code == 0
     assert run.result() == before
@@ -281,7 +283,7 @@ def test_wrong_config_stops_before_anything_is_made(override, words, parent, eva
 def test_command_line_errors_have_no_traceback(command, folder, parent, tmp_path):
     """One real process: the run directory is in use by another one, this one."""
     config = configs.load(LinearConfig, CONFIG, folder)
-    name = linear.identity(config, open_parent(parent).hash)
+    name = identity(config, open_parent(parent).hash)
     with open_run(tmp_path / "runs", name, {}):
         done = command("eval.linear", parent, "--config", CONFIG, *folder, f"machine.runs={tmp_path / 'runs'}")
     assert done.returncode == 4

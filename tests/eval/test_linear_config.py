@@ -7,11 +7,8 @@ import pytest
 
 from data.catalog import open_dataset
 from data.images import ImageList
-from eval.knn_config import KnnConfig
-from eval.knn_config import identity as knn_identity
-from eval.linear import Splits
-from eval.linear_config import LinearConfig, identity
-from eval.splits import refuse_unusable
+from eval.config import KnnConfig, LinearConfig, identity
+from eval.splits import Splits, refuse_unusable
 from runtime import config as configs
 from runtime.errors import UserError
 from runtime.rundir import Identity
@@ -34,12 +31,10 @@ def test_no_digit_that_labels_a_held_out_scene_is_in_a_training_scene(seed, tiny
     """By the images' names in the dataset's own manifest; of the 500 images, most are still used."""
     monkeypatch.setenv("VICREGL_DATA", str(tiny_scenes))
     config = configs.load(LinearConfig, CONFIG, ["data.scenes.train=500", "data.scenes.val=20", f"seed={seed}"])
-    splits = Splits.open(config)
+    splits = Splits.open(config.data, config.held_out, config.seed)
     with open(open_dataset(config.data).root / "manifest.csv", newline="", encoding="utf-8") as file:
         digits = {row["image"]: [row["digit"], *row["distractors"].split()] for row in csv.DictReader(file)}
-    kept, held_out = (
-        [digits[path.stem] for path in part.images._store.images.paths] for part in (splits.train, splits.held_out)
-    )
+    kept, held_out = ([digits[path.stem] for path in part.paths] for part in (splits.train, splits.held_out))
     assert not {digit for image in kept for digit in image} & {image[0] for image in held_out}
     assert splits.held_out_by == "source"
     assert 30 < len(held_out) < 80
@@ -48,7 +43,7 @@ def test_no_digit_that_labels_a_held_out_scene_is_in_a_training_scene(seed, tiny
 
 def test_photographs_are_held_out_by_image(image_folder):
     config = configs.load(LinearConfig, CONFIG, ["data.name=imagefolder", f"data.root={image_folder}"])
-    splits = Splits.open(config)
+    splits = Splits.open(config.data, config.held_out, config.seed)
     assert (splits.held_out_by, len(splits.held_out), len(splits.train)) == ("image", 4, 44)
 
 
@@ -59,7 +54,7 @@ def test_only_runs_that_hold_scenes_out_have_another_format():
     none = configs.load(LinearConfig, CONFIG, ["held_out=0", "learning_rates=[1.0]"])
     assert [identity(config, "0123456789").format for config in (imagenet, scenes, none)] == [1, 2, 1]
     votes = [configs.load(KnnConfig, "eval/configs/knn_scenes.yaml", [f"k={k}"]) for k in ("null", 5)]
-    assert [knn_identity(config, "0123456789").format for config in votes] == [2, 1]
+    assert [identity(config, "0123456789").format for config in votes] == [2, 1]
 
 
 def test_identity_tells_parents_and_configs_apart():

@@ -31,7 +31,7 @@ def test_training_equals_plain_mmsegmentation(
     compat.prepare_mmcv()
     from plain_mmsegmentation import CONVNEXT, RESNET, Watch, groups, plain_runner
 
-    from eval.mmseg_hook import TrainingWatch
+    from eval.mmseg_runner import TrainingWatch
 
     root, parent, first = tmp_path / "voc", make_parent(network, args=args), {}
     trees.voc_tree(root)
@@ -68,7 +68,7 @@ def test_training_equals_plain_mmsegmentation(
 def test_scores_of_a_confusion_matrix_made_by_hand():
     """Rows are labels, columns predictions; the fourth class is nowhere, and 255 counts for nothing."""
     compat.prepare_mmcv()
-    from eval.mmseg_loop import ClassIoUMetric
+    from eval.mmseg_runner import ClassIoUMetric
 
     counts = [[5, 1, 2, 0], [2, 6, 0, 0], [0, 3, 1, 0], [0, 0, 0, 0]]
     pairs = [(label, found) for label in range(4) for found in range(4) for _ in range(counts[label][found])]

@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from segmentation_tools import CONFIG, HEAD, SMALL, brute_force_iou, head_of, predict, runner_of
+from segmentation_tools import CONFIG, HEAD, SMALL, brute_force_iou, count_opens, head_of, predict, runner_of
 
 from data.catalog import open_dataset
 from data.images import normalise, read_image
-from eval import mmseg_hook, segmentation
+from eval import mmseg_runner, segmentation
+from eval.config import SegmentationConfig
 from eval.parent import load_parent_backbone, open_parent
-from eval.segmentation_config import SegmentationConfig
+from eval.predictions import load_predictions
 from runtime import compat
 from runtime import config as configs
 from runtime.rundir import Run
@@ -24,8 +25,10 @@ TINY_CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "ls_init_value
 @pytest.mark.parametrize("taps", ["last", "all"])
 def test_miou_equals_brute_force(taps, scenes, parent, evaluate, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(mmseg_hook, "draw_predictions", lambda _layout, predictions, _path: drawn.update(predictions))
-    code, error, run = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL, f"taps={taps}", "optimizer.lr=1.0")
+    monkeypatch.setattr(mmseg_runner, "draw_predictions", lambda _layout, predictions, _path: drawn.update(predictions))
+    code, error, run = evaluate(
+        segmentation.main, parent, CONFIG, *scenes, *SMALL, f"taps={taps}", "optimizer.lr=1.0", "machine.predictions=4"
+    )
     assert code == 0, error
     result, state = run.result(), head_of(run)
     layout = open_dataset(configs.load(SegmentationConfig, CONFIG, scenes).data).segmentation()
@@ -44,8 +47,23 @@ def test_miou_equals_brute_force(taps, scenes, parent, evaluate, monkeypatch):
     assert result["aacc"] == pytest.approx(100 * right / sum(int((m != 255).sum()) for m in masks), abs=0.1)
     assert list(drawn) == [names[k] for k in (0, 6, 13, 19)]
     assert all((drawn[names[k]] == predictions[k]).mean() > 0.99 for k in (0, 6, 13, 19))
+    kept = load_predictions(run)
+    assert list(kept) == list(drawn)
+    assert all(np.array_equal(kept[name], drawn[name]) for name in drawn)
     assert (result["protocol"], result["taps"]) == ("frozen linear", taps)
     assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("taps", ["last", "all"])
+def test_the_weights_are_read_once(taps, scenes, parent, evaluate):
+    """As often as the file is opened for one backbone, counted by the kernel."""
+    file = parent / "backbone.safetensors"
+    with count_opens(file) as once:
+        load_parent_backbone(open_parent(parent))
+    with count_opens(file) as all_of_a_run:
+        code, error, _ = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL, f"taps={taps}")
+    assert code == 0, error
+    assert 0 < len(once) == len(all_of_a_run)
 
 
 def test_network_sees_the_pixels_that_pretraining_saw(scenes, parent, tmp_path):
@@ -99,10 +117,11 @@ def test_backbone_changes_only_when_finetuned(finetune, scenes, parent, evaluate
 
 def test_a_changed_frozen_backbone_is_a_bug_that_stops(scenes, parent, tmp_path):
     runner, _ = runner_of(parent, tmp_path, scenes)
-    segmentation.refuse_changed_backbone(runner, open_parent(parent))
+    original = load_parent_backbone(open_parent(parent))
+    segmentation.refuse_changed_backbone(runner, original)
     next(runner.model.backbone.network.buffers()).add_(1e-3)
     with pytest.raises(RuntimeError, match="changed during the evaluation"):
-        segmentation.refuse_changed_backbone(runner, open_parent(parent))
+        segmentation.refuse_changed_backbone(runner, original)
 
 
 def test_a_seed_fixes_the_result_whatever_the_workers(scenes, parent, tmp_path, evaluate):
@@ -189,8 +208,10 @@ def test_taps_of_any_backbone(name, stride, last, stages, make_parent):
         backbone = PretrainedBackbone(str(parent), taps, finetune=False, output_stride=stride)
         maps = backbone(torch.randn(1, 3, 64, 64))
         assert [(m.shape[1], m.shape[2]) for m in maps] == expected
-        config = SegmentationConfig(taps=taps)
-        assert segmentation.tapped_channels(config, open_parent(parent)) == [channels for channels, _ in expected]
+        network = load_parent_backbone(open_parent(parent))
+        assert segmentation.tapped_channels(SegmentationConfig(taps=taps), network) == [
+            channels for channels, _ in expected
+        ]
 
 
 def test_final_norm_is_that_of_the_last_map_alone(make_parent):

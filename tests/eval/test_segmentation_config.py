@@ -8,9 +8,9 @@ import torch
 from segmentation_tools import CONFIG, SMALL, head_of
 
 from eval import segmentation
+from eval.config import OptimizerConfig, SegmentationConfig, identity
 from eval.mmseg_config import schedule
 from eval.parent import open_parent
-from eval.segmentation_config import OptimizerConfig, SegmentationConfig
 from runtime import config as configs
 from runtime.rundir import Identity, open_run
 
@@ -30,14 +30,14 @@ CONFIGS = sorted(path.name for path in Path("eval/configs").glob("seg_*.yaml"))
         ("image_scale=[32]", "longest, shortest"),
         ("inference=tiles", "whole or slide"),
         ("inference=slide slide_stride=33", "1 to 32 pixels"),
-        ("crop_width=-1", "0 (square)"),
+        ("crop_width=-1", "0 for a square"),
         ("head=unet", "linear or fcn"),
-        ("precision=fp16", "float32, bfloat16, float16"),
-        ("dropout=1", "0 to below 1, or null"),
-        ("drop_path=0.1", "with finetune = true"),
+        ("precision=fp16", "float32, bfloat16 or float16"),
+        ("dropout=1", "0 to below 1: a share of channels, or null"),
+        ("drop_path=0.1", "or set finetune = true"),
         ("optimizer.decay_start=second", "warmup_end or first_iteration"),
         ("optimizer.decay_start=first_iteration optimizer.warmup_iterations=5", "0 with a warm-up"),
-        ("machine.predictions=99", "0 (no picture) to 32"),
+        ("machine.predictions=99", "0 to 32: images, 0 for none"),
         ("data.name=ade20k data.segmentation_train=train_aug", "allowed: train for data.name=ade20k"),
         ("iterations=many", "a whole number"),
     ],
@@ -65,7 +65,7 @@ def test_truncated_backbone(parent, evaluate):
 
 def test_busy_run(parent, evaluate, tmp_path):
     config = configs.load(SegmentationConfig, CONFIG)
-    with open_run(tmp_path / "runs", segmentation.identity(config, open_parent(parent).hash), {}):
+    with open_run(tmp_path / "runs", identity(config, open_parent(parent).hash), {}):
         code, message, _ = evaluate(segmentation.main, parent, CONFIG)
     assert (code, "is in use by process" in message) == (4, True)
 
@@ -118,19 +118,19 @@ def test_convnext_rates_are_the_published_ones():
 
 def test_identity_follows_the_config(parent):
     config = configs.load(SegmentationConfig, CONFIG)
-    one = segmentation.identity(config, "0123456789")
+    one = identity(config, "0123456789")
     assert isinstance(one, Identity)
     smaller = config.replace(machine=config.machine.replace(val_batch_size=1))
-    assert segmentation.identity(smaller, "0123456789").hash == one.hash
-    assert segmentation.identity(config.replace(taps="all"), "0123456789").hash != one.hash
+    assert identity(smaller, "0123456789").hash == one.hash
+    assert identity(config.replace(taps="all"), "0123456789").hash != one.hash
 
 
 def test_fields_added_later_leave_the_names_of_former_runs():
     config = configs.load(SegmentationConfig, CONFIG)
-    values = segmentation.identity(config, "0123456789").config
+    values = identity(config, "0123456789").config
     assert not {"head", "precision", "crop_width", "dropout", "final_norm", "drop_path"} & set(values)
     assert "decay_start" not in values["optimizer"]
-    assert segmentation.identity(config.replace(head="fcn"), "0123456789").config["head"] == "fcn"
+    assert identity(config.replace(head="fcn"), "0123456789").config["head"] == "fcn"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -176,7 +176,7 @@ def test_published_schedules(data, crop, scale, iterations):
 @pytest.mark.parametrize("data", ["voc", "ade20k"])
 def test_convnext_xlarge_has_its_own_rate(data):
     others, xlarge = (
-        segmentation.identity(configs.load(SegmentationConfig, f"eval/configs/seg_{data}_{kind}.yaml"), "").config
+        identity(configs.load(SegmentationConfig, f"eval/configs/seg_{data}_{kind}.yaml"), "").config
         for kind in ("convnext", "convnext_xlarge")
     )
     assert others["optimizer"].pop("lr") == 1e-4

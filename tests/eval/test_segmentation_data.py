@@ -14,8 +14,10 @@ from data.catalog import open_dataset
 from data.config import DataConfig
 from eval import segmentation
 from eval.parent import load_parent_backbone, open_parent
-from eval.predictions import draw_predictions, spread
+from eval.predictions import draw_predictions, load_predictions, save_predictions, spread
 from runtime import compat
+from runtime.errors import UserError
+from runtime.rundir import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import trees
@@ -97,6 +99,36 @@ def test_pictures_are_spread_over_the_list():
     assert spread(1, 4) == [0]
 
 
+def test_kept_predictions_are_lossless_and_repeat(tmp_path):
+    """Under names that are paths, or those of numpy's own arguments."""
+    random = np.random.default_rng(0)
+    kept = {name: random.integers(0, 256, (5, 7)).astype(np.uint8) for name in ("a/b", "file", "names", "0")}
+    runs = [Run(tmp_path / name) for name in ("one", "two")]
+    for run in runs:
+        run.path.mkdir()
+        save_predictions(run, kept)
+    assert (
+        runs[0].path.joinpath("predictions.npz").read_bytes() == runs[1].path.joinpath("predictions.npz").read_bytes()
+    )
+    loaded = load_predictions(runs[0])
+    assert list(loaded) == list(kept)
+    assert all(np.array_equal(loaded[name], kept[name]) and loaded[name].dtype == np.uint8 for name in kept)
+
+
+def test_a_run_without_predictions_says_how_to_make_them(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(
+        UserError, match=r"has no predictions\.npz.*delete .*result\.json and give the run's command again"
+    ):
+        load_predictions(run)
+    save_predictions(run, {"a": np.zeros((40, 50), np.uint8)})
+    whole = (tmp_path / "predictions.npz").read_bytes()
+    for damaged in (whole[:-20], whole[:100] + b"x" * 40 + whole[140:], b"", b"no archive"):
+        (tmp_path / "predictions.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"predictions\.npz is damaged"):
+            load_predictions(run)
+
+
 def test_picture_of_many_classes_and_of_an_image_without_labels(tmp_path):
     truth = trees.ade20k_tree(tmp_path / "ade20k")
     layout = open_dataset(DataConfig(name="ade20k", root=str(tmp_path / "ade20k"))).segmentation()
@@ -126,7 +158,7 @@ def test_classes_and_colours_are_those_of_mmsegmentation(tmp_path):
 
 
 def test_class_metric_equals_brute_force():
-    from eval.mmseg_loop import ClassIoUMetric
+    from eval.mmseg_runner import ClassIoUMetric
 
     random = np.random.default_rng(0)
     masks = [random.integers(0, 5, (9, 7)) for _ in range(4)]

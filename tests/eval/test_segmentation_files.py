@@ -64,8 +64,7 @@ def test_the_check_names_files_with_a_tag_and_takes_no_offence(voc, tmp_path, mo
     trees.tag(path, 3)
     found = check_masks(layout, None)
     assert found.problems == []
-    preflight(DataConfig(name="voc", root=str(voc)), masks=True)
-    assert found.notes[0] in capsys.readouterr().out
+    assert preflight(DataConfig(name="voc", root=str(voc)), masks=True)[0] == found.notes[0]
     assert found.notes[0].startswith("1 of 4 val images carry an EXIF orientation tag, which every stage ignores")
     assert f"{path} (tag 3)" in found.notes[0]
     arguments = ["check", "voc", f"data.root={voc}", "--out", str(tmp_path / "sheet.png")]
@@ -163,7 +162,7 @@ def test_damage_is_named_while_loading(kind, voc, parent, tmp_path):
 @pytest.mark.parametrize(("split", "kind"), [("train", "mask-label"), ("val", "image-truncated")])
 def test_a_worker_that_meets_damage_ends_the_run_with_one_line(split, kind, voc, parent, evaluate, monkeypatch):
     path, words = damage(voc, split, kind)
-    monkeypatch.setattr(command, "preflight", lambda *_, **__: None)
+    monkeypatch.setattr(command, "preflight", lambda *_, **__: [])
     data = ["data.name=voc", f"data.root={voc}", "machine.workers=2"]
     code, error, _ = evaluate(segmentation.main, parent, CONFIG, *data, *FEW)
     assert code == 2

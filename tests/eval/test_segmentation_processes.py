@@ -19,8 +19,9 @@ from torch import nn
 
 from data.catalog import open_dataset
 from eval import segmentation
+from eval.config import SegmentationConfig
 from eval.mmseg_config import plain_config
-from eval.segmentation_config import SegmentationConfig
+from eval.parent import open_parent
 from runtime import compat
 from runtime import config as configs
 from runtime.errors import UserError
@@ -101,6 +102,8 @@ def test_two_processes_equal_one(scenes, tiny_scenes, parent, tmp_path, evaluate
         assert {**the_run(runs).result(), "seconds": 0} == {**result, "seconds": 0}
     pictures = {(the_run(runs).path / "predictions.png").read_bytes() for runs in (two, again, srun_again)}
     assert len(pictures) == 1
+    kept = {(the_run(runs).path / "predictions.npz").read_bytes() for runs in (two, again, srun_again)}
+    assert len(kept) == 1
     assert len(list((the_run(two).path / "mmseg").glob("*/*.log"))) == 1
 
 
@@ -131,14 +134,14 @@ def test_a_stop_of_one_process_is_everyones(scenes, tiny_scenes, parent, tmp_pat
     driver.write_text(
         textwrap.dedent("""
         import os, signal
-        from eval import mmseg_hook, segmentation
+        from eval import mmseg_runner, segmentation
         from runtime.errors import run_command
-        after = mmseg_hook.TrainingWatch.after_train_iter
+        after = mmseg_runner.TrainingWatch.after_train_iter
         def stop_the_second(self, runner, *rest, **named):
             if runner.iter + 1 == 3 and os.environ["SLURM_PROCID"] == "1":
                 os.kill(os.getpid(), signal.SIGUSR2)
             after(self, runner, *rest, **named)
-        mmseg_hook.TrainingWatch.after_train_iter = stop_the_second
+        mmseg_runner.TrainingWatch.after_train_iter = stop_the_second
         run_command(segmentation.main)
         """)
     )
@@ -217,7 +220,7 @@ def test_shared_batchnorm_leaves_names_and_values(head, scenes, parent, tmp_path
     layout = open_dataset(config.data).segmentation()
 
     def built(device: str, processes: int) -> nn.Module:
-        described = plain_config(config, layout, parent, [128], tmp_path, torch.device(device), processes)
+        described = plain_config(config, layout, open_parent(parent), [128], tmp_path, torch.device(device), processes)
         assert described["train_dataloader"]["batch_size"] == config.batch_size // processes
         return MODELS.build(described["model"])
 

@@ -21,14 +21,14 @@ def test_killed_run_goes_on_to_the_same_weights(scenes, tiny_scenes, parent, tmp
     driver.write_text(
         textwrap.dedent("""
         import os, signal
-        from eval import mmseg_hook, segmentation
+        from eval import mmseg_runner, segmentation
         from runtime.errors import run_command
-        after = mmseg_hook.TrainingWatch.after_train_iter
+        after = mmseg_runner.TrainingWatch.after_train_iter
         def kill_at_4(self, runner, *rest, **named):
             if runner.iter + 1 == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
             after(self, runner, *rest, **named)
-        mmseg_hook.TrainingWatch.after_train_iter = kill_at_4
+        mmseg_runner.TrainingWatch.after_train_iter = kill_at_4
         run_command(segmentation.main)
         """)
     )
@@ -52,7 +52,7 @@ def test_killed_run_goes_on_to_the_same_weights(scenes, tiny_scenes, parent, tmp
 
 
 def test_terminated_run_saves_first_and_goes_on(scenes, parent, evaluate, monkeypatch):
-    from eval.mmseg_hook import TrainingWatch
+    from eval.mmseg_runner import TrainingWatch
 
     after = TrainingWatch.after_train_iter
 
@@ -98,7 +98,7 @@ def test_damaged_checkpoints(scenes, make_parent, evaluate):
 
 @pytest.mark.slow
 def test_dropout_and_bfloat16_go_on_to_the_same_weights(scenes, parent, tmp_path, evaluate, monkeypatch):
-    from eval.mmseg_hook import TrainingWatch
+    from eval.mmseg_runner import TrainingWatch
 
     kinds = ["finetune=true", "head=fcn", "precision=bfloat16", "iterations=4", "machine.predictions=0"]
     options = [*scenes, *SMALL, *kinds]

@@ -6,8 +6,8 @@ import pytest
 
 from data.images import ImageList
 from eval import linear
-from eval.linear_config import LinearConfig, identity
-from eval.subset import digest, read_lines, take_subset
+from eval.config import LinearConfig, identity
+from eval.subset import digest, read_lines, select_subset
 from runtime import config as configs
 from runtime.errors import UserError
 
@@ -37,7 +37,7 @@ def written(path: Path, *lines: str) -> Path:
     ],
 )
 def test_names_and_paths(lines, train, tmp_path):
-    chosen = take_subset(written(tmp_path / "1percent.txt", *lines), train, CLASSES, Path("/data/train"))
+    chosen = select_subset(written(tmp_path / "1percent.txt", *lines), train, Path("/data/train"))
     assert [path.name for path in chosen.images.paths] == ["n01440764_10026.JPEG", "n01443537_2.JPEG"]
     assert (chosen.images.labels, chosen.per_class, chosen.name) == ([0, 1], [1, 1], "1percent")
 
@@ -47,9 +47,9 @@ def test_images_of_subfolders(tmp_path):
     paths = [Path("/data/train/a") / name for name in ("1.png", "b/1.png", "b/2.png")]
     train = ImageList(paths, [0, 0, 0])
     listed = written(tmp_path / "list.txt", "train/a/b/1.png", "2.png")
-    assert take_subset(listed, train, ["a"], Path("/data/train")).images.paths == paths[1:]
+    assert select_subset(listed, train, Path("/data/train")).images.paths == paths[1:]
     with pytest.raises(UserError, match=r"1 of 1 lines name no .*as \['b/1.png'\]"):
-        take_subset(written(tmp_path / "list.txt", "b/1.png"), train, ["a"], Path("/data/train"))
+        select_subset(written(tmp_path / "list.txt", "b/1.png"), train, Path("/data/train"))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_images_of_subfolders(tmp_path):
         (["n01440764_10026.JPEG", "n01440764_9.JPEG", "x.JPEG"], r"2 of 3 lines name no .*n01440764_9.JPEG.*expected"),
         (["val/n01440764/n01440764_10026.JPEG"], "1 of 1 lines name no"),
         (["n01443537/n01440764_10026.JPEG"], "1 of 1 lines name no"),  # of another class
-        (["n01440764_10026.JPEG"] * 2, r"1 lines stand more than once, as \['n01440764_10026.JPEG'\]"),
+        (["n01440764_10026.JPEG"] * 2, r"1 lines are repeated, as \['n01440764_10026.JPEG'\]"),
         (["n01440764_10026.JPEG", "train/n01440764/n01440764_10026.JPEG"], "the same image"),
         (["n01440764_10026.JPEG", "./n01440764_10026.JPEG"], "the same image"),
         (["same.JPEG"], r"fit several images.*n01440764/same.JPEG.*n01443537/same.JPEG.*path under train/"),
@@ -67,7 +67,7 @@ def test_images_of_subfolders(tmp_path):
 )
 def test_nothing_is_guessed(lines, message, train, tmp_path):
     with pytest.raises(UserError, match=message):
-        take_subset(written(tmp_path / "list.txt", *lines), train, CLASSES, Path("/data/train"))
+        select_subset(written(tmp_path / "list.txt", *lines), train, Path("/data/train"))
 
 
 def test_a_missing_list(tmp_path):
@@ -114,8 +114,8 @@ def test_command_trains_on_the_list_alone(image_folder, parent, evaluate, tmp_pa
     """Ten of the twelve images of each class; two of those ten choose the learning rate."""
     names = [f"class{label}/{number}.png" for label in range(4) for number in range(10)]
     used = []
-    open_splits = linear.LinearEvaluation.train
-    monkeypatch.setattr(linear.LinearEvaluation, "train", lambda self: used.append(self.splits) or open_splits(self))
+    open_splits = linear.LinearTraining.train
+    monkeypatch.setattr(linear.LinearTraining, "train", lambda self: used.append(self.splits) or open_splits(self))
     listed = f"subset={written(tmp_path / '80percent.txt', *names)}"
     data = ["data.name=imagefolder", f"data.root={image_folder}", "image_size=16", "resize=16", "epochs=2"]
     code, error, run = evaluate(linear.main, parent, CONFIG, *data, listed, "held_out=0.2")
@@ -125,7 +125,7 @@ def test_command_trains_on_the_list_alone(image_folder, parent, evaluate, tmp_pa
     assert (result["subset"], result["subset_images"], result["subset_classes"]) == ("80percent", 40, 4)
     assert result["subset_images_per_class"] == [10, 10]
     assert (result["train_images"], result["held_out_images"], result["val_images"]) == (32, 8, 16)
-    parts = [part.images._store.images.paths for part in (used[0].train, used[0].held_out)]
+    parts = [part.paths for part in (used[0].train, used[0].held_out)]
     seen = {f"{path.parent.name}/{path.name}" for paths in parts for path in paths}
     assert seen == set(names)
     assert not set(parts[0]) & set(parts[1])

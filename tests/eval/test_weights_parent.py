@@ -17,8 +17,7 @@ from data.catalog import open_dataset
 from data.config import MEAN, STD, DataConfig
 from data.transforms import LabelledDataset, eval_transform
 from eval import knn, linear, segmentation
-from eval.knn_config import KnnConfig
-from eval.knn_config import identity as knn_identity
+from eval.config import KnnConfig, identity
 from eval.parent import load_parent_backbone, normalisation_of_run, normalisation_of_weights, open_parent
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
@@ -140,7 +139,7 @@ def test_weights_that_do_not_fit_are_never_scored(started, small_file, tmp_path)
         (["--weights", small_file, "--arch", "resnet_50"], "near it: resnet50"),
         (["--weights", small_file], "--arch NAME"),
         (["--weights", small_file, "--arch", "scenes_resnet", "runs/pretrain/x"], "a run or a file"),
-        (["--arch", "resnet50", "runs/pretrain/x"], "of --weights, which was not given"),
+        (["--arch", "resnet50", "runs/pretrain/x"], "describe --weights FILE, which was not given"),
         (["--weights", small_file, "--arch", "scenes_resnet", "--arch-arg", "width_factor"], "expected key=value"),
     ]
     for words, message in arguments:
@@ -199,8 +198,8 @@ def test_a_choice_of_normalisation_names_another_run():
     """Runs of before keep their names."""
     words = [], ["normalisation=network"]
     plain, asked = (configs.load(KnnConfig, "eval/configs/knn_imagenet.yaml", each) for each in words)
-    assert "normalisation" not in knn_identity(plain, "0123456789").config
-    assert knn_identity(plain, "0123456789").hash != knn_identity(asked, "0123456789").hash
+    assert "normalisation" not in identity(plain, "0123456789").config
+    assert identity(plain, "0123456789").hash != identity(asked, "0123456789").hash
 
 
 def test_a_run_of_another_normalisation_needs_a_word(parent):
@@ -270,14 +269,10 @@ def test_published_figures_by_file_name(file, stage, data, result, value):
 
 
 def test_the_published_figure_is_printed_beside_the_result(capsys):
-    from eval.command import Asked
+    from eval.command import EvalArguments
 
-    asked = Asked("c.yaml", [], None, Path("x/resnet50_alpha0.9.pth"), "resnet50", [])
-
-    class Parent:
-        config = {"model": {"backbone": {"name": "resnet50", "args": {}}}, "weights": {"sha256": "0" * 64}}
-
-    beside = asked.beside(Parent(), "linear", DataConfig(name="imagenet"), {"protocol": "linear", "top1": 70.9})
+    arguments = EvalArguments("c.yaml", [], None, Path("x/resnet50_alpha0.9.pth"), "resnet50", [])
+    beside = arguments.published("linear", DataConfig(name="imagenet"), {"protocol": "linear", "top1": 70.9})
     assert beside["published"] == {"score": "top1", "value": 71.2, "source": beside["published"]["source"]}
     assert "71.2 % (authors' README" in (told := capsys.readouterr().out)
     assert "here: 70.90 %" in told

@@ -1,0 +1,300 @@
+"""The configs of the evaluations, and the identity of their runs. Light: planning a study imports it, and no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+
+from data.config import DataConfig
+from eval.subset import digest
+from runtime.config import (
+    Config,
+    EvalMachineConfig,
+    Fraction,
+    HeldOut,
+    MachineConfig,
+    Momentum,
+    PositiveInt,
+    added_later,
+    require,
+    split_machine,
+)
+from runtime.rundir import Identity
+
+# null: ImageNet's mean and deviation, refused for a network of others; imagenet; network (its own); or a tag of timm's
+# weights of it.
+NormalisationName = str | None
+
+
+class LinearConfig(Config):
+    """Several learning rates are trained in one backbone pass; the held-out slice of train chooses one.
+
+    mode `augmented` crops every training image anew each epoch: the published protocol. mode `cached` computes the
+    features of the uncropped training images once, which is many times quicker and scores differently: its results
+    have the protocol name "linear cached". `finetune` trains the backbone too ("finetuned"). `subset` trains on the
+    images of a list alone; its name joins the protocol's ("linear 1percent").
+    """
+
+    stage: ClassVar[str] = "linear"
+
+    data: DataConfig = DataConfig()
+    mode: Literal["augmented", "cached"] = "augmented"
+    resize: int = 256  # pixels of the shorter side before the central crop, at test time
+    image_size: PositiveInt = 224  # pixels
+    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)  # of the image's area; augmented
+    flip: bool = True  # augmented
+    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.02]
+    momentum: Momentum = 0.9
+    weight_decay: NonNegativeFloat = 1e-6
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 256
+    # Of each class of train (of scenes: of its source digits), to choose the rate on; 0 with a single rate.
+    held_out: HeldOut = 0.02
+    seed: NonNegativeInt = 0
+    subset: str | None = added_later(None)  # path of a text file: an image a line, as n01440764_10026.JPEG
+    finetune: bool = added_later(False)  # augmented, with one of learning_rates
+    backbone_learning_rate: float = added_later(0.0)  # with finetune; learning_rates is the head's
+    normalisation: NormalisationName = added_later(None)
+    machine: EvalMachineConfig = EvalMachineConfig()
+
+    def check(self) -> None:
+        require(self.resize >= self.image_size, "resize", self.resize, f"image_size ({self.image_size}) or more")
+        ordered = 0 < self.crop_scale[0] <= self.crop_scale[1]
+        require(ordered, "crop_scale", list(self.crop_scale), "[low, high] within 0 to 1")
+        rates = self.learning_rates
+        require(len(set(rates)) == len(rates), "learning_rates", rates, "each only once")
+        several = "above 0, because several learning_rates have to be chosen from"
+        require(self.held_out > 0 or len(rates) == 1, "held_out", self.held_out, several)
+        plain = self.subset is None or re.fullmatch(r"[\w.%+-]+", self.subset_name or "") is not None
+        require(plain, "subset", self.subset, "a file whose name, which names the run, has letters, digits and .%+-_")
+        self._check_finetune()
+
+    def _check_finetune(self) -> None:
+        rate = self.backbone_learning_rate
+        if not self.finetune:
+            frozen = "0, because the backbone is frozen; or set finetune=true"
+            require(rate == 0, "backbone_learning_rate", rate, frozen)
+            return
+        require(rate > 0, "backbone_learning_rate", rate, "above 0, because finetune is true")
+        augmented = "augmented, because features of a finetuned network change"
+        require(self.mode == "augmented", "mode", self.mode, augmented)
+        one = "one, because finetune is true: heads of several would train one backbone together. One run a rate"
+        require(len(self.learning_rates) == 1, "learning_rates", self.learning_rates, one)
+
+    @property
+    def subset_name(self) -> str | None:
+        """The list's file name without its suffix, as 1percent."""
+        return None if self.subset is None else Path(self.subset).stem
+
+    @property
+    def protocol(self) -> str:
+        kind = "finetuned" if self.finetune else {"augmented": "linear", "cached": "linear cached"}[self.mode]
+        return kind if self.subset is None else f"{kind} {self.subset_name}"
+
+    @property
+    def label(self) -> str:
+        kind = "finetuned" if self.finetune else self.mode
+        return kind if self.subset is None else f"{kind}-{self.subset_name}"
+
+    @property
+    def format_version(self) -> int:
+        # Of scenes, the held-out slice was chosen by image in 1, and is by source digit in 2.
+        return 2 if self.data.name == "scenes" and self.held_out > 0 else 1
+
+
+class KnnMachineConfig(MachineConfig):
+    chunk_megabytes: PositiveInt = 256  # of the product of features of val and train, at a time
+
+
+class KnnConfig(Config):
+    """Nothing is trained: the nearest training images vote. All of `neighbours` are scored; one of them is the result.
+
+    That is `k` if it is set, else the best on a held-out slice of train, whose images vote for the score on val as well.
+    """
+
+    stage: ClassVar[str] = "knn"
+    protocol: ClassVar[str] = "knn"
+    label: ClassVar[str] = "knn"
+
+    data: DataConfig = DataConfig()
+    resize: int = 256  # pixels of the shorter side before the central crop
+    image_size: PositiveInt = 224  # pixels
+    neighbours: Annotated[list[PositiveInt], Field(min_length=1)] = [10, 20, 100, 200]
+    k: int | None = None  # one of `neighbours`; null: chosen on the held-out slice
+    temperature: Annotated[float, Field(ge=0.005)] = 0.07  # a neighbour votes with exp(cosine / temperature)
+    held_out: HeldOut = 0.02  # of each class of train (of scenes: of its source digits); not used where k is set
+    batch_size: PositiveInt = 256
+    seed: NonNegativeInt = 0  # of the held-out slice
+    normalisation: NormalisationName = added_later(None)
+    machine: KnnMachineConfig = KnnMachineConfig()
+
+    def check(self) -> None:
+        require(self.resize >= self.image_size, "resize", self.resize, f"image_size ({self.image_size}) or more")
+        ks = self.neighbours
+        require(len(set(ks)) == len(ks), "neighbours", ks, "each only once")
+        require(self.k is None or self.k in ks, "k", self.k, f"one of neighbours {ks}, or null to choose among them")
+        several = "above 0, because one of several neighbours has to be chosen; or set k"
+        require(self.held_out > 0 or self.fixed_k is not None, "held_out", self.held_out, several)
+
+    @property
+    def fixed_k(self) -> int | None:
+        """The k of the result where there is nothing to choose."""
+        return self.neighbours[0] if len(self.neighbours) == 1 else self.k
+
+    @property
+    def format_version(self) -> int:
+        # As for LinearConfig.
+        return 2 if self.data.name == "scenes" and self.fixed_k is None else 1
+
+
+class DenseKnnConfig(Config):
+    """Nothing is trained: the nearest positions of training images, with the labels below them, vote.
+
+    All of `neighbours` are scored in one pass; the first is the result, the others stand beside it.
+    """
+
+    stage: ClassVar[str] = "dense_knn"
+    protocol: ClassVar[str] = "dense kNN"
+    label: ClassVar[str] = "dense-knn"
+    format_version: ClassVar[int] = 1
+
+    data: DataConfig = DataConfig(name="voc")
+    image_size: PositiveInt = 512  # pixels a side: images become squares; masks stay as they are
+    memory: PositiveInt | None = 102_400  # positions of training images; null: all of them
+    neighbours: Annotated[list[PositiveInt], Field(min_length=1)] = [30]
+    temperature: Annotated[float, Field(ge=0.005)] = 0.02  # a neighbour votes with exp(cosine / temperature)
+    batch_size: PositiveInt = 32
+    seed: NonNegativeInt = 0  # of the positions that are kept
+    normalisation: NormalisationName = None
+    machine: KnnMachineConfig = KnnMachineConfig()
+
+    def check(self) -> None:
+        ks = self.neighbours
+        require(len(set(ks)) == len(ks), "neighbours", ks, "each only once")
+        few = self.memory is None or max(ks) <= self.memory
+        require(few, "neighbours", ks, f"at most memory ({self.memory}), which holds so many")
+
+
+class SegmentationMachineConfig(EvalMachineConfig):
+    log_steps: PositiveInt = 50  # iterations between two rows of metrics.jsonl
+    val_batch_size: PositiveInt = 1  # images; more than one only where all have the same size
+    # Validation images, spread over the list, whose predictions are kept (predictions.npz) and drawn (predictions.png).
+    predictions: Annotated[int, Field(ge=0, le=32, description="images, 0 for none")] = 8
+
+
+class OptimizerConfig(Config):
+    """SGD with poly decay (published for ResNets) or AdamW with warm-up (ConvNeXts)."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01  # peak
+    momentum: Momentum = 0.9  # of SGD
+    weight_decay: NonNegativeFloat = 5e-4
+    schedule: Literal["poly", "cosine"] = "poly"
+    power: PositiveFloat = 0.9  # of poly
+    end_lr: NonNegativeFloat = 1e-4  # at the last iteration
+    warmup_iterations: NonNegativeInt = 0  # linear, from a millionth of lr
+    # first_iteration is published for ConvNeXts: the warm-up is then a factor on the decaying rate.
+    decay_start: Literal["warmup_end", "first_iteration"] = added_later("warmup_end")
+
+    def check(self) -> None:
+        require(self.end_lr <= self.lr, "optimizer.end_lr", self.end_lr, f"0 to optimizer.lr ({self.lr})")
+        # mmengine's schedulers multiply the present rate, so two of them combine only where they decay to 0.
+        combined = self.decay_start == "first_iteration" and self.warmup_iterations > 0
+        zero = "0 with a warm-up and decay_start = first_iteration"
+        require(not combined or self.end_lr == 0, "optimizer.end_lr", self.end_lr, zero)
+
+
+class SegmentationConfig(Config):
+    """BatchNorm and a 1x1 convolution on the backbone's map (`taps: last`) or on all its stages (`taps: all`).
+
+    With torchrun or srun the batch is shared out: `batch_size` is of all processes together. Only dropout and drop path
+    depend on the number of processes: each draws its own.
+    """
+
+    stage: ClassVar[str] = "segmentation"
+
+    data: DataConfig = DataConfig(name="voc")
+    taps: Literal["last", "all"] = "last"  # all: every stage resized to the largest one and concatenated
+    # The last map is after the norm that comes before the classifier (ConvNeXt), as pretraining sees it; false: before
+    # that norm, as the published segmentation networks give it to the head. No other stage has such a norm.
+    final_norm: bool = added_later(True)
+    finetune: bool = False  # false: the backbone stays as it was pretrained, in eval mode
+    backbone_lr_multiplier: PositiveFloat = 0.1  # of optimizer.lr, when finetuning
+    # Of the backbone, when finetuning.
+    drop_path: float | None = added_later(None, ge=0, lt=1, description="a share of blocks, or null for pretraining's")
+    output_stride: Literal[0, 8, 16, 32] = 0  # dilate the backbone to it (8: by 1, 1, 2, 4 for a ResNet); 0: its own
+    image_scale: list[PositiveInt] | None = [2048, 512]  # longest, shortest side; null: as it is
+    scale_range: list[PositiveFloat] = [0.5, 2.0]  # random factor on image_scale, training
+    crop_size: PositiveInt = 512  # pixels, training; the window of slide inference; its height with a crop_width
+    crop_width: NonNegativeInt = added_later(0, description="pixels, 0 for a square")
+    # A crop of which one class covers more is drawn again (at most ten times); 1: never.
+    cat_max_ratio: Annotated[float, Field(gt=0, le=1)] = 0.75
+    flip: bool = True
+    photometric_distortion: bool = True
+    inference: Literal["whole", "slide"] = "whole"
+    slide_stride: int = 341  # pixels, down and across
+    head: Literal["linear", "fcn"] = added_later(
+        "linear"
+    )  # fcn: mmsegmentation's, two 3x3 convolutions before the last
+    # null: none in the linear head, 0.1 in fcn.
+    dropout: float | None = added_later(None, ge=0, lt=1, description="a share of channels, or null for the head's own")
+    precision: Literal["float32", "bfloat16", "float16"] = added_later("float32")  # of training; float16 on CUDA alone
+    iterations: Annotated[int, Field(ge=2)] = 40000
+    batch_size: Annotated[int, Field(ge=2, description="BatchNorm needs several images")] = 16
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: NonNegativeInt = 0
+    normalisation: NormalisationName = added_later(None)
+    machine: SegmentationMachineConfig = SegmentationMachineConfig()
+
+    def check(self) -> None:
+        ok = self.drop_path is None or self.finetune
+        require(ok, "drop_path", self.drop_path, "null, because the backbone is frozen; or set finetune = true")
+        scale = self.image_scale
+        require(scale is None or len(scale) == 2, "image_scale", scale, "[longest, shortest] or null")
+        span = self.scale_range
+        require(len(span) == 2 and span[0] <= span[1], "scale_range", span, "[low, high], above 0")
+        if self.inference == "slide":
+            side = min(self.crop)
+            allowed = f"1 to {side} pixels: a wider one leaves gaps between windows"
+            require(1 <= self.slide_stride <= side, "slide_stride", self.slide_stride, allowed)
+        warmup, most = self.optimizer.warmup_iterations, self.iterations - 2
+        require(warmup <= most, "optimizer.warmup_iterations", warmup, f"0 to {most}, fewer than iterations")
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.crop_size, self.crop_width or self.crop_size
+
+    @property
+    def protocol(self) -> str:
+        return f"{'finetuned' if self.finetune else 'frozen'} {self.head}"
+
+    @property
+    def label(self) -> str:
+        head = "" if self.head == "linear" else f"-{self.head}"
+        return f"{'finetuned' if self.finetune else 'frozen'}{head}-{self.taps}"
+
+    @property
+    def format_version(self) -> int:
+        # In 1 images were turned by their EXIF tag and their masks were not, and VOC's train_aug took the masks of
+        # train.txt from SegmentationClassAug. scenes has neither, so its runs keep their names.
+        return 1 if self.data.name == "scenes" else 2
+
+
+EvalConfig = LinearConfig | KnnConfig | DenseKnnConfig | SegmentationConfig
+
+
+def identity(config: EvalConfig, parent_hash: str) -> Identity:
+    """Name the run that evaluates the pretraining run of that hash.
+
+    Raise a config's `format_version` when the same config comes to measure something else. Of a subset's list, what it
+    names counts, not where it lies: UserError where it cannot be read.
+    """
+    values = split_machine(config)[0]
+    if isinstance(config, LinearConfig) and config.subset is not None:
+        values["subset"] = {"name": config.subset_name, "sha256": digest(config.subset)}
+    slug = f"{config.data.name}-{config.label}-of-{parent_hash[:6]}-seed{config.seed}"
+    return Identity(config.stage, slug, config.format_version, values, parent_hash)
