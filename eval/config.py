@@ -112,7 +112,7 @@ class KnnMachineConfig(MachineConfig):
 class KnnConfig(Config):
     """Nothing is trained: the nearest training images vote. All of `neighbours` are scored; one of them is the result.
 
-    That is `k` if it is set, else the best on a held-out slice of train, whose images vote for the score on val as well.
+    That is `k` if it is set, else the best on a held-out slice of train, whose images vote for the score on val too.
     """
 
     stage: ClassVar[str] = "knn"
@@ -174,8 +174,8 @@ class DenseKnnConfig(Config):
     def check(self) -> None:
         ks = self.neighbours
         require(len(set(ks)) == len(ks), "neighbours", ks, "each only once")
-        few = self.memory is None or max(ks) <= self.memory
-        require(few, "neighbours", ks, f"at most memory ({self.memory}), which holds so many")
+        enough = self.memory is None or max(ks) <= self.memory
+        require(enough, "neighbours", ks, f"at most memory ({self.memory}), which holds so many")
 
 
 class SegmentationMachineConfig(EvalMachineConfig):
