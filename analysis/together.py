@@ -1,4 +1,4 @@
-"""Several studies in one table: a block a study, the same score columns, each difference to its own baseline."""
+"""Several studies in one table: a block for each study, the same score columns, differences to its own baseline."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def write_together(
     studies_data = [load_report_data(study, machine) for study in studies]
     names = [data.study.name for data in studies_data]
     if name in names:
-        raise UserError(f"--together {name!r} is the name of one of the studies, whose own report lies there")
+        raise UserError(f"--together {name!r} is the name of one of the studies, and its own report has that folder")
     if len(set(names)) < len(names):
         raise UserError(f"the studies {names} share a name; rows are grouped by it, so each must be there once")
-    folder, frame = Path(reports) / name, pd.concat([m.frame for m in studies_data])
+    folder, frame = Path(reports) / name, pd.concat([data.frame for data in studies_data])
     if not force:
         require_no_loss(frame, folder)
     files.make_folder(folder, ELSEWHERE)
@@ -72,9 +72,9 @@ def write_together(
 
 
 def together_table(studies_data: Sequence[ReportData]) -> Table:
-    """Columns study, setting, n, and for each score of any study its mean and its difference to the study's baseline.
+    """Return the columns study, setting, n, and for each score its mean and its difference to the study's baseline.
 
-    A score that a study does not have is an empty cell; one that its runs do not have yet is a gap with its state.
+    A cell is empty where the study does not have that score; where runs do not have it yet, it says their state.
     """
     columns = [
         Column[Entry]("study", lambda entry: entry.data.study.name if entry.is_first else ""),
@@ -93,7 +93,7 @@ def _setting_text(entry: Entry) -> str:
 
 
 def _score_column(name: str, score: str, text: Callable[[Summary, Row, str], str]) -> Column[Entry]:
-    """A study without a baseline has no differences."""
+    """Return a column of a score; a study without a baseline has no differences."""
 
     def cell(entry: Entry) -> str:
         study = entry.data.study
@@ -104,30 +104,31 @@ def _score_column(name: str, score: str, text: Callable[[Summary, Row, str], str
 
 
 def remarks(studies_data: Sequence[ReportData]) -> list[str]:
-    """What the figures mean, and what keeps rows of two studies from being compared."""
-    longest = max(studies_data, key=lambda m: (m.summary.split, m.summary.most_seeds))
-    found = [table_notes(longest.summary).split(" Δ:")[0].rstrip(".") + "."]
-    found.append(f"{AGAINST}: within its study, by the study's own baseline row.")
+    """Return what the figures mean, and what keeps rows of two studies from being compared."""
+    # The notes of one study hold for all: those of the study that needs most of them.
+    fullest = max(studies_data, key=lambda data: (data.summary.split, data.summary.most_seeds))
+    sentences = [table_notes(fullest.summary).split(" Δ:")[0].rstrip(".") + "."]
+    sentences.append(f"{AGAINST}: within its study, by the study's own baseline row.")
     for what, column in (("protocol", "score.protocol"), ("data", "eval.data.name")):
-        found += _differing(studies_data, what, column)
+        sentences += _differing(studies_data, what, column)
     if len({frozenset(commits(data.frame)) for data in studies_data}) > 1:
-        found.append("**The studies were made by different code** (see below): compare within a study first.")
-    return found
+        sentences.append("**The studies were made by different code** (see below): compare within a study first.")
+    return sentences
 
 
 def _differing(studies_data: Sequence[ReportData], what: str, column: str) -> list[str]:
-    """One sentence an evaluation that the studies measured by several values of `column`."""
-    found: dict[str, dict[str, str]] = {}
+    """Return a sentence for each evaluation that has different values of `column` in different studies."""
+    values_of: dict[str, dict[str, str]] = {}
     for data in studies_data:
         frame = data.frame
         for name in data.study.evals if column in frame else ():
             values = frame.loc[frame["eval.name"] == name, column].dropna().unique()
             if len(values):
-                found.setdefault(name, {})[data.study.name] = ", ".join(map(str, values))
+                values_of.setdefault(name, {})[data.study.name] = ", ".join(map(str, values))
     return [
         f"**{name} is not one measurement: its {what} differs** "
         f"({'; '.join(f'{study}: {value}' for study, value in by_study.items())})."
-        for name, by_study in found.items()
+        for name, by_study in values_of.items()
         if len(set(by_study.values())) > 1
     ]
 

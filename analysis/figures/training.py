@@ -28,7 +28,7 @@ PANELS = (
         "local_covariance": "local covariance",
     },
 )
-MANY = 60  # runs; above this, single lines cannot be told apart, and each setting is a mean with a range
+MANY = 60  # runs; above this, lines cover each other, and each setting is drawn as a mean with a range
 SMOOTHING = 0.05  # standard deviation of the Gaussian window, as a share of the run's steps
 
 

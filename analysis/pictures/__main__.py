@@ -128,7 +128,7 @@ class Panel:
     """The columns of one picture of a study: one curve at its first seed, in order, then its controls."""
 
     study: Study
-    name: str  # what tells the curve from the others; empty for the only one
+    name: str  # of the curve, by the other grid keys; empty for the only one
     points: list[Point]
 
 

@@ -82,9 +82,7 @@ def test_the_manifest_lists_the_sources_of_images(made: Path) -> None:
         top, left, side = int(row["top"]), int(row["left"]), int(row["side"])
         crop = photos[int(row["photo"])][top : top + side, left : left + side]
         small = cv2.resize(crop.astype(float), (32, 32), interpolation=cv2.INTER_AREA)
-        background = (
-            cv2.dilate((mask > 0).astype(np.uint8), np.ones((3, 3))) == 0
-        )  # not a digit's faint edge
+        background = cv2.dilate((mask > 0).astype(np.uint8), np.ones((3, 3))) == 0  # not a digit's faint edge
         similar.append(np.corrcoef(small[background].mean(1), image[background].mean(1))[0, 1])
         assert digits.target[int(row["digit"])] == int(row["label"])
         drawn = (mask == int(row["label"]) + 1).astype(np.float32)
