@@ -81,6 +81,9 @@ smoke: $(INSTALLED)  ## run a whole study in two minutes, to see that every stag
 bench-criterion: $(INSTALLED)  ## measure time and memory of the criterion -> benchmarks/criterion.md
 	$(RUN) -m benchmarks.criterion
 
+bench-launches: $(INSTALLED)  ## kernels, waits and collectives of a training step, counted without a GPU (g++)
+	$(RUN) -m benchmarks.launches
+
 bench-data: $(INSTALLED)  ## compare the input pipeline with the published recipe -> benchmarks/data.md
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.data
 

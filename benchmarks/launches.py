@@ -1,0 +1,152 @@
+"""Count what one training step asks of a GPU, without a GPU: kernels, waits of the host, collectives, bytes.
+
+    python -m benchmarks.launches          # the table of benchmarks/launches.md, for this checkout; needs g++
+    python -m benchmarks.launches resnet50_100ep:64x8 train.precision=float16      # RECIPE:BATCHxPROCESSES
+
+BATCH is of one process. The step is the project's own, without DDP's all-reduce of the gradients, which reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+from benchmarks.pretend_cuda import Asked, pretend, put_on_cuda
+
+# isort: split
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import pretrain.step
+import vicregl.batch
+from data.loader import ViewBatch
+from pretrain.checkpoint import TrainingState
+from pretrain.config import PretrainConfig
+from pretrain.diagnostics import OnlineProbe
+from pretrain.optimizers import make_optimizer
+from pretrain.step import training_step
+from pretrain.training import Training, prepare_model
+from runtime import config as configs
+from runtime.distributed import largest
+from runtime.errors import run_command
+from runtime.world import World
+from vicregl.criterion import VICRegLCriterion
+from vicregl.model import VICRegLModel
+
+CASES = ("resnet50_100ep:256x1", "resnet50_100ep:64x8", "convnext_small:48x8")
+PHASES = ("network", "criterion", "backward", "optimizer", "rest")
+CLASSES = 1000  # of the probe
+
+
+def count(recipe: str, batch: int, processes: int, overrides: Sequence[str] = ()) -> Asked:
+    """Count one step of a recipe with `batch` images a process, after a first one that makes the optimiser's state."""
+    fixed = [f"train.batch_size={batch * processes}", *overrides]
+    config = configs.load(PretrainConfig, f"pretrain/configs/{recipe}.yaml", fixed)
+    with torch.device("meta"):
+        model = VICRegLModel(config.model, config.loss.global_weight)
+    sides = config.views.sides()
+    grids = [model.backbone.grid_size(side) for side in sides]
+    with group_of(processes), pretend() as asked:
+        training = make_training(config, model, World(size=processes))
+        for step in range(2):
+            asked.clear()
+            images = [torch.empty(batch, 3, side, side, device="cuda") for side in sides]
+            images = [view.to(memory_format=torch.channels_last) for view in images]
+            locations = [torch.empty(batch, *grid, 2, device="cuda") for grid in grids]
+            labels = torch.zeros(batch, dtype=torch.long, device="cuda")
+            asked.clear()
+            with phases(asked, training), asked.during("rest"):
+                training_step(training, ViewBatch(images, locations, labels, step, 0), 0.1)
+                largest(0)  # as after every step: does any process ask for a stop?
+    return asked
+
+
+@contextmanager
+def group_of(processes: int) -> Iterator[None]:
+    """A process group whose other processes do not exist: collectives return at once."""
+    if processes == 1:
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def make_training(config: PretrainConfig, model: VICRegLModel, world: World) -> Training:
+    """What `training_step` uses of a Training; called within `pretend`."""
+    device = torch.device("cuda", 0)
+    put_on_cuda(model, config.train.channels_last)
+    model = prepare_model(model, config, device, world)
+    with device:
+        probe = OnlineProbe(model.backbone.channels, CLASSES, config.probe)
+    scaler = torch.amp.GradScaler("cuda", enabled=config.train.precision == "float16")
+    state = TrainingState(model, make_optimizer(model, config.optimizer), probe, scaler, device, world)
+    parts = {"config": config, "device": device, "world": world, "state": state, "network": model}
+    return cast(Training, SimpleNamespace(**parts, criterion=VICRegLCriterion(config.loss)))
+
+
+@contextmanager
+def phases(asked: Asked, training: Training) -> Iterator[None]:
+    """Name the parts of a step, by the functions that it calls."""
+
+    def within(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with asked.during(phase):
+                return function(*args, **kwargs)
+
+        return call
+
+    parts = {
+        "network": (pretrain.step, "forward"),
+        "criterion": (training.criterion, "forward"),
+        "backward": (torch.Tensor, "backward"),
+        "optimizer": (training.state.optimizer, "step"),
+    }
+    with ExitStack() as stack:
+        for phase, (owner, name) in parts.items():
+            stack.enter_context(mock.patch.object(owner, name, within(phase, getattr(owner, name))))
+        # Fake tensors cannot be compared: the sizes are taken to be equal.
+        stack.enter_context(mock.patch.object(vicregl.batch, "int", lambda value: _size(value), create=True))
+        yield
+
+
+def _size(value: torch.Tensor) -> int:
+    value.item()
+    return 0
+
+
+def row(case: str, asked: Asked) -> str:
+    """One row of the table: launches by phase, and the sums of everything."""
+    launches = [f"{asked.launches[phase]:,}" for phase in PHASES]
+    waits = sum(asked.waits.values())
+    sent, memory = sum(asked.sent.values()) / 1e6, sum(asked.memory.values()) / 1e9
+    total = f"{asked.launches.total():,}"
+    cells = [case, total, *launches, str(waits), str(asked.collectives.total()), f"{sent:,.1f}", f"{memory:,.1f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description="Count a step's kernels.")
+    parser.add_argument("cases", nargs="*", help=f"RECIPE:BATCHxPROCESSES and key=value; default {' '.join(CASES)}")
+    words = parser.parse_args(argv).cases
+    overrides = [word for word in words if "=" in word]
+    heads = ["step", "launches", *PHASES, "waits", "collectives", "MB sent", "GB read and written"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for case in [word for word in words if "=" not in word] or CASES:
+        recipe, _, size = case.partition(":")
+        batch, _, processes = size.partition("x")
+        asked = count(recipe, int(batch), int(processes or 1), overrides)
+        print(row(case, asked), flush=True)
+        for (phase, operation), number in asked.waits.items():
+            print(f"    {number} waits: {operation} in {phase}")
+
+
+if __name__ == "__main__":
+    run_command(main)

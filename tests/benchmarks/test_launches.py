@@ -1,0 +1,97 @@
+"""What a training step asks of a GPU, counted on a pretended one; and the counter itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
+
+Rows = Callable[..., list[dict[str, str]]]
+CONVNEXT = [
+    *("model.backbone.name=convnext_atto", "model.backbone.args={depths: [1, 1, 1, 1], dims: [8, 8, 8, 16]}"),
+    *("model.expander=16-16", "model.projector=16-16", "views.large_size=64", "views.small_size=32"),
+]
+
+
+@pytest.fixture
+def rows(command) -> Rows:
+    def count(*arguments: str) -> list[dict[str, str]]:
+        done = command("benchmarks.launches", *arguments)
+        assert done.returncode == 0, done.stderr
+        head, _, *found = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line[0] == "|"]
+        return [dict(zip(head, cells, strict=True)) for cells in found]
+
+    return count
+
+
+def numbers(row: dict[str, str], *columns: str) -> list[float]:
+    return [float(row[column].replace(",", "")) for column in columns]
+
+
+def test_a_step_of_several_processes_waits_once_and_lars_is_a_few_kernels(rows) -> None:
+    """The loss must be finite before the weights change: that is the one wait."""
+    options = ["optimizer.name=lars", "optimizer.base_lr=0.3"]
+    alone, several = rows("quickstart:4x1", "quickstart:4x4", *options)
+    for row in (alone, several):
+        assert numbers(row, "waits") == [1]
+        assert numbers(row, "optimizer")[0] < 60  # 27 tensors have one for their scale; all else is together
+    assert numbers(alone, "collectives", "MB sent") == [0, 0]
+    # Gathered (mean, 1 / deviation, count) and the sum backward: two a norm.
+    assert 50 < numbers(several, "collectives")[0] < 100
+
+
+def test_views_of_one_size_are_one_call(rows) -> None:
+    launches = []
+    for small in (2, 6):
+        (row,) = rows("convnext_small:4x1", *CONVNEXT, f"views.small_count={small}")
+        launches += numbers(row, "network")
+    copies = launches[1] - launches[0]  # images to bfloat16, if anything, is all that there is for each view
+    assert 0 <= copies <= 8
+
+
+COUNTER = """
+from benchmarks.pretend_cuda import pretend
+import torch
+with pretend() as asked:
+    x, y = torch.empty(4, 3, device="cuda"), torch.empty(4, 3, device="cuda")
+    with asked.during("sum"):
+        z = x + y
+    assert asked.launches["sum"] == 1 and asked.memory["sum"] == 3 * 4 * 3 * 4
+    with asked.during("views"):
+        x.t().reshape(3, 4).detach(); torch.empty_like(x)
+    assert asked.launches["views"] <= 1  # the copy of reshape
+    for name, work, waits in (
+        ("item", lambda: x.sum().item(), 1),
+        ("mask", lambda: x[x[:, 0] > 0], 1),
+        ("to the host", lambda: x.cpu(), 1),
+        ("nonzero", lambda: x.nonzero(), 1),
+        ("sum", lambda: x.sum(), 0),
+        ("from the host", lambda: torch.empty(3).to("cuda", non_blocking=True), 0),
+    ):
+        asked.clear()
+        work()
+        assert asked.waits.total() == waits, (name, asked.waits)
+    asked.clear()
+    torch._foreach_add_([x] * 100, [y] * 100)
+    assert asked.launches.total() == 2  # 64 tensors a kernel
+    asked.clear()
+    torch._foreach_mul_([x] * 10, [torch.empty((), device="cuda")] * 10)
+    assert asked.launches.total() == 10  # sizes differ: a kernel each
+    try:
+        x + torch.empty(4, 3)
+    except RuntimeError as error:
+        assert "device" in str(error)
+    else:
+        raise AssertionError("two devices were mixed")
+print("counted")
+"""
+
+
+def test_the_counter_counts() -> None:
+    done = subprocess.run([sys.executable, "-c", COUNTER], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "counted\n", done.stderr
