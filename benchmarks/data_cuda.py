@@ -17,7 +17,7 @@ from benchmarks import data_cases
 from data import cache
 from data.catalog import open_dataset
 from data.colour import mirror_and_colour
-from data.config import WorkerKind
+from data.config import ViewsConfig, WorkerKind
 from data.loader import PretrainLoader, ViewBatch, WorkerBatch
 from runtime import provenance
 from runtime.device import available_cores
@@ -105,7 +105,7 @@ def _colour_alone(batch: WorkerBatch, device: torch.device) -> Callable[[], obje
     """Return the device's work on views and plans that are there already."""
     plans = [plan.map(lambda tensor: tensor.to(device)) for plan in batch.plans or []]
     levels = [view.to(device) for view in batch.views]
-    return lambda: [mirror_and_colour(level, plan, 128) for level, plan in zip(levels, plans, strict=True)]
+    return lambda: [mirror_and_colour(level, plan, ViewsConfig()) for level, plan in zip(levels, plans, strict=True)]
 
 
 def _document(rows: list[str], batch: int, network: str) -> str:

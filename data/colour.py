@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.config import MEAN, STD
+from data.config import ViewsConfig
 from data.images import Pixels
 
 # OpenCV rounds to the nearest level where PIL truncates; adding this first makes them agree.
@@ -198,13 +198,7 @@ def _kernels(sigmas: Sequence[float]) -> Tensor:
     return torch.from_numpy(kernels)
 
 
-def mirror_and_colour(
-    levels: Tensor,
-    plan: BatchPlan,
-    solarize_threshold: int,
-    mean: Sequence[float] = MEAN,
-    std: Sequence[float] = STD,
-) -> Tensor:
+def mirror_and_colour(levels: Tensor, plan: BatchPlan, config: ViewsConfig) -> Tensor:
     """Mirror, colour and normalise: uint8 (B, S, S, 3) -> float32 (B, 3, S, S), channels_last in memory.
 
     `levels` (overwritten) and `plan` are on the device that does it.
@@ -223,8 +217,8 @@ def mirror_and_colour(
         x[blurred] = batch_blur(x[blurred], plan.kernels)
     if len(solarized):
         part = x[solarized]
-        x[solarized] = torch.where(part >= solarize_threshold, 255 - part, part)
-    middle, spread = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
+        x[solarized] = torch.where(part >= config.solarize_threshold, 255 - part, part)
+    middle, spread = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (config.mean, config.std))
     return x.sub_(middle).div_(spread).contiguous(memory_format=torch.channels_last)
 
 

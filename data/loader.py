@@ -181,8 +181,7 @@ class PretrainLoader:
         if share[0] == 0 and (note := dataset.images("train").describe_left_out()):
             print(f"{dataset.root / 'train'}: {note}", flush=True)
         self._store = open_store(dataset, views.short_side, on_bad_image, memory_bytes)
-        self.samples = len(self._store)  # images of an epoch, those of the last, incomplete batch included
-        self.steps_per_epoch = dataset.steps_per_epoch(self.samples, batch_size)
+        self.steps_per_epoch = dataset.steps_per_epoch(len(self._store), batch_size)
         self._maker = BatchMaker(self._store, ViewMaker(views, grid_size), batch_size, seed, share)
         self._views = views
         self._workers, self._worker_kind = workers, worker_kind
@@ -221,14 +220,13 @@ class PretrainLoader:
         if isinstance(batch, UserError):
             raise batch
         self.bad_files |= batch.bad_files
-        images, views = [], self._views
+        images, config = [], self._views
         for number, view in enumerate(batch.views):
             levels = self._to_device(view)
             if batch.plans is None:
-                images.append(normalise(levels, views.mean, views.std, self._pool.take))
+                images.append(normalise(levels, config.mean, config.std, self._pool.take))
             else:
-                plan = batch.plans[number].map(self._to_device)
-                images.append(mirror_and_colour(levels, plan, views.solarize_threshold, views.mean, views.std))
+                images.append(mirror_and_colour(levels, batch.plans[number].map(self._to_device), config))
         locations = [self._to_device(grid) for grid in batch.locations]
         labels = None if batch.labels is None else self._to_device(batch.labels)
         return ViewBatch(images, locations, labels, batch.step, batch.step // self.steps_per_epoch)

@@ -56,9 +56,8 @@ def rendered(maker: ViewMaker, image: Pixels, plans: Sequence[ViewPlan]) -> list
             views.append(maker.render(image, plan, side))
             continue
         crop = torch.from_numpy(maker.crop(image, plan, side).copy())[None]
-        threshold, mean, std = maker.config.solarize_threshold, maker.config.mean, maker.config.std
-        normalised = mirror_and_colour(crop, plan_batch([plan]), threshold, mean, std)[0].permute(1, 2, 0)
-        levels = 255 * (normalised * torch.tensor(std) + torch.tensor(mean))
+        normalised = mirror_and_colour(crop, plan_batch([plan]), maker.config)[0].permute(1, 2, 0)
+        levels = 255 * (normalised * torch.tensor(maker.config.std) + torch.tensor(maker.config.mean))
         views.append(levels.round().clamp(0, 255).numpy().astype(np.uint8))
     return views
 

@@ -68,7 +68,7 @@ def test_each_row_gets_its_own_plan(photos: list[np.ndarray]) -> None:
     amounts = [colour.Jitter(1.2, 0.8, 1.1, 0.0, order) for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2))]
     plans = [plan_of(), plan_of(mirrored=True), *(plan_of(jitter=j) for j in amounts)]
     plans += [plan_of(gray=True), plan_of(blur_sigma=1.5, solarized=True), plan_of(mirrored=True, gray=True)]
-    ours = mirror_and_colour(torch.from_numpy(np.stack(square)), plan_batch(plans), 128)
+    ours = mirror_and_colour(torch.from_numpy(np.stack(square)), plan_batch(plans), CONFIG)
     maker = ViewMaker(CONFIG, lambda side: (1, 1))
     for row, (photo, plan) in enumerate(zip(square, plans, strict=True)):
         expected = normalise(maker.colour(photo, plan))
@@ -86,7 +86,7 @@ def device_statistics(photos: list[np.ndarray], kind: str, device: str) -> np.nd
         plans.append(maker.draw(*image.shape[:2], sample_generator(7, 0, index))[view])
         crops.append(maker.crop(image, plans[-1], maker.sides[view]))
     levels = torch.from_numpy(np.stack(crops)).to(device)
-    images = mirror_and_colour(levels, plan_batch(plans).map(lambda tensor: tensor.to(device)), 128).cpu()
+    images = mirror_and_colour(levels, plan_batch(plans).map(lambda tensor: tensor.to(device)), CONFIG).cpu()
     pixels = (images.permute(0, 2, 3, 1) * torch.tensor(STD) + torch.tensor(MEAN)).mul(255).round().numpy()
     return np.array([statistics(view) for view in pixels])
 
