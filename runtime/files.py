@@ -51,10 +51,11 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        # Without this, a crash of the machine after the rename could leave an empty file under the final name.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        _sync_folder(path.parent)  # the rename itself is an entry of the folder
     except BaseException as error:
         with suppress(OSError):  # on a read-only file system it was never created
             temporary.unlink(missing_ok=True)

@@ -212,6 +212,7 @@ def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> I
     run = Run.at(root, identity)
     files.make_folder(run.path, ELSEWHERE)
     with _lease(run):
+        # Only the holder of the lease may touch files: before it, they could be those of a working process.
         files.remove_leftovers(run.path)
         (run.path / "failure.json").unlink(missing_ok=True)
         if run.result() is None:
@@ -220,7 +221,7 @@ def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> I
             yield run
         except Unfinished:
             raise
-        except Exception as error:
+        except Exception as error:  # not KeyboardInterrupt: a user's Ctrl-C is no failure of the run
             record_failure(run, error)
             raise
 

@@ -88,6 +88,7 @@ class VICRegLCriterion(nn.Module):
                 views = Views.detached([m.flatten(1, -2) for m in stage], batch)
                 local_terms = local_terms + share * self._local(views, stage, locations, (1 - w) * share)
                 grads += [g if g is None else g.view_as(m) for g, m in zip(views.grads, stage, strict=True)]
+            # The terms worked on detached tensors and filled `grads`; here autograd learns of them.
             loss = with_gradient(w * global_terms.sum() + (1 - w) * local_terms.sum(), tensors, grads)
         values = {f"global_{name}": term for name, term in zip(TERMS, global_terms.unbind(), strict=True)}
         values |= {f"local_{name}": term for name, term in zip(TERMS, local_terms.unbind(), strict=True)}

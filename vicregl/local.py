@@ -119,7 +119,7 @@ def matched_pairs(
         counts = [count or positions[0]] * 2
         options = replace(options, select="top", num_matches=counts, feature_matches=counts)
     matchings = [matching for matching in weighted_matchings(options, positions) if matching.source == 0]
-    # Counts that go by direction give two, of which the larger holds the pairs of the other.
+    # Counts by direction give two matchings 0 -> 1; the larger one contains the other's pairs.
     largest = max(matchings, key=lambda matching: matching.count)
     match = find_matches([largest], {kind: maps}, options)[0]
     pairs = torch.cat([match.source, match.target], dim=1)
@@ -171,7 +171,7 @@ def invariance(views: Views, matches: Sequence[Match], weights: Mapping[Matching
     together: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
     for match, share in zip(matches, shares, strict=True):
         a, b = match.matching.source, match.matching.target
-        # |x - y| is |y - x|, so both directions between two views go together.
+        # |x - y| = |y - x|: both directions between two views are computed in one call.
         pair = (match.source, match.target) if a < b else (match.target, match.source)
         together[min(a, b), max(a, b)].append((*pair, share))
     total = maps[0].new_zeros(())

@@ -43,6 +43,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
         rows, columns = x[:, :, None, 0] - y[:, None, :, 0], x[:, :, None, 1] - y[:, None, :, 1]
         return rows.square_().add_(columns.square_())
     lengths = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None, :]
+    # Rounding may leave a negative number where two positions are nearly equal.
     return torch.baddbmm(lengths, x, y.transpose(1, 2), alpha=-2).clamp_(min=0)
 
 

@@ -92,7 +92,7 @@ def _through_gram(
     all_maps, all_index = batch.gather(maps), batch.gather(index.t().int()).t()
     variance, squared_var, squared_gram = weights.new_zeros(3)
     for slots in chunks(index.shape[0], batch.total * width, maps.device):
-        x = take(all_maps, all_index[slots])  # (s, N, C)
+        x = take(all_maps, all_index[slots])  # (s, N, C); a copy, so it is centred in place
         x -= x.mean(1, keepdim=True)
         mine, w = x[:, own], weights[slots]
         var = x.square().sum(1) / n  # (s, C)
