@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
 from analysis.labels import value_text
-from runtime import config as configs
+from runtime.config import added_defaults
 from runtime.config_keys import flatten
 from sweeps.graph import Graph, Node, Point, as_text
 from sweeps.study import PRETRAIN
@@ -80,7 +79,7 @@ def _of_a_run(node: Node, row: Row) -> list[str]:
     side = "pretrain" if node.part == PRETRAIN else "eval"
     if row.get(f"{side}.hash") == node.identity.hash:
         return []
-    known, added = flatten(node.identity.config), _added(node.stage.schema())  # type: ignore[arg-type]  # a class can be hashed
+    known, added = flatten(node.identity.config), added_defaults(node.stage.schema())  # type: ignore[arg-type]  # a class can be hashed
     # An empty cell is null, or a field that another stage has, or one added later that this run has at its default.
     empty_means_null = known.keys() - added.keys()
     recorded = {k: v for k, v in _fields(row, side) if plain(v) is not None or k in empty_means_null}
@@ -98,11 +97,6 @@ def _fields(row: Row, side: str) -> Iterator[tuple[str, Any]]:
         prefix, _, name = str(column).partition(".")
         if prefix == side and name.partition(".")[0] not in _NO_FIELDS:
             yield name, value
-
-
-@cache
-def _added(schema: Hashable) -> dict[str, Any]:
-    return configs.added_defaults(cast(type[Any], schema)())
 
 
 def _of_the_format(node: Node, row: Row, side: str, explained: bool) -> list[str]:

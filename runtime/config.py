@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from runtime.config_keys import Layer, explain, flatten, merge, nested
+from runtime.config_keys import Layer, explain, merge
 from runtime.errors import UserError
 from runtime.yaml_files import file_layers, parse_overrides
 
@@ -159,34 +159,28 @@ def split_machine(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a stage's config into what identifies the run and what cannot change its result."""
     values = to_dict(config)
     machine = values.pop("machine", {})
-    for *sections, name in _added_keys(type(config)):
-        place, own = values, config
-        for section in sections:
-            place, own = place[section], getattr(own, section)
-        if getattr(own, name) == type(own).model_fields[name].default:
-            del place[name]
+    for key, default in added_defaults(type(config)).items():
+        *sections, name = key.split(".")
+        section = reduce(getitem, sections, values)
+        if section[name] == default:
+            del section[name]
     return values, machine
 
 
-def added_defaults(config: BaseModel) -> dict[str, Any]:
-    """Return the default of every field that was added later, by dotted key."""
-    defaults = to_dict(type(config)())
-    return flatten(nested({".".join(path): reduce(getitem, path, defaults) for path in _added_keys(type(config))}))
-
-
 @cache
-def _added_keys(schema: type[BaseModel]) -> list[tuple[str, ...]]:
-    """Return the path of every field that was added later."""
-    return list(_iterate_added(schema))
+def added_defaults(schema: type[BaseModel]) -> dict[str, Any]:
+    """Return the default of every field that was added later, by dotted key."""
+    defaults = to_dict(schema())
+    return {key: reduce(getitem, key.split("."), defaults) for key in _added_keys(schema)}
 
 
-def _iterate_added(schema: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+def _added_keys(schema: type[BaseModel]) -> Iterator[str]:
     for name, field in schema.model_fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get(_ADDED_LATER):
-            yield (name,)
+            yield name
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and name != "machine":
-            yield from ((name, *inner) for inner in _iterate_added(field.annotation))
+            yield from (f"{name}.{inner}" for inner in _added_keys(field.annotation))
 
 
 def identity_hash(*parts: Any) -> str:

@@ -94,7 +94,7 @@ def test_a_field_added_later_leaves_former_runs_their_names():
         "precision": "float16",
     }
     assert configs.load(Grown, None, ["inner.shape=[1,2]"]) == Grown()
-    assert configs.added_defaults(changed) == {"inner.shape": [1, 2], "precision": "float32"}
+    assert configs.added_defaults(Grown) == {"inner.shape": [1, 2], "precision": "float32"}
 
 
 @pytest.mark.parametrize("device", ["meta", "mps", "xpu", "vulkan", "cuda:x", "cuda:99999", "CPU", "cpu:1", ""])
