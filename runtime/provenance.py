@@ -17,6 +17,7 @@ from typing import Any
 
 from runtime import PACKAGES, files
 from runtime.device import available_cores, driver_version
+from runtime.world import world_from_environment
 
 PROJECT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "vicregl-bench"
@@ -64,8 +65,6 @@ class Code:
 def collect() -> dict[str, Any]:
     """Record the code, versions, host, processor, command and time of this process."""
     import torch
-
-    from runtime.world import world_from_environment
 
     return {
         **code().to_record(),

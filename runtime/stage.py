@@ -32,7 +32,7 @@ def run_stage(config: Any, identity: Identity, work: Work, world: World, extra: 
         if broadcast(run.result() is not None):
             _say(world, f"{run.path} is done")
             return
-        # `run` is the object from here on that the heartbeat's thread reads the progress of.
+        # From here on `run` is the object whose progress the heartbeat's thread reads.
         with _hold(config, identity, run, world, extra or {}) as run:
             processes = f", {world.size} processes" if world.size > 1 else ""
             _say(world, f"{run.path} on {device}{processes}")
@@ -56,7 +56,7 @@ def _hold(config: Any, identity: Identity, run: Run, world: World, extra: dict[s
     with open_run(config.machine.runs, identity, machine) if world.is_main else nullcontext(run) as held:
         on_lost = (lambda error: record_failure(held, error)) if world.is_main else None
         with report_failures(on_lost):
-            barrier()  # from here on the directory exists, and process 0 has it for this run alone
+            barrier()  # until process 0 has made the directory and holds it
             yield held
 
 
