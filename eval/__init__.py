@@ -1,3 +1,3 @@
-"""Stage 2: a checkpoint in, a score out. One evaluator a file; none of them trains the backbone unless told to."""
+"""Stage 2: a checkpoint in, a score out. One evaluation a file; none trains the backbone unless its config says so."""
 
 import runtime as runtime  # prepares torchvision beside a CPU-only torch

@@ -51,7 +51,7 @@ class LinearConfig(Config):
     weight_decay: NonNegativeFloat = 1e-6
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 256
-    # Of each class of train (of scenes: of its source digits), to choose the rate on; 0 with a single rate.
+    # A share of each class of train (in scenes, of its source digits) to choose the rate on; 0 with a single rate.
     held_out: HeldOut = 0.02
     seed: NonNegativeInt = 0
     subset: str | None = added_later(None)  # path of a text file: an image a line, as n01440764_10026.JPEG
@@ -125,7 +125,7 @@ class KnnConfig(Config):
     neighbours: Annotated[list[PositiveInt], Field(min_length=1)] = [10, 20, 100, 200]
     k: int | None = None  # one of `neighbours`; null: chosen on the held-out slice
     temperature: Annotated[float, Field(ge=0.005)] = 0.07  # a neighbour votes with exp(cosine / temperature)
-    held_out: HeldOut = 0.02  # of each class of train (of scenes: of its source digits); not used where k is set
+    held_out: HeldOut = 0.02  # share of each class of train (in scenes, of its source digits); unused if k is set
     batch_size: PositiveInt = 256
     seed: NonNegativeInt = 0  # of the held-out slice
     normalisation: NormalisationName = added_later(None)
@@ -153,7 +153,7 @@ class KnnConfig(Config):
 class DenseKnnConfig(Config):
     """Nothing is trained: the nearest positions of training images, with the labels below them, vote.
 
-    All of `neighbours` are scored in one pass; the first is the result, the others stand beside it.
+    All of `neighbours` are scored in one pass; the first is the result, the others are listed with it.
     """
 
     stage: ClassVar[str] = "dense_knn"
@@ -290,8 +290,8 @@ EvalConfig = LinearConfig | KnnConfig | DenseKnnConfig | SegmentationConfig
 def identity(config: EvalConfig, parent_hash: str) -> Identity:
     """Name the run that evaluates the pretraining run of that hash.
 
-    Raise a config's `format_version` when the same config comes to measure something else. Of a subset's list, what it
-    names counts, not where it lies: UserError where it cannot be read.
+    Raise a config's `format_version` when the same config comes to measure something else. A subset's list
+    counts by the images that it names, not by its place: UserError if it cannot be read.
     """
     values = split_machine(config)[0]
     if isinstance(config, LinearConfig) and config.subset is not None:

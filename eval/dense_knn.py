@@ -13,7 +13,7 @@ Differs from the reproduction: unlabelled pixels of training masks count for not
 their size, so the score is of the image's own pixels, as that of eval.segmentation; the search is exact; training
 images are taken once, without augmentation. Of equally similar positions the first in the memory is nearer.
 
-An interrupted run starts over, for that is all it costs.
+An interrupted run starts over.
 """
 
 from __future__ import annotations
@@ -187,19 +187,19 @@ def score(config: DenseKnnConfig, features: PooledFeatures, memory: Memory, imag
 def vote(memory: Memory, queries: Tensor, ks: Sequence[int], temperature: float, chunk_bytes: int) -> list[Tensor]:
     """Return for each k the label distributions (N, classes) of queries (N, C) of unit length.
 
-    One product and one top-k, at the largest k, serve every k; about `chunk_bytes` are taken at a time.
+    One product and one top-k, at the largest k, serve every k, in chunks of about `chunk_bytes`.
     """
     bank, distributions = memory
     rows, columns = product_chunk(len(bank), chunk_bytes)
     rows = min(rows, max(1, chunk_bytes // (8 * max(ks) * distributions.shape[1])))
-    found: list[list[Tensor]] = [[] for _ in ks]
-    for some in queries.split(rows):
-        similarity, index = nearest(some, bank, max(ks), columns)
+    by_k: list[list[Tensor]] = [[] for _ in ks]
+    for part in queries.split(rows):
+        similarity, index = nearest(part, bank, max(ks), columns)
         labels = distributions[index]  # (n, k, classes)
-        for k, parts in zip(ks, found, strict=True):
+        for k, parts in zip(ks, by_k, strict=True):
             weights = (similarity[:, :k] / temperature).softmax(dim=1)
             parts.append((weights[:, :, None] * labels[:, :k]).sum(dim=1))
-    return [torch.cat(parts) for parts in found]
+    return [torch.cat(parts) for parts in by_k]
 
 
 def predict(distributions: Tensor, size: Sequence[int]) -> Tensor:
@@ -216,7 +216,7 @@ def confusion(predicted: Tensor, mask: Tensor, classes: int, ignore: int) -> Ten
 
 
 def summary(config: DenseKnnConfig, confusions: Tensor, layout: SegmentationLayout) -> dict[str, Any]:
-    """Return the scores in percent, as mmsegmentation's IoUMetric: without classes that are nowhere."""
+    """Return the scores in percent, as mmsegmentation's IoUMetric: a class that does not occur has none."""
     each = [class_scores(confusion) for confusion in confusions]
     ks, first = config.neighbours, each[0]
     scores: dict[str, Any] = {
@@ -246,8 +246,8 @@ def percents(part: Tensor, whole: Tensor) -> list[float | None]:
 
 
 def mean(scores: Sequence[float | None]) -> float:
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known)
+    present = [score for score in scores if score is not None]
+    return sum(present) / len(present)
 
 
 def main(argv: Sequence[str]) -> None:

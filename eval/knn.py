@@ -4,9 +4,9 @@ python -m eval.knn runs/pretrain/<run> --config eval/configs/knn_scenes.yaml key
 
 Weighted votes of the nearest neighbours (Wu et al. 2018, arXiv 1805.01978, section 3.4; DINO's convention): similarity
 is the cosine; each of the k nearest votes for its class with exp(similarity / temperature). Ties: of equally similar
-neighbours the one that stands first in the bank is nearer; of classes with equal votes the lower number wins.
+neighbours the first in the bank is nearer; of classes with equal votes the lower number wins.
 
-Features of train and val are computed once; an interrupted run starts over, for that is all it costs.
+Features of train and val are computed once; an interrupted run starts over, which costs no more than that.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def accuracies(
     """(len(ks), 2): top-1 and top-5 in percent of the queries by the bank.
 
     Both are (features (N, F) with rows of unit length, labels (N,)). One product and one top-k, at the largest k, serve
-    every k. About `chunk_bytes` are taken at a time, beside the features. A class without a vote is never among the
+    every k. Works in chunks of about `chunk_bytes`, besides the features. A class without a vote is never among the
     five. Calls on_chunk(queries done).
     """
     (bank_features, bank_labels), (query_features, query_labels) = bank, queries

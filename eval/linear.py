@@ -3,7 +3,8 @@
 python -m eval.linear runs/pretrain/<run> --config eval/configs/linear_scenes.yaml key=value
 
 Every learning rate of the config is trained in one backbone pass; a held-out slice of train chooses among them.
-The score is the last epoch's, on val; the best figure over epochs and rates on val stands beside it, labelled.
+The score is the last epoch's, on val; best_on_val in result.json is the best over epochs and rates, which papers often
+report.
 """
 
 from __future__ import annotations

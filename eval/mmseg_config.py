@@ -1,4 +1,4 @@
-"""A segmentation evaluation as one plain mmsegmentation config: what runs is what the file says."""
+"""A segmentation evaluation as one plain mmsegmentation config, which is written to a file and run from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plain_config(
     device: torch.device,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """The config for mmengine's Runner; `channels` of the maps that the head sees."""
+    """Return the config for mmengine's Runner; `channels` are those of the maps that the head gets."""
     own = ["eval.mmseg_parts", "eval.mmseg_runner"]
     return {
         "custom_imports": {"imports": own, "allow_failed_imports": False},
@@ -37,7 +37,7 @@ def plain_config(
             "type": "ClassIoUMetric",
             "iou_metrics": ["mIoU"],
             "ignore_index": layout.ignore_index,
-            "collect_device": "gpu",  # through the processes' own connection (any kind), not a shared folder
+            "collect_device": "gpu",  # by the processes' own connection, on CPUs too, and not by a shared folder
         },
         "optim_wrapper": optimizer(config),
         "param_scheduler": schedule(config.optimizer, config.iterations),
@@ -52,7 +52,7 @@ def plain_config(
         "randomness": {"seed": config.seed},
         "device": str(device),
         "launcher": "pytorch" if processes > 1 else "none",
-        "find_unused_parameters": config.finetune,  # some networks have parts that their map does not need
+        "find_unused_parameters": config.finetune,  # some networks have layers after their map, which get no gradient
         "work_dir": str(work_dir),
     }
 
@@ -127,7 +127,7 @@ def train_loader(config: SegmentationConfig, layout: SegmentationLayout, process
 
 
 def val_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[str, Any]:
-    """Labels are loaded after the resizing: predictions are compared at the image's own size."""
+    """Masks are read after the resizing, so predictions are compared at the image's own size."""
     steps: list[dict[str, Any]] = [{"type": "ReadImage"}]
     if config.image_scale is not None:
         steps.append({"type": "Resize", "scale": tuple(config.image_scale), "keep_ratio": True})

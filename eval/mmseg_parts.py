@@ -69,7 +69,7 @@ class PretrainedBackbone(BaseModule):
             self.network.trunk = synchronise(self.network.trunk)
 
     def init_weights(self) -> None:
-        """Nothing: the weights are the file's. Without this, mmengine might call timm's random initialisation."""
+        """Do nothing: mmengine might otherwise call timm's random initialisation over the file's weights."""
 
     def train(self, mode: bool = True) -> PretrainedBackbone:
         super().train(mode and self.finetune)
@@ -108,9 +108,10 @@ class LinearHead(BaseDecodeHead):
 
 @TRANSFORMS.register_module()
 class ReadImage:
-    """In place of mmcv's LoadImageFromFile, which turns images by their EXIF tag and fills up what a file lacks.
+    """Replaces mmcv's LoadImageFromFile, which rotates images by their EXIF tag and fills in truncated files.
 
-    Raises UserError, naming the file, for what is no whole image.
+    A mask has no such tag, so a rotated image would no longer fit it. Raises UserError, naming the file, if it is not a
+    whole image.
     """
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -122,9 +123,9 @@ class ReadImage:
 
 @TRANSFORMS.register_module()
 class ReadMask:
-    """A mask as classes, in place of mmsegmentation's LoadAnnotations, which checks nothing. After ReadImage.
+    """Reads a mask as classes, after ReadImage. Replaces mmsegmentation's LoadAnnotations, which checks nothing.
 
-    Raises UserError, naming the file, for what is no whole mask, another size than the image, a label without a class.
+    Raises UserError, naming the file, if it is not a whole mask, not of the image's size, or has a label of no class.
     """
 
     def __init__(self, classes: int, values: Sequence[int] | None = None, ignore: int = IGNORE) -> None:
@@ -166,7 +167,7 @@ class PartsDataset(BaseSegDataset):
 class SeededSegDataset(PartsDataset):
     """Training images by (epoch, index): the augmentation of each is a function of (seed, epoch, index) alone.
 
-    mmsegmentation's transforms draw from numpy's and Python's global generators, so those are seeded for each.
+    mmsegmentation's transforms draw from the global generators of numpy and Python, so both are seeded for each image.
     """
 
     def __init__(self, *, seed: int, **rest: Any) -> None:
@@ -185,8 +186,8 @@ class SeededSegDataset(PartsDataset):
 class ResumableSampler(Sampler):
     """(epoch, index) of sample number `first`, `first` + 1, ... without end; each epoch shuffled by (seed, epoch).
 
-    `batch_size` is of all processes; this one takes its consecutive share of every batch, so that together they see
-    what one process alone would see. `first` begins a batch.
+    `batch_size` is of all processes; this one takes its consecutive share of every batch, so that together they get the
+    batches that a single process would get. `first` is the first sample of a batch.
     """
 
     def __init__(self, dataset: SeededSegDataset, seed: int, batch_size: int) -> None:

@@ -1,7 +1,7 @@
 """How mmengine runs an evaluation here: Runner, loop, metric, mixed precision, and the hooks that make it a run.
 
-The hooks log, save, stop and keep predictions. Of several processes the first alone writes; what the others must know
-is agreed on. Importing this module registers its parts; a config names it in `custom_imports`.
+The hooks log, save, stop and keep predictions. Of several processes only the first writes; stops and losses are
+agreed on by all. Importing this module registers its parts; a config names it in `custom_imports`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ FROZEN_PREFIX = "backbone."
 
 @LOOPS.register_module()
 class ResumableTrainLoop(IterBasedTrainLoop):
-    """mmengine's loop, but a resumed run starts at its next batch at once (mmengine's own reads all former ones
-    again), and validation comes once, at the end, also where training had ended before the interruption."""
+    """mmengine's loop, but a resumed run starts at its next batch at once, where mmengine reads all earlier ones again.
+
+    Validation comes once, at the end, even if the run was interrupted after its training.
+    """
 
     def run(self) -> nn.Module:
         runner = self.runner
@@ -67,7 +69,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
 
 @METRICS.register_module()
 class ClassIoUMetric(IoUMetric):
-    """mmsegmentation's IoUMetric, whose rounded percentages stay, with the exact ones and those of each class."""
+    """mmsegmentation's IoUMetric, whose percentages are rounded, plus exact ones and those of each class."""
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         super().process(data_batch, data_samples)
@@ -112,8 +114,8 @@ class QuietRunner(Runner):
 
     def __init__(self, cfg: Config, backbone: Mapping[str, Tensor]) -> None:
         self.loaded_backbone = backbone
-        known = inspect.signature(Runner).parameters
-        super().__init__(**{key: value for key, value in cfg.items() if key in known}, cfg=cfg)
+        parameters = inspect.signature(Runner).parameters
+        super().__init__(**{key: value for key, value in cfg.items() if key in parameters}, cfg=cfg)
 
     def build_model(self, model: dict[str, Any]) -> nn.Module:
         return super().build_model({**model, "backbone": {**model["backbone"], "loaded": self.loaded_backbone}})
@@ -125,19 +127,19 @@ class QuietRunner(Runner):
 
     @staticmethod
     def build_dataloader(*arguments: Any, **rest: Any) -> DataLoader:
-        """mmengine names torch's class itself; the other one only watches over what this one made."""
+        """Watch the workers: mmengine names torch's class itself, so the class of its loader is changed."""
         loader = Runner.build_dataloader(*arguments, **rest)
         loader.__class__ = WatchedLoader
         return loader
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
-        """Nothing: run.yaml tells where and with what the run was made, and collecting it again takes seconds."""
+        """Do nothing: run.yaml has the machine and the versions, and collecting them again takes seconds."""
 
     def dump_config(self) -> None:
-        """Nothing: the config came from the file in the run's directory."""
+        """Do nothing: the config came from the file in the run's directory."""
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """On `cfg.device`; mmengine's own would take the first GPU, and knows no several processes on CPUs."""
+        """Move the model to `cfg.device`: mmengine takes the first GPU, and knows no distributed training on CPUs."""
         model = model.to(self.cfg.device)
         if not self.distributed:
             return model
@@ -182,7 +184,7 @@ class TrainingWatch(Hook):
         self.progress = Progress(self.run, "segmentation", runner.max_iters, "iterations", every, runner.iter)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Dropout and drop path are functions of (seed, iteration, process): a resumed run repeats them."""
+        """Make dropout and drop path functions of (seed, iteration, process), so that a resumed run repeats them."""
         stream = sample_generator(self.config.seed, runner.iter, get_rank(), Purpose.DROPOUT)
         torch.manual_seed(int(stream.integers(2**63)))
         self.learning_rate = runner.optim_wrapper.get_lr()["lr"][0]  # of this iteration; its hooks set the next one's
@@ -198,7 +200,7 @@ class TrainingWatch(Hook):
             )
         if done % self.config.machine.log_steps == 0 or last:
             self.write_row(runner, done, data_batch, outputs)
-        stop = largest(self.stop.signal or 0)  # one process's stop is everyone's
+        stop = largest(self.stop.signal or 0)  # if one process was asked to stop, all stop
         if is_main_process():
             if stop or last or time.monotonic() - self.saved >= self.config.machine.save_seconds:
                 self.save(runner)
@@ -208,7 +210,7 @@ class TrainingWatch(Hook):
             self.stop.leave()
 
     def write_row(self, runner: Runner, done: int, data_batch: Any, outputs: dict[str, Any]) -> None:
-        """The loss is the mean over all pixels, the accuracy over those with a label: of all processes together."""
+        """Log the mean loss over all pixels and the accuracy over labelled ones, of all processes together."""
         ignored = getattr(runner.model, "module", runner.model).decode_head.ignore_index
         labelled = sum((sample.gt_sem_seg.data != ignored).sum().item() for sample in data_batch["data_samples"])
         loss, share = outputs["loss"].detach().double(), outputs["decode.acc_seg"].detach().double().mean()
@@ -231,10 +233,10 @@ class TrainingWatch(Hook):
         self.saved = time.monotonic()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Tensors and plain values alone, so that the file loads with weights_only=True.
+        """Keep tensors and plain values only, so that the file loads with weights_only=True.
 
-        mmengine's log histories would need `getattr` to be allowed; they only smooth its own log. A frozen
-        backbone is in the pretraining run already.
+        mmengine's log histories would need `getattr` to be allowed; they only smooth its own log. A frozen backbone is
+        in the pretraining run already.
         """
         checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in self.trained_keys(runner)}
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}

@@ -1,5 +1,4 @@
-"""The run that an evaluation starts from (a pretraining, or weights from a file), and its backbone, loaded strictly
-or not at all."""
+"""The run that an evaluation starts from: a pretraining, or weights from a file. Its backbone is loaded strictly."""
 
 from __future__ import annotations
 
@@ -53,8 +52,8 @@ def open_parent(path: str | Path) -> Parent:
 def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = None, **overrides: Any) -> Backbone:
     """The parent's network with exactly its weights; `overrides` go to timm (as output_stride=8).
 
-    `loaded` are the tensors of another such network: with them the file is not read again. UserError where the file is
-    cut off, is no checkpoint, or is of another architecture: never random weights.
+    `loaded` are its tensors, if they were read already: the file is not read again. UserError if the file is cut
+    off, is no checkpoint, or is of another architecture: the weights are never random.
     """
     described = parent.config["model"]["backbone"]
     config = BackboneConfig(name=described["name"], args={**described.get("args", {}), **overrides})

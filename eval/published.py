@@ -1,4 +1,4 @@
-"""The published score of a published weights file, for the same evaluation, or nothing.
+"""Published scores, and the one of a published weights file for the same evaluation.
 
 The files that the authors offer are named <backbone>_alpha<alpha>.pth and <backbone>_alpha<alpha>_fullckpt.pth; figures
 and their sources are in published.csv. A name is all there is to go by: it is printed beside the figure.

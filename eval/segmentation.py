@@ -42,7 +42,7 @@ def segment(config: SegmentationConfig, parent: Parent, run: Run, device: torch.
     """Train and score; the dict of result.json. Called by every process of the run."""
     refuse_impossible(config, world.size, device)
     layout = open_dataset(config.data).segmentation()
-    backbone = load_parent_backbone(parent)  # as the file has it: the model below gets copies of its tensors
+    backbone = load_parent_backbone(parent)  # stays as the file has it: the model gets copies of its tensors
     channels = tapped_channels(config, backbone)
     cfg = plain_config(config, layout, parent, channels, run.path / "mmseg", device, world.size)
     runner = build_runner(cfg, backbone, run, device)

@@ -30,10 +30,10 @@ WAIT_SECONDS = 600.0  # for another process that imports the same file
 
 
 def import_weights(runs: str | Path, file: str | Path, arch: str, args: dict[str, Any]) -> Parent:
-    """The parent that stands for `file` read as timm's network `arch` made with `args`.
+    """Import `file` as weights of timm's network `arch` made with `args`, unless that was done before.
 
-    UserError, with nothing made, where the file is missing or unreadable, or does not fit the network in every key
-    and shape.
+    UserError, with nothing made, if the file is missing or unreadable, or does not fit the network in every key and
+    shape.
     """
     path = Path(file)
     if not path.is_file():
@@ -89,7 +89,9 @@ def _refuse_changed(run: Run) -> None:
     """UserError where the copy is no longer what was imported: it would be scored under the file's name."""
     copy, expected = run.path / WEIGHTS, (run.result() or {}).get("backbone_sha256")
     if not copy.is_file() or sha256(copy) != expected:
-        raise UserError(f"{copy} is not what was imported; delete the folder {run.path}, and it is made again")
+        raise UserError(
+            f"{copy} differs from what was imported; delete the folder {run.path}, and the file is imported again"
+        )
 
 
 def sha256(path: Path) -> str:
@@ -109,5 +111,7 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             args[key] = parse_yaml(value)
         except yaml.YAMLError as error:
-            raise UserError(f"cannot read the value of --arch-arg {pair!r}: expected one as in YAML") from error
+            raise UserError(
+                f"cannot read the value of --arch-arg {pair!r}: expected a YAML value, as null or 0.1"
+            ) from error
     return args

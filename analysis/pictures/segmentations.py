@@ -101,22 +101,24 @@ def _beside_truth(layout: SegmentationLayout, name: str, prediction: np.ndarray,
     return Segmented(name, read_image(layout.image("val", name)), truth, prediction)
 
 
-def draw_segmentations(found: Segmentation) -> Figure:
+def draw_segmentations(segmentation: Segmentation) -> Figure:
     """A column an image: the image, the truth, the prediction; the classes that occur, in their colours, below."""
-    columns = [(thin(one.image), found.colours(one.truth), found.colours(one.prediction)) for one in found.images]
+    samples, colours = segmentation.images, segmentation.colours
+    columns = [(thin(sample.image), colours(sample.truth), colours(sample.prediction)) for sample in samples]
     figure, grid = image_grid(list(zip(*columns, strict=True)), grid_size(3, len(columns), extra=0.85))
-    for axes, one in zip(grid[2], found.images, strict=True):
-        axes.set_xlabel(f"{one.miou(len(found.layout.classes)):.0f} %", fontsize=6)
+    for axes, sample in zip(grid[2], samples, strict=True):
+        axes.set_xlabel(f"{sample.miou(len(segmentation.layout.classes)):.0f} %", fontsize=6)
     for axes, name in zip(grid[:, 0], ("image", "truth", "prediction"), strict=True):
         axes.set_ylabel(name, fontsize=6.5)
-    title = f"{found.name}\nmIoU {found.miou:.1f} % over all of val; below each image its own, over its classes."
-    add_title(figure, title)
-    add_legend(figure, [found])
+    scores = f"mIoU {segmentation.miou:.1f} % over all of val; below each image its own, over its classes."
+    add_title(figure, f"{segmentation.name}\n{scores}")
+    add_legend(figure, [segmentation])
     return figure
 
 
-def add_legend(figure: Figure, of: Sequence[Segmentation]) -> None:
+def add_legend(figure: Figure, segmentations: Sequence[Segmentation]) -> None:
     """The colours of the classes that occur in a truth or a prediction."""
-    labels = [array.ravel() for one in of for image in one.images for array in (image.truth, image.prediction)]
-    handles = legend_handles(of[0].layout, np.bincount(np.concatenate(labels), minlength=256))
+    samples = [sample for segmentation in segmentations for sample in segmentation.images]
+    labels = [classes.ravel() for sample in samples for classes in (sample.truth, sample.prediction)]
+    handles = legend_handles(segmentations[0].layout, np.bincount(np.concatenate(labels), minlength=256))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(12, len(handles)), fontsize=5.5)

@@ -31,7 +31,7 @@ def count_opens(file: Path) -> Iterator[list[int]]:
     """A list that has, after the block, an entry for each time that the file was opened in it."""
     libc = ctypes.CDLL(None)
     handle = libc.inotify_init1(os.O_NONBLOCK)
-    # Equal events in a row are one; between two openings stands a closing.
+    # Equal events in a row are one; a closing comes between two openings.
     libc.inotify_add_watch(handle, os.fsencode(file), IN_OPEN | IN_CLOSE_NOWRITE)
     opens: list[int] = []
     yield opens
@@ -74,13 +74,13 @@ def predict(backbone: torch.nn.Module, state: dict[str, torch.Tensor], image: Pa
 
 
 def brute_force_iou(predictions: list[np.ndarray], masks: list[np.ndarray], classes: int) -> list[float | None]:
-    """Intersection over union in percent by counting pixels one class at a time; 255 counts for nothing."""
-    found: list[float | None] = []
+    """Intersection over union in percent by counting pixels one class at a time; 255 is ignored."""
+    shares: list[float | None] = []
     for k in range(classes):
         intersection = sum(int(((p == k) & (m == k)).sum()) for p, m in zip(predictions, masks, strict=True))
         union = sum(int((((p == k) | (m == k)) & (m != 255)).sum()) for p, m in zip(predictions, masks, strict=True))
-        found.append(100 * intersection / union if union else None)
-    return found
+        shares.append(100 * intersection / union if union else None)
+    return shares
 
 
 def runner_of(parent: Path, tmp_path: Path, overrides: list[str]):

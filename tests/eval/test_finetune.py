@@ -73,10 +73,10 @@ def test_equals_a_plain_loop(folder, parent, evaluate, tmp_path, monkeypatch):
         if number % 3 == 2:
             cosine.step()
     assert len(batches) == 9
-    found = checkpoint(tmp_path / "runs")
-    torch.testing.assert_close(found["heads"]["weights.0"], head.weight.detach(), rtol=1e-3, atol=1e-5)
+    trained = checkpoint(tmp_path / "runs")
+    torch.testing.assert_close(trained["heads"]["weights.0"], head.weight.detach(), rtol=1e-3, atol=1e-5)
     for key, value in backbone.trunk.state_dict().items():
-        torch.testing.assert_close(found["backbone"][f"trunk.{key}"], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(trained["backbone"][f"trunk.{key}"], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -57,9 +57,9 @@ def brute_force(bank, bank_labels, queries, truth, k, temperature):
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 14, 1 << 30])
 def test_equals_a_brute_force_for_every_k_and_chunk(features, chunk_bytes):
     bank, labels, queries, truth = (part.double() if part.is_floating_point() else part for part in features)
-    found = accuracies((bank, labels), (queries, truth), KS, TEMPERATURE, CLASSES, chunk_bytes)
+    scores = accuracies((bank, labels), (queries, truth), KS, TEMPERATURE, CLASSES, chunk_bytes)
     expected = [brute_force(bank, labels, queries, truth, k, TEMPERATURE) for k in KS]
-    assert found.tolist() == pytest.approx(np.array(expected))
+    assert scores.tolist() == pytest.approx(np.array(expected))
     assert len({tuple(row) for row in expected}) > 1  # k matters here
 
 
@@ -68,8 +68,8 @@ def test_equals_a_brute_force_for_every_k_and_chunk(features, chunk_bytes):
 def test_cuda_equals_the_cpu(features):
     bank, labels, queries, truth = (part.double() if part.is_floating_point() else part for part in features)
     settings = (KS, TEMPERATURE, CLASSES, 1 << 14)
-    found = accuracies((bank.cuda(), labels.cuda()), (queries.cuda(), truth.cuda()), *settings)
-    assert torch.equal(found, accuracies((bank, labels), (queries, truth), *settings))
+    scores = accuracies((bank.cuda(), labels.cuda()), (queries.cuda(), truth.cuda()), *settings)
+    assert torch.equal(scores, accuracies((bank, labels), (queries, truth), *settings))
 
 
 def test_equals_scikit_learn():
@@ -79,8 +79,8 @@ def test_equals_scikit_learn():
     bank, queries = (centres[n] + 1.2 * random.normal(size=(len(n), 16)) for n in (labels, truth))
     tensors = [normalise_rows(torch.tensor(rows)) for rows in (bank, queries)]
     known, asked = (tensors[0], torch.tensor(labels)), (tensors[1], torch.tensor(truth))
-    found = accuracies(known, asked, [5, 20], TEMPERATURE, CLASSES, 1 << 20)
-    for k, (top1, _) in zip([5, 20], found.tolist(), strict=True):
+    scores = accuracies(known, asked, [5, 20], TEMPERATURE, CLASSES, 1 << 20)
+    for k, (top1, _) in zip([5, 20], scores.tolist(), strict=True):
         reference = KNeighborsClassifier(
             k, weights=lambda distance: np.exp((1 - distance) / TEMPERATURE), metric="cosine"
         )

@@ -62,11 +62,11 @@ def test_accuracy_equals_a_loop():
     heads = LinearHeads(20, 7, 2, seed=0).double()
     with torch.no_grad():
         heads.weights[1].normal_()
-    found = heads.accuracy(x, y, batch_size=64)
+    accuracy = heads.accuracy(x, y, batch_size=64)
     for number in range(2):
         scores = (x @ heads.weights[number].T + heads.biases[number]).detach().numpy()
         ranks = [list(np.argsort(-row)).index(label) for row, label in zip(scores, y.tolist(), strict=True)]
-        assert found[number].tolist() == pytest.approx([100 * np.mean([r < k for r in ranks]) for k in (1, 5)])
+        assert accuracy[number].tolist() == pytest.approx([100 * np.mean([r < k for r in ranks]) for k in (1, 5)])
 
 
 def test_a_head_that_diverged_scores_nan_and_leaves_the_others_alone():

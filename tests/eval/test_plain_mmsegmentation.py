@@ -66,16 +66,16 @@ def test_training_equals_plain_mmsegmentation(
 
 
 def test_scores_of_a_confusion_matrix_made_by_hand():
-    """Rows are labels, columns predictions; the fourth class is nowhere, and 255 counts for nothing."""
+    """Rows are labels, columns predictions; the fourth class is nowhere, and 255 is ignored."""
     compat.prepare_mmcv()
     from eval.mmseg_runner import ClassIoUMetric
 
     counts = [[5, 1, 2, 0], [2, 6, 0, 0], [0, 3, 1, 0], [0, 0, 0, 0]]
-    pairs = [(label, found) for label in range(4) for found in range(4) for _ in range(counts[label][found])]
-    label, found = torch.tensor([*pairs, (255, 0), (255, 1), (255, 2), (255, 3)]).T.reshape(2, 2, 3, 4)  # two images
+    pairs = [(label, guess) for label in range(4) for guess in range(4) for _ in range(counts[label][guess])]
+    label, guess = torch.tensor([*pairs, (255, 0), (255, 1), (255, 2), (255, 3)]).T.reshape(2, 2, 3, 4)  # two images
     metric = ClassIoUMetric(iou_metrics=["mIoU"], ignore_index=255)
     metric.dataset_meta = {"classes": ["a", "b", "c", "d"]}
-    for one, other in zip(label, found, strict=True):
+    for one, other in zip(label, guess, strict=True):
         metric.process({}, [{"pred_sem_seg": {"data": other[None]}, "gt_sem_seg": {"data": one[None]}}])
     scores = metric.evaluate(size=2)
     # Right / (labelled or predicted): 5 of 10, 6 of 12, 1 of 6. Right / labelled: 5 of 8, 6 of 8, 1 of 4; 12 of 20.

@@ -226,11 +226,11 @@ def test_final_norm_is_that_of_the_last_map_alone(make_parent):
         for stage in raw.network.trunk.stages:
             maps.append(stage(maps[-1]))
         expected = maps[1:] if taps == "all" else maps[-1:]
-        for found, one in zip(raw(images), expected, strict=True):
-            torch.testing.assert_close(found, one)
+        for actual, one in zip(raw(images), expected, strict=True):
+            torch.testing.assert_close(actual, one)
         torch.testing.assert_close(normed(images)[-1], raw.network.trunk.head.norm(maps[-1]))
-        for found, one in zip(normed(images)[:-1], expected[:-1], strict=True):
-            torch.testing.assert_close(found, one)
+        for actual, one in zip(normed(images)[:-1], expected[:-1], strict=True):
+            torch.testing.assert_close(actual, one)
 
 
 @pytest.mark.parametrize(("pretrained", "drop_path", "expected"), [(0.0, 0.1, 0.1), (0.3, None, 0.3), (0.3, 0.1, 0.1)])

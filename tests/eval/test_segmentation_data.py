@@ -171,10 +171,10 @@ def test_class_metric_equals_brute_force():
     for p, m in zip(predictions, masks, strict=True):
         data = {"pred_sem_seg": {"data": torch.tensor(p)[None]}, "gt_sem_seg": {"data": torch.tensor(m)[None]}}
         metric.process({}, [data])
-    found = metric.evaluate(4)
+    metrics = metric.evaluate(4)
     expected = brute_force_iou(predictions, masks, 6)
     assert expected[5] is None
-    assert np.isnan(found["class.never"])
-    assert [found[f"class.{name}"] for name in names[:5]] == pytest.approx(expected[:5])
-    assert found["exact.mIoU"] == pytest.approx(np.mean(expected[:5]))
-    assert found["mIoU"] == pytest.approx(np.mean(expected[:5]), abs=0.006)  # mmsegmentation rounds
+    assert np.isnan(metrics["class.never"])
+    assert [metrics[f"class.{name}"] for name in names[:5]] == pytest.approx(expected[:5])
+    assert metrics["exact.mIoU"] == pytest.approx(np.mean(expected[:5]))
+    assert metrics["mIoU"] == pytest.approx(np.mean(expected[:5]), abs=0.006)  # mmsegmentation rounds

@@ -62,17 +62,17 @@ def test_the_check_names_files_with_a_tag_and_takes_no_offence(voc, tmp_path, mo
     layout = layout_of(voc)
     path = layout.image("val", layout.names("val")[1])
     trees.tag(path, 3)
-    found = check_masks(layout, None)
-    assert found.problems == []
-    assert preflight(DataConfig(name="voc", root=str(voc)), masks=True)[0] == found.notes[0]
-    assert found.notes[0].startswith("1 of 4 val images carry an EXIF orientation tag, which every stage ignores")
-    assert f"{path} (tag 3)" in found.notes[0]
+    findings = check_masks(layout, None)
+    assert findings.problems == []
+    assert preflight(DataConfig(name="voc", root=str(voc)), masks=True)[0] == findings.notes[0]
+    assert findings.notes[0].startswith("1 of 4 val images carry an EXIF orientation tag, which every stage ignores")
+    assert f"{path} (tag 3)" in findings.notes[0]
     arguments = ["check", "voc", f"data.root={voc}", "--out", str(tmp_path / "sheet.png")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
         run_command(check.main)
     assert not ended.value.code
-    assert found.notes[0] in capsys.readouterr().out
+    assert findings.notes[0] in capsys.readouterr().out
 
 
 def change(path: Path, to: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -107,7 +107,7 @@ DAMAGE |= {f"image-{name}": ("image", *how) for name, how in DAMAGE_OF_ANY.items
 
 
 def damage(root: Path, split: str, kind: str) -> tuple[Path, str]:
-    """The file that was damaged, and words that tell it."""
+    """The file that was damaged, and words of the message."""
     what, spoil, words = DAMAGE[kind]
     layout = layout_of(root)
     path = getattr(layout, what)(split, layout.names(split)[1])
@@ -132,7 +132,7 @@ def test_damage_is_named_before_training(kind, split, voc):
     "kind", [kind for kind in DAMAGE if kind not in ("mask-label", "mask-truncated", "image-truncated")]
 )
 def test_headers_of_all_files_are_looked_at_before_training(kind, voc, monkeypatch):
-    """Whatever file it is; what only pixels tell is seen in those of a sample."""
+    """Whatever file it is; damage of pixels is seen in a sample only."""
     path, _ = damage(voc, "train", kind)
     monkeypatch.setattr("data.check_files.sample", lambda files, count: list(files)[:0])
     with pytest.raises(UserError) as refused:

@@ -38,9 +38,9 @@ UNEVEN = ["data.scenes.val=19", "machine.val_batch_size=1"]
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def words(parent: Path, runs: Path, options: list[str]) -> list[str]:
@@ -84,10 +84,10 @@ def test_two_processes_equal_one(scenes, tiny_scenes, parent, tmp_path, evaluate
     two, one, again, srun_again = (tmp_path / name for name in ("two", "one", "again", "srun"))
     torchrun(tiny_scenes, words(parent, two, options))
     evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={one}")
-    found, expected = head_of(the_run(two)), head_of(the_run(one))
-    assert set(found) == set(expected)
+    actual, expected = head_of(the_run(two)), head_of(the_run(one))
+    assert set(actual) == set(expected)
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4, msg=key)
+        torch.testing.assert_close(actual[key], value, rtol=1e-3, atol=1e-4, msg=key)
     rows = [[row["loss"] for row in the_run(runs).metrics()] for runs in (two, one)]
     assert rows[0] == pytest.approx(rows[1], rel=1e-4)
     accuracies = [[row["pixel_accuracy"] for row in the_run(runs).metrics()] for runs in (two, one)]

@@ -126,7 +126,7 @@ def test_a_changed_copy_is_refused(small_file, tmp_path):
     content = bytearray(parent.weights.read_bytes())
     content[-1] ^= 1
     parent.weights.write_bytes(content)
-    with pytest.raises(UserError, match="not what was imported"):
+    with pytest.raises(UserError, match="differs from what was imported"):
         import_weights(tmp_path / "runs", small_file, "scenes_resnet", {})
 
 
@@ -184,8 +184,8 @@ def test_a_network_of_another_normalisation_needs_a_word(started, image_folder, 
     code, _, err = started(knn.main, *words)
     assert (code, "[0.5, 0.5, 0.5]" in err, "[0.485, 0.456, 0.406]" in err) == (2, True, True), err
     assert not (tmp_path / "runs").exists()
-    for asked, mean in (("network", 0.5), ("imagenet", 0.485), ("goog_in21k", 0.5)):
-        code, _, err = started(knn.main, *words, f"normalisation={asked}")
+    for chosen, mean in (("network", 0.5), ("imagenet", 0.485), ("goog_in21k", 0.5)):
+        code, _, err = started(knn.main, *words, f"normalisation={chosen}")
         assert code == 0, err
         results = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "knn").glob("*/result.json")]
         assert mean in [result["normalisation_mean"][0] for result in results]
@@ -197,9 +197,9 @@ def test_a_network_of_another_normalisation_needs_a_word(started, image_folder, 
 def test_a_choice_of_normalisation_names_another_run():
     """Runs of before keep their names."""
     words = [], ["normalisation=network"]
-    plain, asked = (configs.load(KnnConfig, "eval/configs/knn_imagenet.yaml", each) for each in words)
+    plain, chosen = (configs.load(KnnConfig, "eval/configs/knn_imagenet.yaml", each) for each in words)
     assert "normalisation" not in identity(plain, "0123456789").config
-    assert identity(plain, "0123456789").hash != identity(asked, "0123456789").hash
+    assert identity(plain, "0123456789").hash != identity(chosen, "0123456789").hash
 
 
 def test_a_run_of_another_normalisation_needs_a_word(parent):
@@ -261,8 +261,8 @@ LAST, ALL = FROZEN | {"taps": "last"}, FROZEN | {"taps": "all"}
 def test_published_figures_by_file_name(file, stage, data, result, value):
     arch = file.partition("_alpha")[0]
     config = DataConfig(name=data, segmentation_train="train_aug" if data == "voc" else "train")
-    found = published_score(file, arch, stage, config, result)
-    assert (None if found is None else found.value) == value
+    figure = published_score(file, arch, stage, config, result)
+    assert (None if figure is None else figure.value) == value
     assert published_score(file, "resnet18", stage, config, result) is None
     if data == "voc":
         assert published_score(file, arch, stage, DataConfig(name=data), result) is None  # trained on fewer masks
@@ -274,5 +274,5 @@ def test_the_published_figure_is_printed_beside_the_result(capsys):
     arguments = EvalArguments("c.yaml", [], None, Path("x/resnet50_alpha0.9.pth"), "resnet50", [])
     beside = arguments.published("linear", DataConfig(name="imagenet"), {"protocol": "linear", "top1": 70.9})
     assert beside["published"] == {"score": "top1", "value": 71.2, "source": beside["published"]["source"]}
-    assert "71.2 % (authors' README" in (told := capsys.readouterr().out)
-    assert "here: 70.90 %" in told
+    assert "71.2 % (authors' README" in (printed := capsys.readouterr().out)
+    assert "here: 70.90 %" in printed
