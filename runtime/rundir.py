@@ -33,8 +33,6 @@ HEARTBEAT_SECONDS = 5.0
 # An older heartbeat from another host means that its process died.
 STALE_SECONDS = 120.0
 ELSEWHERE = "keep your runs elsewhere: machine.runs=FOLDER"
-# The same as yaml.safe_load, many times as quick where PyYAML was built with libyaml.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _held_by_this_process: set[Path] = set()
 
 
@@ -88,7 +86,7 @@ class Run:
     def attempts(self) -> list[dict[str, Any]]:
         """Read the provenance of each attempt; empty before the first one, or where a crash cut the file off."""
         try:
-            attempts = parse_dumped(f"attempts:{self._attempts_text()}", _LOADER)["attempts"]
+            attempts = parse_dumped(f"attempts:{self._attempts_text()}")["attempts"]
         except yaml.YAMLError:
             return []
         return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []

@@ -16,12 +16,20 @@ from runtime.config_keys import Layer, merge, nested
 from runtime.errors import UserError
 
 _MOST_NODES = 100_000  # after aliases are expanded
+_MOST_NESTED = 5000  # libyaml crashes from some 20,000 on
 
 
-def parse_dumped(text: str, loader: Any = yaml.SafeLoader) -> Any:
-    """Parse YAML that PyYAML wrote, whose numbers are those of YAML 1.1 (`1e6` is text).
+def parse_dumped(text: str) -> Any:
+    """Parse YAML that PyYAML wrote, whose numbers are those of YAML 1.1 (`1e6` is text). Raise yaml.YAMLError."""
+    # libyaml is many times as quick, but it recurses in C: deep nesting crashes the process, which Python would refuse.
+    shallow = sum(text.count(mark) for mark in ("[", "{", "- ", "? ")) < _MOST_NESTED
+    return _parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader) if shallow else yaml.SafeLoader)
 
-    Raise yaml.YAMLError, also for aliases that expand beyond a limit (a few lines can stand for billions of values;
+
+def _parse(text: str, loader: Any) -> Any:
+    """Parse YAML within limits.
+
+    Raise yaml.YAMLError also for aliases that expand beyond a limit (a few lines can stand for billions of values;
     some are allowed, because safe_dump writes them for repeated objects), for nesting beyond Python's recursion limit,
     and for an impossible number or date.
     """
@@ -75,7 +83,7 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str) -> Any:
     """Parse YAML that a user wrote. Raise yaml.YAMLError."""
-    return parse_dumped(text, _Loader)
+    return _parse(text, _Loader)
 
 
 def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
