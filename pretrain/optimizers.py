@@ -57,7 +57,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def _adaptive_updates(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """The gradients with weight decay, each scaled to the norm trust_coefficient * ||w||."""
+    """Return the gradients with weight decay, each scaled to the norm trust_coefficient * ||w||."""
     grads: list[Any] = [parameter.grad for parameter in parameters]
     updates = list(torch._foreach_add(grads, parameters, alpha=group["weight_decay"]))
     weight_norms, update_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, updates))
@@ -84,7 +84,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 
 
 def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint names the kernels of the device that wrote it; this device keeps its own."""
+    """Keep this device's kernels: a checkpoint names those of the device that wrote it."""
     groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in groups]}
 

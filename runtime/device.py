@@ -57,7 +57,7 @@ def _choose(machine: MachineConfig, world: World | None) -> torch.device:
 
 
 def refuse_unusable_gpu() -> None:
-    """UserError where there is a GPU that torch cannot use: a run would be on the CPU for days without a word."""
+    """Raise UserError if there is a GPU that torch cannot use: the run would silently take days on the CPU."""
     import torch
 
     if (sign := sign_of_gpu()) is None:
@@ -94,7 +94,7 @@ def driver_version() -> str | None:
 
 
 def refuse_shared_gpu(device: torch.device, world: World, store: dist.Store) -> None:
-    """UserError where another process of the run has the same GPU. Every process calls this."""
+    """Raise UserError if another process of the run has the same GPU. Every process calls this."""
     import torch
 
     if device.type != "cuda":

@@ -17,7 +17,7 @@ from vicregl.errors import require
 
 @dataclass
 class ModelOutput:
-    """What the model makes of a list of views."""
+    """The outputs of the model for a list of views."""
 
     embeddings: list[Tensor]  # over views: (B, D); empty at alpha 0
     maps: list[Tensor] | list[list[Tensor]]  # over views: (B, P, C); over stages, then views: (B, h, w, C); see below
@@ -72,19 +72,22 @@ class VICRegLModel(nn.Module):
         return output
 
     def _each_view(self, views: Sequence[Tensor]) -> list[Any]:
-        """The outputs of each view, as `_outputs` returns them."""
+        """Compute the outputs of each view, as `_outputs` returns them.
+
+        Views of one size go through the network together, unless its outputs depend on the batch.
+        """
         if self.batch_dependent is not None:
             return [self._outputs(images) for images in views]
-        found: dict[int, Any] = {}
+        by_view: dict[int, Any] = {}
         for shape in dict.fromkeys(images.shape for images in views):
             same = [number for number, images in enumerate(views) if images.shape == shape]
             outputs = self._outputs(torch.cat([views[number] for number in same]))
-            found |= zip(same, _shares(outputs, len(same)), strict=True)
-        return [found[number] for number in range(len(views))]
+            by_view |= zip(same, _shares(outputs, len(same)), strict=True)
+        return [by_view[number] for number in range(len(views))]
 
     def _outputs(self, images: Tensor) -> tuple[Any, list[Tensor], Tensor, Tensor]:
-        """Embedding (None without an expander), local maps of each stage (none without a projector), pooled, features;
-        all with a row for each of the images."""
+        """Return embedding (None without an expander), local maps of each stage (none without a projector), pooled and
+        features, with one row per image."""
         feature_map, pooled, stages = self._backbone(images)
         positions = feature_map.flatten(2).transpose(1, 2)  # (B, P, F)
         embedding = None if self.expander is None else self.expander(pooled)
@@ -97,7 +100,7 @@ class VICRegLModel(nn.Module):
         return embedding, maps, pooled, positions.detach()
 
     def _backbone(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Last map (B, F, h, w), pooled (B, F), and the maps of the stages with a local criterion."""
+        """Return the last map (B, F, h, w), pooled (B, F), and the maps of the stages with a local criterion."""
         if not self.stages:
             return *self.backbone(images), []
         stages = self.backbone.stages(images)
@@ -114,7 +117,7 @@ def batch_dependent_module(model: nn.Module) -> str | None:
 
 
 def _shares(outputs: Any, count: int) -> list[Any]:
-    """Divide tensors in tuples and lists into `count` equal shares of their rows: one such structure a share."""
+    """Split the rows of tensors in nested tuples and lists into `count` equal parts; return one structure per part."""
     if outputs is None:
         return [None] * count
     if isinstance(outputs, Tensor):
@@ -135,7 +138,7 @@ class Rows(nn.Module):
 
 
 def mlp(width: int, layers: str, norm: str) -> nn.Module:
-    """Linear + norm + ReLU for every width but the last, which is linear without bias. (..., width) -> (..., last)."""
+    """Stack Linear + norm + ReLU for every width but the last, a Linear without bias. (..., width) -> (..., last)."""
     widths = [width, *map(int, layers.split("-"))]
     modules: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):

@@ -33,7 +33,7 @@ def synchronise(model: M) -> M:
 
 
 def _synced(norm: type[_BatchNorm]) -> type[_BatchNorm]:
-    """The class with the forward of `SharedBatchNorm`; a module of it keeps its tensors, children and hooks."""
+    """Derive a class with the forward of `SharedBatchNorm`; a module that changes to it keeps tensors and hooks."""
     return type(f"Sync{norm.__name__}", (SharedBatchNorm, norm), {})
 
 
@@ -88,14 +88,14 @@ class SharedBatchNorm(_BatchNorm):
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether torch has its kernels for a BatchNorm over processes on the tensor's device."""
+    """Return whether torch has kernels for a BatchNorm over processes on the tensor's device."""
     return x.is_cuda
 
 
 class _Kernels(torch.autograd.Function):
     """BatchNorm over processes by the kernels of torch's SyncBatchNorm: half precision stays, statistics are float32.
 
-    One gathering of the processes' (mean, 1 / deviation, count) forward, and one sum backward.
+    One gather of the processes' (mean, 1 / deviation, count) in the forward pass, one sum in the backward pass.
     """
 
     @staticmethod
