@@ -51,8 +51,13 @@ def value_text(value: Any) -> str:
 
 
 def named_values(keys: Sequence[str], values: Sequence[Any]) -> str:
-    """Return text such as "α = 0.9, local = both"; empty without keys."""
-    return ", ".join(f"{symbol(key)} = {value_text(value)}" for key, value in zip(keys, values, strict=True))
+    """Return text such as "loss.alpha = 0.9, loss.local = both"; empty without keys."""
+    return ", ".join(f"{key} = {value_text(value)}" for key, value in zip(keys, values, strict=True))
+
+
+def short_named_values(keys: Sequence[str], values: Sequence[Any]) -> str:
+    """Return text such as "α = 0.9, local = both", for figures."""
+    return named_values([symbol(key) for key in keys], values)
 
 
 def number(value: float, percent: bool, signed: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from yaml import YAMLError
 
-from analysis.labels import is_percent, score_name, value_text
+from analysis.labels import is_percent, named_values, score_name
 from analysis.report_data import ReportData
 from analysis.statistics import difference, seeds_to_settle
 from analysis.summary import Row, Summary, summarize
@@ -100,8 +100,9 @@ def _support(summary: Summary, ranked: Sequence[Row], score: str) -> str:
 
 def row_name(summary: Summary, row: Row) -> str:
     """Return text such as "loss.alpha = 0.9, loss.local = both"; of a control its name first."""
-    named = [(k, v) for k, v in zip(summary.row_keys, row.values, strict=True) if v is not None or row.control is None]
-    return ", ".join([*filter(None, [row.control]), *(f"{key} = {value_text(value)}" for key, value in named)])
+    # A control has no value of a key that it does not take from the grid; in a setting, None is a value.
+    own = {k: v for k, v in zip(summary.row_keys, row.values, strict=True) if v is not None or row.control is None}
+    return ", ".join(filter(None, [row.control, named_values(list(own), list(own.values()))]))
 
 
 def find_row(summary: Summary, text: str) -> Row:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.labels import score_name, value_text
+from analysis.labels import named_values, score_name, value_text
 from analysis.results import score_column
 from analysis.statistics import Estimate, difference, estimate
 from sweeps.graph import as_text
@@ -99,8 +99,7 @@ class Summary:
 
     def group_name(self, group: tuple[Any, ...]) -> str:
         """Name a curve by what distinguishes it from the others (loss.local = both, ...); empty for the only one."""
-        keys = self.row_keys[1:]
-        return ", ".join(f"{key} = {value_text(value)}" for key, value in zip(keys, group, strict=True))
+        return named_values(self.row_keys[1:], group)
 
     def baseline(self, row: Row) -> Row | None:
         """Return the row that this one is compared with; None where the study names none.

@@ -1,4 +1,4 @@
-"""The figures of a report. A new figure is a file that ends in a `PLOT`, and one line in FIGURES.
+"""The figures of a report. A new figure is a file that ends in a `PLOT`, and a line each in FIGURES and report.md.j2.
 
 Read first: base.py (what a figure is, and what all share), tradeoff.py (the figure that the suite exists for).
 """

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator
 
-from analysis.labels import is_percent, score_label, symbol, value_text
+from analysis.labels import is_percent, score_label, short_named_values, symbol, value_text
 from analysis.report_data import ReportData
 from runtime import files
 
@@ -118,7 +118,7 @@ def varied_colors(data: ReportData) -> dict[object, Rgba]:
 
 def add_varied_legend(figure: Figure, data: ReportData, columns: int, marker: str | None = None) -> None:
     """Add a legend of the colours of `varied_colors` above the axes: of lines, or of points with a `marker`."""
-    name = symbol(data.study.report.vary)
+    vary = data.study.report.vary
     handles = [
         Line2D(
             [],
@@ -126,7 +126,7 @@ def add_varied_legend(figure: Figure, data: ReportData, columns: int, marker: st
             marker=marker,
             linestyle="-" if marker is None else "",
             color=color,
-            label=f"{name} = {value_text(value)}",
+            label=short_named_values([vary], [value]),
         )
         for value, color in varied_colors(data).items()
     ]

@@ -19,7 +19,7 @@ from analysis.figures.base import (
     describe_varied_axis,
     varied_positions,
 )
-from analysis.labels import NONE, named_values, number, value_text
+from analysis.labels import NONE, number, short_named_values, value_text
 from analysis.render import Table
 from analysis.report_data import ReportData
 from analysis.results import runs_of
@@ -55,7 +55,7 @@ def step_costs(data: ReportData) -> pd.DataFrame:
         return pd.DataFrame({name: [] for name in ("varied", "group", TIME, MEMORY)})
     runs = frame[frame["control"].isna()].drop_duplicates("pretrain.run").dropna(subset=wanted)
     runs = runs[runs["pretrain.result.steps"] > 0]
-    groups = [named_values(others, [run[f"grid.{key}"] for key in others]) for run in runs.to_dict("records")]
+    groups = [short_named_values(others, [run[f"grid.{key}"] for key in others]) for run in runs.to_dict("records")]
     milliseconds = 1000 * runs["pretrain.result.seconds"] / runs["pretrain.result.steps"]
     memory = runs.get("pretrain.result.peak_memory_gb", pd.Series(math.nan, runs.index))
     columns = {"varied": runs[f"grid.{vary}"], "group": groups, TIME: milliseconds}

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.base import GREY, MANY_CURVES, Plot, curve_style, describe_axis
 from analysis.figures.placement import Segment, place_labels
-from analysis.labels import is_percent, named_values, number, symbol, value_text
+from analysis.labels import is_percent, number, short_named_values, value_text
 from analysis.published import SOURCES, is_comparable, rows_beside
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate
@@ -87,7 +87,7 @@ def _curves(summary: Summary) -> Iterator[Curve]:
     for group, rows in summary.groups():
         points = {id(row): point for row in rows if (point := _point(row, summary)) is not None}
         if points:
-            name = named_values(summary.row_keys[1:], group)
+            name = short_named_values(summary.row_keys[1:], group)
             yield Curve(name, [row for row in rows if id(row) in points], list(points.values()))
 
 
@@ -153,7 +153,7 @@ def _is_near(value: float, low: float, high: float) -> bool:
 def _label_points(
     figure: Figure, axes: Axes, summary: Summary, curves: Sequence[Curve], marked: Sequence[tuple[str, Point]]
 ) -> None:
-    name = symbol(summary.study.report.vary)
+    vary = summary.study.report.vary
     labels = [(point.x.mean, point.y.mean, text, GREY) for text, point in marked]
     segments = [bar for _, point in marked for bar in point.bars()]
     for index, curve in enumerate(curves):
@@ -161,7 +161,7 @@ def _label_points(
         color = curve_style(index)[0] if len(curves) > 1 else "0.1"
         for point, row in zip(curve.points, curve.rows, strict=True):
             segments += point.bars()
-            labels.append((point.x.mean, point.y.mean, f"{name} = {value_text(row.varied)}", color))
+            labels.append((point.x.mean, point.y.mean, short_named_values([vary], [row.varied]), color))
     place_labels(figure, axes, labels, segments)
 
 
