@@ -13,7 +13,7 @@ import pytest
 import torch
 
 KILLS = 200
-CLOCKS = ("time", "second", "data_wait", "memory", "seconds_per_step")  # of a run, within names of what it tells
+CLOCKS = ("time", "second", "data_wait", "memory", "seconds_per_step")  # of a run, parts of the names of its figures
 OPTIONS = [
     "--config=pretrain/configs/quickstart.yaml",
     "data.name=imagefolder",
@@ -45,7 +45,7 @@ def without_clocks(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def left_by(run: Path) -> dict[str, Any]:
-    """All that a run leaves behind, but for what tells of time."""
+    """Everything that a run writes, except times."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         "checkpoint": without_clocks(torch.load(run / "checkpoint.pt", weights_only=True)),
@@ -63,10 +63,10 @@ def test_killed_two_hundred_times_the_weights_are_the_same(tmp_path: Path, image
     root = script.parents[2]
     done = subprocess.run(argv, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["killed"] == KILLS
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["killed"] == KILLS
     # Steps 1 to 16: some fell into each quarter of the run's life.
-    assert {(step - 1) // 4 for step in told["steps"] if step is not None} == {0, 1, 2, 3}, told["steps"]
+    assert {(step - 1) // 4 for step in report["steps"] if step is not None} == {0, 1, 2, 3}, report["steps"]
     undisturbed, *others = [tmp_path / "done" / str(n) for n in range(len(list((tmp_path / "done").iterdir())))]
     assert len(others) >= 3
     weights, left = (undisturbed / "backbone.safetensors").read_bytes(), left_by(undisturbed)

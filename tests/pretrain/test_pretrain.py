@@ -1,4 +1,4 @@
-"""The pretraining command: exact resume after kill -9, bad input, and what it leaves behind."""
+"""The pretraining command: exact resume after kill -9, bad input, and what it leaves in its directory."""
 
 import json
 import os
@@ -76,8 +76,8 @@ def kill_after(argv, runs, step: int) -> None:
     )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        found = list((runs / "pretrain").glob("*/metrics.jsonl")) if (runs / "pretrain").exists() else []
-        if found and sum(1 for _ in Run(found[0].parent).metrics()) >= step:
+        metrics = list((runs / "pretrain").glob("*/metrics.jsonl")) if (runs / "pretrain").exists() else []
+        if metrics and sum(1 for _ in Run(metrics[0].parent).metrics()) >= step:
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

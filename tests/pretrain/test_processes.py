@@ -144,7 +144,7 @@ def test_two_processes_of_three_parts_each(tmp_path, arguments, ranks) -> None:
 
 @pytest.mark.slow
 def test_without_synchronised_norms_the_processes_see_other_statistics(tmp_path, arguments, ranks) -> None:
-    """So the option does something; and DDP waits for none of the parameters that this network has behind its map."""
+    """So the option does something; and DDP waits for none of the parameters that this network has after its map."""
     options = ["model.backbone.name=mobilenetv3_small_050", "loss.num_matches=[1,1]"]
     options += ["train.duration=2 steps", "optimizer.warmup=1 steps", "train.sync_batch_norm=false"]
     one, apart = tmp_path / "one", tmp_path / "apart"
@@ -195,8 +195,8 @@ def test_uneven_shares_are_refused_before_anything_is_made(tmp_path, arguments, 
     with pytest.raises(SystemExit) as ended:
         run_command(main)
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert all(part in told for part in ("train.batch_size", "a multiple of", "2 processes")), told
+    printed = capsys.readouterr().err
+    assert all(part in printed for part in ("train.batch_size", "a multiple of", "2 processes")), printed
     assert not list(tmp_path.iterdir())
 
 

@@ -85,9 +85,9 @@ def test_in_parts_with_drop_path_has_the_gradient_of_the_loss_that_it_tells(make
     model = copy.deepcopy(training.state.model)
     views = batch(64, 2)
     torch.manual_seed(5)
-    found = [model(part) for part in zip(*(view.chunk(PARTS) for view in views.images), strict=True)]
+    outputs_of_parts = [model(part) for part in zip(*(view.chunk(PARTS) for view in views.images), strict=True)]
     after = torch.get_rng_state()
-    embeddings, maps = ([torch.cat(list(same)) for same in zip(*x, strict=True)] for x in _by_part(found))
+    embeddings, maps = ([torch.cat(list(same)) for same in zip(*x, strict=True)] for x in _by_part(outputs_of_parts))
     expected = training.criterion(embeddings, maps, views.locations)
     expected["loss"].backward()
     torch.manual_seed(5)
@@ -102,8 +102,8 @@ def test_in_parts_with_drop_path_has_the_gradient_of_the_loss_that_it_tells(make
     assert len(outputs(output)) == 4
 
 
-def _by_part(found):
-    return [part.embeddings for part in found], [part.maps for part in found]
+def _by_part(outputs_of_parts):
+    return [part.embeddings for part in outputs_of_parts], [part.maps for part in outputs_of_parts]
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
@@ -150,7 +150,7 @@ def test_compiled_is_the_same_step(make, monkeypatch) -> None:
     [
         ("convnext_atto", "{depths: [1, 1, 1, 1], dims: [8, 16, 24, 32], drop_path_rate: 0.3, ls_init_value: null}", 2),
         ("resnet18", "{output_stride: 8, drop_path_rate: 0.2}", 8),  # dilated: 8 x 8 instead of 2 x 2
-        ("mobilenetv3_small_050", "{}", 2),  # with layers behind the map, which get no gradient
+        ("mobilenetv3_small_050", "{}", 2),  # with layers after the map, which get no gradient
         ("regnetx_002", "{}", 2),
     ],
 )

@@ -20,7 +20,7 @@ from vicregl.model import VICRegLModel
     ],
 )
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_parameters_behind_the_map_are_found(name, unused, alpha) -> None:
+def test_parameters_after_the_map_are_listed(name, unused, alpha) -> None:
     model = VICRegLModel(ModelConfig(BackboneConfig(name), expander="8-8", projector="8-8"), alpha)
     before = copy.deepcopy(model.state_dict())
     assert set(unused_parameters(model, 64)) == unused

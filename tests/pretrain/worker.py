@@ -1,6 +1,6 @@
 """python worker.py CHANGES ARGUMENTS: `python -m pretrain ARGUMENTS`, with changes that a test needs.
 
-double     everything in float64, so that two ways of computing the same can be told from two different things
+double     everything in float64, so that two ways of computing the same can be distinguished from two different things
 fail=R:S   process R fails at step S
 """
 

@@ -56,8 +56,8 @@ def packages(tmp_path) -> Path:
 
 
 def test_the_packages_are_all_there_are():
-    found = {file.parent.name for file in ROOT.glob("*/__init__.py")}
-    assert found - {"benchmarks", "tests"} == set(provenance.PACKAGES)
+    packages = {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    assert packages - {"benchmarks", "tests"} == set(provenance.PACKAGES)
 
 
 def test_a_copy_in_somebody_elses_repository_has_no_commit(packages):

@@ -69,14 +69,14 @@ def slow(**options):
     return lambda *inputs: definitions.criterion(*inputs, **options)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest expected number."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
 
 
-def assert_same(found, expected, tolerance: float) -> None:
+def assert_same(actual, expected, tolerance: float) -> None:
     """(losses, gradients) of two criteria are equal within the relative tolerance."""
     for name, value in expected[0].items():
-        assert abs(float(found[0][name]) - float(value)) <= tolerance * max(abs(float(value)), 1e-6), name
-    for found_grad, expected_grad in zip(found[1], expected[1], strict=True):
-        assert float((found_grad - expected_grad).abs().max()) <= tolerance * float(expected_grad.abs().max() + 1e-9)
+        assert abs(float(actual[0][name]) - float(value)) <= tolerance * max(abs(float(value)), 1e-6), name
+    for actual_grad, expected_grad in zip(actual[1], expected[1], strict=True):
+        assert float((actual_grad - expected_grad).abs().max()) <= tolerance * float(expected_grad.abs().max() + 1e-9)

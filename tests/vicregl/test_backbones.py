@@ -45,9 +45,9 @@ def test_any_network_with_a_map(name, args, stages) -> None:
     assert backbone.stage_channels == stages
     assert feature_map.shape == (2, backbone.channels, *backbone.grid_size(64))
     torch.testing.assert_close(pooled, feature_map.mean(dim=(2, 3)))
-    found = backbone.stages(images)
-    assert [m.shape[1] for m in found] == stages
-    assert torch.equal(found[-1], feature_map)
+    actual = backbone.stages(images)
+    assert [m.shape[1] for m in actual] == stages
+    assert torch.equal(actual[-1], feature_map)
 
 
 def test_the_scenes_network() -> None:

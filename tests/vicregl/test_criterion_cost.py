@@ -30,29 +30,29 @@ def test_two_views_of_the_reference_profile(batch, channels) -> None:
     """Feature: the whole map once, as the target of the other, for both views. Location: m = 4 and 2, both sides."""
     inputs = random_inputs(batch, 3, channels, [9, 9])
     slots = 2 * (9 + 9) + 2 * 2 * (4 + 2)
-    found = work(fast(alpha=0, profile="reference", num_matches=(4, 2)), inputs)
-    assert found == local_work(batch, channels, [9, 9], slots, [(0, 1)])
+    actual = work(fast(alpha=0, profile="reference", num_matches=(4, 2)), inputs)
+    assert actual == local_work(batch, channels, [9, 9], slots, [(0, 1)])
 
 
 def test_two_views_of_the_paper_profile() -> None:
     """By the size of the view both ordered pairs hold the same four matchings, so half of them is computed."""
     inputs = random_inputs(5, 3, 8, [9, 9])
-    found = work(fast(alpha=0, num_matches=(4, 2)), inputs)
-    assert found == local_work(5, 8, [9, 9], 4 * 2 * 4, [(0, 1)])
+    actual = work(fast(alpha=0, num_matches=(4, 2)), inputs)
+    assert actual == local_work(5, 8, [9, 9], 4 * 2 * 4, [(0, 1)])
 
 
 def test_multi_crop() -> None:
     positions = [9, 9, 4, 4, 4]
     inputs = random_inputs(5, 3, 8, positions)
     large_small = [(i, j) for i in (0, 1) for j in (2, 3, 4)]
-    found = work(fast(alpha=0, local="feature", feature_matches=(0, 0)), inputs)
+    actual = work(fast(alpha=0, local="feature", feature_matches=(0, 0)), inputs)
     targets = 2 * 9 + sum(positions[i] + positions[j] for i, j in large_small)
-    assert found == local_work(5, 8, positions, sum(positions) + targets, [(0, 1), *large_small])
+    assert actual == local_work(5, 8, positions, sum(positions) + targets, [(0, 1), *large_small])
 
 
 def test_statistics_of_whole_maps() -> None:
-    found = work(fast(alpha=0, statistics="maps", num_matches=(4, 2)), random_inputs(5, 3, 8, [9, 9]))
-    assert found == local_work(5, 8, [9, 9], 18, [(0, 1)])
+    actual = work(fast(alpha=0, statistics="maps", num_matches=(4, 2)), random_inputs(5, 3, 8, [9, 9]))
+    assert actual == local_work(5, 8, [9, 9], 18, [(0, 1)])
 
 
 def test_global_criterion() -> None:

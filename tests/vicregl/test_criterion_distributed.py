@@ -21,7 +21,7 @@ SCALARS = 200
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def processes(request, tmp_path_factory) -> list[dict]:
-    """What each of k processes found."""
+    """The results of each of k processes."""
     folder = tmp_path_factory.mktemp("processes")
     paths = [str(HERE.parents[1]), str(HERE)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
@@ -42,17 +42,17 @@ def alone() -> dict[str, dict]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_same_loss_and_parameter_gradients(processes, alone, case) -> None:
-    for found in processes:
+    for result in processes:
         for name, value in alone[case]["losses"].items():
-            torch.testing.assert_close(found["steps"][case]["losses"][name], value, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(result["steps"][case]["losses"][name], value, rtol=1e-10, atol=1e-12)
         for name, grad in alone[case]["gradients"].items():
-            torch.testing.assert_close(found["steps"][case]["gradients"][name], grad, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(result["steps"][case]["gradients"][name], grad, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_product_is_computed_twice(processes, alone, case) -> None:
-    for found in processes:
-        assert found["steps"][case]["multiply_adds"] * len(processes) == alone[case]["multiply_adds"]
+    for result in processes:
+        assert result["steps"][case]["multiply_adds"] * len(processes) == alone[case]["multiply_adds"]
 
 
 def slots(case: str) -> list[int]:
@@ -77,15 +77,15 @@ def test_bytes_are_those_of_the_readme(processes, case) -> None:
             gather = SAMPLES * (DOUBLE * p * channels + 4 * s)
             reduce = DOUBLE * s * (channels + channels**2)
             expected += gather if channels >= SAMPLES else reduce
-    for found in processes:
-        assert 0 <= found["steps"][case]["bytes"] - expected < SCALARS
+    for result in processes:
+        assert 0 <= result["steps"][case]["bytes"] - expected < SCALARS
 
 
 def test_an_uneven_batch_is_refused_by_every_process(processes) -> None:
-    for rank, found in enumerate(processes):
-        assert f"got {3 if rank == 0 else 4} samples in this process" in found["uneven"]
-        assert "3 to 4" in found["uneven"]
-        assert "drop_last" in found["uneven"]
+    for rank, result in enumerate(processes):
+        assert f"got {3 if rank == 0 else 4} samples in this process" in result["uneven"]
+        assert "3 to 4" in result["uneven"]
+        assert "drop_last" in result["uneven"]
 
 
 def test_the_sizes_are_compared_without_waiting_for_the_device() -> None:

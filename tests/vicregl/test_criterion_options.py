@@ -70,9 +70,9 @@ def test_every_term_has_its_gradient() -> None:
     for alpha, kept in itertools.product((0.0, 1.0), ("invariance", "variance", "covariance")):
         coefficients = {f"{t}_coefficient": 3.0 * (t == kept) for t in ("invariance", "variance", "covariance")}
         options = {"alpha": alpha, "num_matches": (3, 2), **coefficients}
-        found = losses_and_gradients(fast(**options), inputs)
-        assert_same(found, losses_and_gradients(slow(**options), inputs), TOLERANCE)
-        assert found[0]["loss"] > 0
+        actual = losses_and_gradients(fast(**options), inputs)
+        assert_same(actual, losses_and_gradients(slow(**options), inputs), TOLERANCE)
+        assert actual[0]["loss"] > 0
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
@@ -126,18 +126,18 @@ def test_several_stages_are_a_weighted_sum() -> None:
     fine = [crop_grid(4, 4, 4, seed) for seed in (0, 1)]
     deep, shallow = [m.unflatten(1, (2, 2)) for m in deep], [m.unflatten(1, (4, 4)) for m in shallow]
     options = {"num_matches": (3, 3)}
-    found = fast(**options, local_stage_weights=(0.5, 2.0))(embeddings, [shallow, deep], grids)
+    actual = fast(**options, local_stage_weights=(0.5, 2.0))(embeddings, [shallow, deep], grids)
     of_shallow = slow(**options)(embeddings, [m.flatten(1, 2) for m in shallow], [g.flatten(1, 2) for g in fine])
     of_deep = slow(**options)(embeddings, [m.flatten(1, 2) for m in deep], [g.flatten(1, 2) for g in grids])
     for term in ("invariance", "variance", "covariance"):
         expected = 0.5 * of_shallow[f"local_{term}"] + 2.0 * of_deep[f"local_{term}"]
-        torch.testing.assert_close(found[f"local_{term}"], expected.detach(), rtol=1e-9, atol=0)
-        torch.testing.assert_close(found[f"global_{term}"], of_deep[f"global_{term}"].detach(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(actual[f"local_{term}"], expected.detach(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(actual[f"global_{term}"], of_deep[f"global_{term}"].detach(), rtol=1e-9, atol=0)
     leaves = [*embeddings, *shallow, *deep]
     expected = 0.75 * sum(of_deep[f"global_{t}"] for t in ("invariance", "variance", "covariance"))
     for weight, terms in ((0.5, of_shallow), (2.0, of_deep)):
         expected = expected + 0.25 * weight * sum(terms[f"local_{t}"] for t in ("invariance", "variance", "covariance"))
-    pairs = zip(torch.autograd.grad(found["loss"], leaves), torch.autograd.grad(expected, leaves), strict=True)
+    pairs = zip(torch.autograd.grad(actual["loss"], leaves), torch.autograd.grad(expected, leaves), strict=True)
     for grad, expected_grad in pairs:
         torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-12)
     mean = fast(**options)(embeddings, [shallow, deep], grids)["local_invariance"]

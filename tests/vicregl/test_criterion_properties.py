@@ -79,8 +79,8 @@ def test_matches_of_brute_force_with_ties(batch, p, q, channels, seed, count) ->
     x = torch.randint(0, 3, (batch, p, channels), generator=random).float()
     y = torch.randint(0, 3, (batch, q, channels), generator=random).float()
     count = min(count, p, q)
-    found = nearest(x, y)
-    for (source, target), near in zip([(x, y), (y, x)], found, strict=True):
+    actual = nearest(x, y)
+    for (source, target), near in zip([(x, y), (y, x)], actual, strict=True):
         kept = keep_nearest(near, count)
         for sample in range(batch):
             distance, index = definitions.nearest(source[sample], target[sample])

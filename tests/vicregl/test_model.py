@@ -54,15 +54,15 @@ def test_views_of_one_size_are_one_call_without_batch_statistics(alpha, stages) 
     model = VICRegLModel(config(backbone=CONVNEXT, projector_norm="layer", local_stages=stages), alpha).double()
     images = [torch.randn(3, 3, side, side, dtype=torch.float64) for side in (64, 32, 64, 32, 32)]
     shapes = calls_of(model)
-    found = model(images)
+    actual = model(images)
     assert shapes == [(6, 3, 64, 64), (9, 3, 32, 32)]
     singly = [model([view]) for view in images]
     for k, view in enumerate(singly):
         for name in ("embeddings", "pooled", "features"):
             for one in getattr(view, name):
-                torch.testing.assert_close(getattr(found, name)[k], one, rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(getattr(actual, name)[k], one, rtol=1e-12, atol=1e-12)
         for stage, one in enumerate(view.maps):
-            same = found.maps[stage][k] if model.stages else found.maps[k]
+            same = actual.maps[stage][k] if model.stages else actual.maps[k]
             torch.testing.assert_close(same, one[0] if model.stages else one, rtol=1e-12, atol=1e-12)
 
 

@@ -54,8 +54,8 @@ def test_megabytes_of_several_processes() -> None:
     reference, paper = 2 * (49 + 49 + 2 * (20 + 4)), 2 * 4 * 20
     for n in (512, 2048):
         row = next(line for line in README.splitlines() if line.startswith(f"| {n} |"))
-        found = [int(figure) for figure in re.findall(r"(\d+) MB", row)]
+        actual = [int(figure) for figure in re.findall(r"(\d+) MB", row)]
         expected = [4 * published_slots * n * c]
         for slots in (reference, paper):
             expected.append(4 * n * (positions * c + slots) if n <= c else 4 * slots * (c + c * c))
-        assert found == [round(number / 1e6) for number in expected]
+        assert actual == [round(number / 1e6) for number in expected]
