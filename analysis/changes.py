@@ -1,8 +1,8 @@
-"""What has changed since a report was made: its settings, as results.csv has them, against those of its study now.
+"""What has changed since a report was made: the settings in its results.csv against those of its study now.
 
-A run whose hash is the one that its study plans now was made with these very settings. Of any other, every field of
-its config is compared, and the format of its stage, which is raised when the same config comes to measure something
-else. A field that was added later stands for its default where the table lacks it: that is what the code did before.
+A run with the hash that the study plans now has these very settings. For any other run, every field of its config is
+compared, and the format of its stage, which is raised when the same config comes to measure something else. A field
+that was added later (`added_later`) stands for its default where the table lacks it: that is what the code did before.
 """
 
 from __future__ import annotations
@@ -20,53 +20,54 @@ from runtime.config_keys import flatten
 from sweeps.graph import Graph, Node, Point, as_text
 from sweeps.study import PRETRAIN
 
-# Columns of a run, after "pretrain." or "eval.", that are no field of its config.
-_NO_FIELDS = {"name", "stage", "run", "hash", "format", "state", "config_file", "result", "provenance"}
+# Columns of a run, after "pretrain." or "eval.", that are not fields of its config.
+_NOT_FIELDS = {"name", "stage", "run", "hash", "format", "state", "config_file", "result", "provenance"}
 Row = Mapping[Hashable, Any]
+Key = tuple[Any, ...]  # of a row: control, evaluation, values of the grid
 
 
 def changes(frame: pd.DataFrame, graph: Graph) -> list[str]:
-    """What the table of a study (of results.results_of) has otherwise than the study now, a text a stage.
+    """Return how a table of results differs from what its study plans now: a text for each stage, none if it does not.
 
-    Empty for a table of the settings of now; scores that are not there yet are no change.
+    A score that is missing is not a change.
     """
     grid = list(graph.study.pretrain.grid)
-    rows = {_key(row, grid): row for row in frame.to_dict("records")}
+    rows = {_row_key(row, grid): row for row in frame.to_dict("records")}
     planned = {_planned_key(point, name, grid): point for point in graph.points for name in point.evals or [None]}
-    found = _of_the_rows(rows, planned, set(frame.columns), grid)
+    texts = _changes_of_the_rows(rows, planned, set(map(str, frame.columns)), grid)
     counts: dict[str, Counter[str]] = {}
     runs: Counter[str] = Counter()
     for node, row in _runs(rows, planned):
         runs[node.part] += 1
-        counts.setdefault(node.part, Counter()).update(_of_a_run(node, row))
-    for part, texts in counts.items():
-        some = [text if n == runs[part] else f"{text} ({n} of {runs[part]} runs)" for text, n in texts.items()]
-        found += [f"{part} {', '.join(some)}"] if some else []
-    return found
+        counts.setdefault(node.part, Counter()).update(_changes_of_a_run(node, row))
+    for part, changed in counts.items():
+        some = [text if n == runs[part] else f"{text} ({n} of {runs[part]} runs)" for text, n in changed.items()]
+        texts += [f"{part} {', '.join(some)}"] if some else []
+    return texts
 
 
-def _key(row: Row, grid: list[str]) -> tuple[Any, ...]:
-    return tuple(plain(row.get(name)) for name in ("control", "eval.name", *(f"grid.{key}" for key in grid)))
+def _row_key(row: Row, grid: list[str]) -> Key:
+    return tuple(comparable(row.get(name)) for name in ("control", "eval.name", *(f"grid.{key}" for key in grid)))
 
 
-def _planned_key(point: Point, evaluation: str | None, grid: list[str]) -> tuple[Any, ...]:
-    return (point.control, evaluation, *(plain(point.varied[key]) for key in grid))
+def _planned_key(point: Point, evaluation: str | None, grid: list[str]) -> Key:
+    return (point.control, evaluation, *(comparable(point.varied[key]) for key in grid))
 
 
-def _of_the_rows(
-    rows: Mapping[Any, Row], planned: Mapping[Any, Point], columns: set[str], grid: list[str]
+def _changes_of_the_rows(
+    rows: Mapping[Key, Row], planned: Mapping[Key, Point], columns: set[str], grid: list[str]
 ) -> list[str]:
-    """Rows that the study has and the table lacks, and the other way round."""
-    dropped = sorted(columns & {str(c) for c in columns if str(c).startswith("grid.")} - {f"grid.{k}" for k in grid})
-    texts = [f"{column.removeprefix('grid.')} is varied no more" for column in dropped]
+    """Name what only the table or only the study has."""
+    dropped = sorted({c for c in columns if c.startswith("grid.")} - {f"grid.{key}" for key in grid})
+    texts = [f"{column.removeprefix('grid.')} is no longer varied" for column in dropped]
     lacking, former = len(planned.keys() - rows.keys()), len(rows.keys() - planned.keys())
     texts += [f"{lacking} of its {len(planned)} rows are not here"] if lacking else []
     texts += [f"{former} of these {len(rows)} rows are no longer part of it"] if former else []
     return [f"study {', '.join(texts)}"] if texts else []
 
 
-def _runs(rows: Mapping[Any, Row], planned: Mapping[Any, Point]) -> Iterator[tuple[Node, Row]]:
-    """Each run that is planned and recorded, once, with a row that has it."""
+def _runs(rows: Mapping[Key, Row], planned: Mapping[Key, Point]) -> Iterator[tuple[Node, Row]]:
+    """Yield each run that is planned and recorded, once, with a row that has it."""
     seen: set[Node] = set()
     for key, point in planned.items():
         for node in (point.pretrain, point.evals.get(key[1])):
@@ -75,33 +76,33 @@ def _runs(rows: Mapping[Any, Row], planned: Mapping[Any, Point]) -> Iterator[tup
                 yield node, rows[key]
 
 
-def _of_a_run(node: Node, row: Row) -> list[str]:
+def _changes_of_a_run(node: Node, row: Row) -> list[str]:
     side = "pretrain" if node.part == PRETRAIN else "eval"
     if row.get(f"{side}.hash") == node.identity.hash:
         return []
     known, added = flatten(node.identity.config), added_defaults(node.stage.schema())  # type: ignore[arg-type]  # a class can be hashed
     # An empty cell is null, or a field that another stage has, or one added later that this run has at its default.
     empty_means_null = known.keys() - added.keys()
-    recorded = {k: v for k, v in _fields(row, side) if plain(v) is not None or k in empty_means_null}
+    recorded = {k: v for k, v in _fields(row, side) if comparable(v) is not None or k in empty_means_null}
     was, now = added | recorded, added | known
     texts = [
         f"`{key}` {_text(was, key, 'not there')} → {_text(now, key, 'gone')}"
         for key in {**now, **was}
-        if plain(was.get(key)) != plain(now.get(key))
+        if comparable(was.get(key)) != comparable(now.get(key))
     ]
-    return texts + _of_the_format(node, row, side, bool(texts))
+    return texts + _changed_format(node, row, side, explained=bool(texts))
 
 
 def _fields(row: Row, side: str) -> Iterator[tuple[str, Any]]:
     for column, value in row.items():
         prefix, _, name = str(column).partition(".")
-        if prefix == side and name.partition(".")[0] not in _NO_FIELDS:
+        if prefix == side and name.partition(".")[0] not in _NOT_FIELDS:
             yield name, value
 
 
-def _of_the_format(node: Node, row: Row, side: str, explained: bool) -> list[str]:
-    """Where the table does not record it and no field differs, the format is known by the hash that it gives."""
-    identity, recorded = node.identity, plain(row.get(f"{side}.format"))
+def _changed_format(node: Node, row: Row, side: str, explained: bool) -> list[str]:
+    """A format that the table does not record is the one that gives the recorded hash, unless a field explains it."""
+    identity, recorded = node.identity, comparable(row.get(f"{side}.format"))
     parent = identity.parent if side == "pretrain" else row.get("pretrain.hash")
     if recorded is None and not explained:
         formats = [replace(identity, format=n, parent=parent) for n in range(1, identity.format + 1)]
@@ -109,12 +110,12 @@ def _of_the_format(node: Node, row: Row, side: str, explained: bool) -> list[str
         if recorded is None:
             return ["something that results.csv does not record"]
     if recorded in (None, identity.format):
-        return []  # of the same settings; its pretraining may have others
-    return [f"format {value_text(recorded)} → {identity.format}: the same settings measure something else"]
+        return []  # these settings are the same; the parent's may differ
+    return [f"format {value_text(recorded)} → {identity.format}: the same settings now measure something else"]
 
 
-def plain(value: Any) -> Any:
-    """A value that is the same whether it comes from a config or from a table: CSV makes 3 of 3.0, and text of both."""
+def comparable(value: Any) -> Any:
+    """Return what is the same for a config and for a table: CSV makes 3 of 3.0, and text of both."""
     value = as_text(value)
     if value is None or value != value:
         return None
@@ -125,5 +126,5 @@ def plain(value: Any) -> Any:
 
 
 def _text(values: Mapping[str, Any], key: str, absent: str) -> str:
-    value = plain(values.get(key))
+    value = comparable(values.get(key))
     return value_text(value) if value is not None else "null" if key in values else f"({absent})"

@@ -1,6 +1,6 @@
-"""All reports of a folder at once: are they what their results make, and do they say whose settings they have?
+"""All reports of a folder at once: `check` that each is current or says that it is not, `refresh` them.
 
-`check` looks, `refresh` writes: each from its own results.csv, for no run directories lie beside the reports.
+Each is made again from its own results.csv, because the run directories are not kept beside the reports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _QUOTE = re.compile(r"\]\(reports/([^/)]+)/")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one report, or of the page that quotes them."""
+    """What the check says of one report, or of the page that quotes them."""
 
     name: str
     text: str
@@ -33,31 +33,34 @@ class Verdict:
 
 
 def check(reports: str | Path) -> list[Verdict]:
-    """A verdict a report, then one a report that the README.md beside the folder quotes wrongly. UserError for none."""
-    found = [_verdict(folder) for folder in _folders(reports)]
-    return [*found, *_quotes(Path(reports).parent / "README.md", {v.name: v.stale for v in found})]
+    """Return a verdict for each report, and one for each that the README.md beside the folder quotes wrongly.
+
+    Raises UserError where there is no report.
+    """
+    verdicts = [_verdict(folder) for folder in _folders(reports)]
+    return [*verdicts, *_wrong_quotes(Path(reports).parent / "README.md", {v.name: v.stale for v in verdicts})]
 
 
 def refresh(reports: str | Path) -> Iterator[Path]:
-    """Write every report again from its results.csv; what cannot be drawn from there stays."""
+    """Write every report again from its results.csv; figures that need the run directories stay."""
     for folder in _folders(reports):
         yield write_report(STUDIES / f"{folder.name}.yaml", reports, results=folder / RESULTS)
 
 
 def _folders(reports: str | Path) -> list[Path]:
-    """The folders that git does not ignore: the report of `make smoke` is nobody's to keep."""
-    ignored = _ignored(files := sorted(Path(reports).glob(f"*/{RESULTS}")))
-    folders = [file.parent for file in files if str(file) not in ignored]
+    """Return the folders that git does not ignore: the report of `make smoke` is not to be kept."""
+    tables = sorted(Path(reports).glob(f"*/{RESULTS}"))
+    ignored = _ignored(tables)
+    folders = [file.parent for file in tables if str(file) not in ignored]
     if not folders:
-        raise UserError(f"no report lies in {reports}; expected {reports}/<study>/{RESULTS}, as analysis writes it")
+        raise UserError(f"there is no report in {reports}; expected {reports}/<study>/{RESULTS}, as analysis writes it")
     return folders
 
 
-def _ignored(files: Sequence[Path]) -> set[str]:
-    """Those of the files that git ignores; none where there is no checkout."""
+def _ignored(paths: Sequence[Path]) -> set[str]:
     try:
-        done = subprocess.run(["git", "check-ignore", *map(str, files)], capture_output=True, encoding="utf-8")
-    except OSError:
+        done = subprocess.run(["git", "check-ignore", *map(str, paths)], capture_output=True, encoding="utf-8")
+    except OSError:  # no git
         return set()
     return set(done.stdout.splitlines())
 
@@ -66,40 +69,33 @@ def _verdict(folder: Path) -> Verdict:
     name = folder.name
     try:
         data = load_report_data(STUDIES / f"{name}.yaml", results=folder / RESULTS)
-        changes = data.changes
+        settings, stale = "; ".join(data.changes), bool(data.changes)
     except UserError as error:
         return Verdict(name, f"cannot be compared with its study: {error}", sound=False)
-    plots = [plot for plot in FIGURES if (folder / f"{plot.name}.svg").is_file()]
-    other = [file for file, text in texts_of(data, folder, plots).items() if not _is(folder / file, text)]
-    settings, stale = "; ".join(changes), bool(changes)
-    if stale and not _is_said(folder / "README.md"):
+    if stale and STALE not in _text(folder / "README.md"):
         return Verdict(name, f"has other settings than this checkout and does not say so: {settings}", False, stale)
+    plots = [plot for plot in FIGURES if (folder / f"{plot.name}.svg").is_file()]
+    other = [file for file, text in texts_of(data, folder, plots).items() if _text(folder / file) != text]
     if other:
         return Verdict(name, f"{', '.join(other)} is not what {RESULTS} makes", False, stale)
     text = f"says that its settings are not this checkout's: {settings}" if stale else "current"
     return Verdict(name, text, stale=stale)
 
 
-def _is_said(page: Path) -> bool:
-    return page.is_file() and STALE in page.read_text(encoding="utf-8")
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
-def _is(file: Path, text: str) -> bool:
-    return file.is_file() and file.read_text(encoding="utf-8") == text
-
-
-def _quotes(page: Path, stale: Mapping[str, bool]) -> list[Verdict]:
-    """Reports that the page links to: those of other settings it has to call so where it does, and no others."""
-    if not page.is_file():
-        return []
-    said: dict[str, bool] = {}
-    for paragraph in page.read_text(encoding="utf-8").split("\n\n"):
+def _wrong_quotes(page: Path, stale: Mapping[str, bool]) -> list[Verdict]:
+    """A page that links to a report has to say that its settings are others where they are, and only there."""
+    says: dict[str, bool] = {}
+    for paragraph in _text(page).split("\n\n"):
         words = " ".join(paragraph.split()).lower()
         for name in _QUOTE.findall(paragraph):
-            said[name] = said.get(name, False) or _PHRASE in words
+            says[name] = says.get(name, False) or _PHRASE in words
     problem = {True: "does not say", False: "says without reason"}
     return [
         Verdict(page.name, f'quotes reports/{name} and {problem[stale[name]]} that it has "{_PHRASE}"', False)
-        for name in said
-        if name in stale and said[name] != stale[name]
+        for name in says
+        if name in stale and says[name] != stale[name]
     ]

@@ -1,8 +1,8 @@
-"""What the numbers say, computed: does pretraining beat the control, and what happens as the varied field falls?
+"""What the scores say, in sentences: does pretraining beat the control, and what happens as the varied key falls?
 
-Every statement that rests on one seed says so. With more, each sentence allows for all the differences that it was
-chosen from (statistics.decided_together), so that it decides something that is not so in at most 5 % of studies; the
-rest is undecided. That every setting beats the control needs no allowance: each of the tests has to succeed.
+A sentence that rests on one seed says so. With more seeds, each sentence is corrected for all the differences that it
+was chosen from (statistics.decided_together), so that it decides something false in at most 5 % of studies; the rest is
+undecided. That every setting beats the control needs no correction: every one of the tests has to succeed.
 """
 
 from __future__ import annotations
@@ -13,52 +13,51 @@ from itertools import combinations, pairwise
 from analysis.labels import is_percent, number, score_name, value_text
 from analysis.statistics import Estimate, K, decided_together, rejected
 from analysis.summary import Row, Summary
+from analysis.tables import estimate_text
 
 ONE_SEED = "one seed cannot support it"
 
 
 def findings(summary: Summary) -> list[str]:
-    """For each curve: against the control, then each axis as the varied field falls, then the trade-off itself."""
+    """Return, for each curve: against its controls, each score as the varied key falls, then the trade-off itself."""
     report = summary.study.report
     scores = list(dict.fromkeys([report.x, report.y]))
     lines: list[str] = []
     for group, rows in summary.groups():
         prefix = summary.group_name(group)
         controls = summary.controls_of(group)
-        found = [against_control(summary, rows, control, score) for control in controls for score in scores]
-        found += [course(summary, rows, score) for score in scores]
-        found.append(tradeoff(summary, rows))
-        lines += [f"{prefix}: {line}" if prefix else line for line in found if line]
+        sentences = [against_control(summary, rows, control, score) for control in controls for score in scores]
+        sentences += [course(summary, rows, score) for score in scores]
+        sentences.append(tradeoff(summary, rows))
+        lines += [f"{prefix}: {sentence}" if prefix else sentence for sentence in sentences if sentence]
     return lines or ["No finding: no run has a score yet."]
 
 
 def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: str) -> str:
-    """Whether each setting scores above the control that was not trained; how far it is from one that was."""
+    """Say whether each setting beats a control that was not trained, or how far it is from one that was."""
     name, vary = score_name(score), summary.study.report.vary
-    known = {row.varied: d for row in rows if (d := summary.difference(row, control, score)) is not None}
-    if not known:
+    differences = {row.varied: d for row in rows if (d := summary.difference(row, control, score)) is not None}
+    if not differences:
         return ""
-    below = [value for value, d in known.items() if d.mean <= 0]
-    decided = decided_together(known)
-    unsure = [value for value, d in known.items() if value not in decided and d.half is not None]
-    low, high = (number(f(d.mean for d in known.values()), is_percent(score), signed=True) for f in (min, max))
+    decided = decided_together(differences)
+    undecided = [value for value, d in differences.items() if value not in decided and d.half is not None]
+    low, high = (number(f(d.mean for d in differences.values()), is_percent(score), signed=True) for f in (min, max))
     spread = f"{low} to {high}" if low != high else low
+    caveat = _caveat(differences.values())
     if not _is_untrained(summary, control):
-        settings = f"every {vary} that was scored differs by {spread}"
-        text = f", undecided at {_values(unsure)}: {_doubt(known, unsure)}" if unsure else ""
-        return f"{name}: from the control {control.control!r} {settings}{text}.{_reservation(known.values())}"
-    if below:
-        where = f"{vary} = {_values(below)}"
+        doubt = f", undecided at {_values(undecided)}: {_doubt(differences, undecided)}" if undecided else ""
+        return f"{name}: every scored {vary} differs from the control {control.control!r} by {spread}{doubt}.{caveat}"
+    if below := [value for value, d in differences.items() if d.mean <= 0]:
         return (
-            f"**{name}: pretraining does not beat {control.control!r} at {where}** (differences over all settings: "
-            f"{spread}). Look for the mistake before reading on.{_reservation(known.values())}"
+            f"**{name}: pretraining does not beat {control.control!r} at {vary} = {_values(below)}** (differences over "
+            f"all settings: {spread}). Look for the mistake before reading on.{caveat}"
         )
-    text = f"{name}: pretraining beats {control.control!r} at every {vary} that was scored, by {spread}"
-    if all(d.sign > 0 for d in known.values()):
+    text = f"{name}: pretraining beats {control.control!r} at every scored {vary}, by {spread}"
+    if all(d.sign > 0 for d in differences.values()):
         text += ", and every 95 % interval of the difference excludes 0"
-    elif unsure:
-        text += f", but undecided at {vary} = {_values(unsure)}: {_doubt(known, unsure)}"
-    return f"{text}.{_reservation(known.values())}"
+    elif undecided:
+        text += f", but undecided at {vary} = {_values(undecided)}: {_doubt(differences, undecided)}"
+    return f"{text}.{caveat}"
 
 
 def _is_untrained(summary: Summary, control: Row) -> bool:
@@ -67,52 +66,50 @@ def _is_untrained(summary: Summary, control: Row) -> bool:
 
 
 def course(summary: Summary, rows: Sequence[Row], score: str) -> str:
-    """Where a score goes as the varied field falls: to its extremes in order, and whether each leg is supported."""
-    vary = summary.study.report.vary
+    """Say where a score goes as the varied key falls: to its extremes in order, and which legs are undecided."""
     if not summary.varies_a_number:
         return ""  # names have no order to fall in
     scored = {row.varied: row for row in reversed(rows) if row.scores[score].by_seed}
-    means = {value: found.mean for value, row in scored.items() if (found := row.scores[score].estimate)}
+    means = {value: mean.mean for value, row in scored.items() if (mean := row.scores[score].estimate)}
     if len(scored) < 2:
         return ""
     values = list(means)  # falling
     extremes = {values[0], values[-1], max(values, key=means.__getitem__), min(values, key=means.__getitem__)}
-    turns = [value for value in values if value in extremes]
     pairs = {(a, b): summary.difference(scored[b], scored[a], score) for a, b in combinations(values, 2)}
     decided = decided_together(pairs)
     legs, differences = [], []
-    for start, end in pairwise(turns):
-        found = pairs[start, end]
-        if found is None:
+    for leg in pairwise(value for value in values if value in extremes):
+        if (difference := pairs[leg]) is None:
             continue
-        differences.append(found)
-        open_end = found.half is not None and (start, end) not in decided
-        verdict = f", undecided: {_doubt(pairs, [(start, end)])}" if open_end else ""
-        way = "rises" if found.mean > 0 else "falls" if found.mean < 0 else "stays the same"
-        size = _size(found, score)
-        legs.append(f"{way} from {value_text(start)} to {value_text(end)} ({size}{verdict})")
-    return f"{score_name(score)}, as {vary} falls, {', then '.join(legs)}.{_reservation(differences)}"
+        differences.append(difference)
+        is_open = difference.half is not None and leg not in decided
+        verdict = f", undecided: {_doubt(pairs, [leg])}" if is_open else ""
+        way = "rises" if difference.mean > 0 else "falls" if difference.mean < 0 else "stays the same"
+        size = estimate_text(difference, is_percent(score), signed=True)
+        legs.append(f"{way} from {value_text(leg[0])} to {value_text(leg[1])} ({size}{verdict})")
+    vary = summary.study.report.vary
+    return f"{score_name(score)}, as {vary} falls, {', then '.join(legs)}.{_caveat(differences)}"
 
 
 def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
-    """Which settings give up the first score for the second, against the baseline."""
+    """Say which settings give up the first score for the second, against the baseline."""
     report = summary.study.report
-    known: dict[object, tuple[Estimate, Estimate]] = {}
+    pairs: dict[object, tuple[Estimate, Estimate]] = {}
     for row in rows:
         base = summary.baseline(row)
         x, y = (summary.difference(row, base, score) for score in (report.x, report.y))
         if row is not base and x is not None and y is not None:
-            known[row.varied] = x, y
-    kinds: dict[str, list[object]] = {}
-    decided = _both_decided(known)
-    for value, (x, y) in known.items():
-        kinds.setdefault(_kind(x, y) if value in decided else "undecided", []).append(value)
-    if not kinds:
+            pairs[row.varied] = x, y
+    if not pairs:
         return ""
+    kinds: dict[str, list[object]] = {}
+    decided = _both_decided(pairs)
+    for value, (x, y) in pairs.items():
+        kinds.setdefault(_kind(x, y) if value in decided else "undecided", []).append(value)
     x_name, y_name = score_name(report.x), score_name(report.y)
-    texts = {  # in the order in which they are told
+    texts = {
         "trade": f"{y_name} gains and {x_name} loses at",
-        "other way": f"{x_name} gains and {y_name} loses at",
+        "reverse": f"{x_name} gains and {y_name} loses at",
         "both up": "both gain at",
         "both down": "both lose at",
         "undecided": "one or both undecided at",
@@ -121,36 +118,30 @@ def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
     if "trade" not in kinds:
         gains = "is shown to gain" if "undecided" in kinds else "gains"
         parts.insert(0, f"no setting {gains} {y_name} at the cost of {x_name}")
-    where = f"Against {report.vary} = {value_text(report.baseline)}"
-    return f"{where}: {'; '.join(parts)}.{_reservation(d for pair in known.values() for d in pair)}"
+    caveat = _caveat(difference for pair in pairs.values() for difference in pair)
+    return f"Against {report.vary} = {value_text(report.baseline)}: {'; '.join(parts)}.{caveat}"
 
 
-def _both_decided(known: Mapping[object, tuple[Estimate, Estimate]]) -> set[object]:
-    """The settings whose two differences both hold among all settings; with one seed all, by the bare sign.
+def _both_decided(pairs: Mapping[object, tuple[Estimate, Estimate]]) -> set[object]:
+    """Return the settings whose two differences both hold among all settings; with one seed all, by the bare sign.
 
     Both have to be decided, so the larger of the two p-values is that of the pair.
     """
-    bare = {value for value, pair in known.items() if any(found.p is None for found in pair)}
-    return bare | rejected({v: max(x.p or 0.0, y.p or 0.0) for v, (x, y) in known.items() if v not in bare})
+    single = {value for value, pair in pairs.items() if any(difference.p is None for difference in pair)}
+    return single | rejected({v: max(x.p or 0.0, y.p or 0.0) for v, (x, y) in pairs.items() if v not in single})
 
 
 def _kind(x: Estimate, y: Estimate) -> str:
     if 0 in (x.mean, y.mean):
         return "undecided"
-    return {(False, True): "trade", (True, False): "other way", (True, True): "both up", (False, False): "both down"}[
-        x.mean > 0, y.mean > 0
-    ]
+    kinds = {(False, True): "trade", (True, False): "reverse", (True, True): "both up", (False, False): "both down"}
+    return kinds[x.mean > 0, y.mean > 0]
 
 
-def _size(found: Estimate, score: str) -> str:
-    text = number(found.mean, is_percent(score), signed=True)
-    return text if found.half is None else f"{text} ± {number(found.half, is_percent(score))}"
-
-
-def _doubt(known: Mapping[K, Estimate | None], undecided: Sequence[K]) -> str:
-    """Why these of the known differences are not decided."""
-    if any((found := known[key]) is not None and found.sign for key in undecided):
-        return f"not beyond chance among {len(known)} differences"
+def _doubt(differences: Mapping[K, Estimate | None], undecided: Sequence[K]) -> str:
+    """Say why these of the differences are not decided."""
+    if any((difference := differences[key]) is not None and difference.sign for key in undecided):
+        return f"not significant among {len(differences)} comparisons"
     return "the interval includes 0"
 
 
@@ -158,6 +149,5 @@ def _values(values: Sequence[object]) -> str:
     return ", ".join(value_text(value) for value in values)
 
 
-def _reservation(estimates: Iterable[Estimate]) -> str:
-    """What a figure without repetitions must not be read without."""
-    return "" if all(found.half is not None for found in estimates) else f" {ONE_SEED.capitalize()}."
+def _caveat(differences: Iterable[Estimate]) -> str:
+    return "" if all(difference.half is not None for difference in differences) else f" {ONE_SEED.capitalize()}."

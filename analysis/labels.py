@@ -25,13 +25,13 @@ NONE = "–"  # nothing to show
 
 
 def score_name(score: str) -> str:
-    """linear.top1 -> "linear top-1"."""
+    """Return "linear top-1" for linear.top1."""
     source, _, name = score.partition(".")
     return f"{SOURCES.get(source, source.replace('_', ' '))} {SCORES.get(name, (name, ''))[0]}"
 
 
 def score_label(score: str) -> str:
-    """linear.top1 -> "linear top-1 (%)"."""
+    """Return "linear top-1 (%)" for linear.top1."""
     unit = SCORES.get(score.rpartition(".")[2], ("", ""))[1]
     return score_name(score) + (f" ({unit})" if unit else "")
 
@@ -41,12 +41,12 @@ def is_percent(score: str) -> bool:
 
 
 def symbol(key: str) -> str:
-    """loss.alpha -> "α", another key -> its last part."""
+    """Return "α" for loss.alpha, and the last part of any other key."""
     return SYMBOLS.get(key, key.rpartition(".")[2])
 
 
 def value_text(value: Any) -> str:
-    """1.0 -> "1", so that a table does not pretend to digits."""
+    """Return "1" for 1.0: a table shows no digits that the config did not have."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -61,7 +61,7 @@ def short_named_values(keys: Sequence[str], values: Sequence[Any]) -> str:
 
 
 def number(value: float, percent: bool, signed: bool = False) -> str:
-    """One decimal for percent; three significant digits for the rest."""
+    """Return a percentage with one decimal, any other number with three significant digits."""
     text = f"{abs(value):.1f}" if percent else f"{abs(value):#.3g}".rstrip(".")
     if value < 0 and text.strip("0.") != "":
         return MINUS + text
@@ -69,6 +69,6 @@ def number(value: float, percent: bool, signed: bool = False) -> str:
 
 
 def project_path(path: str) -> str:
-    """From the project's folder where it lies there, else its name: no folder of one person's machine in a report."""
+    """Return a path within the project from its root, of any other the name: no report shows folders of one machine."""
     full = Path(path).resolve()
     return str(full.relative_to(PROJECT)) if full.is_relative_to(PROJECT) else full.name

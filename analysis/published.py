@@ -29,7 +29,7 @@ def published() -> pd.DataFrame:
 
 
 def rows_beside(frame: pd.DataFrame) -> pd.DataFrame:
-    """The published rows of the study's backbone; those of the paper's main table, ResNet-50, where it has none."""
+    """Return the published rows of the study's backbones; of ResNet-50, the paper's main table, where it has none."""
     known = published()
     column = frame.get("pretrain.model.backbone.name", pd.Series(dtype=str))
     same = known[known["backbone"].isin(set(column.dropna()))]
@@ -37,7 +37,7 @@ def rows_beside(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_comparable(frame: pd.DataFrame) -> bool:
-    """Whether the study measured what was published: ImageNet, Pascal VOC, a published backbone."""
+    """Return whether the study measured what was published: ImageNet, Pascal VOC, a published backbone."""
     backbones = set(frame.get("pretrain.model.backbone.name", pd.Series(dtype=str)).dropna())
     pretrained = set(frame.get("pretrain.data.name", pd.Series(dtype=str)).dropna())
     evaluated = set(frame.get("eval.data.name", pd.Series(dtype=str)).dropna())
@@ -46,7 +46,7 @@ def is_comparable(frame: pd.DataFrame) -> bool:
 
 
 def published_table(rows: pd.DataFrame) -> Table:
-    """Rows of published.csv; the columns that no row fills are left out."""
+    """Return the table of published rows, without the columns that none of them fills."""
     sources = list(dict.fromkeys(rows["source"]))
     columns = [
         Column[Record]("method", lambda row: f"*{row['method']}*"),
@@ -68,10 +68,10 @@ def _score_column(column: str, name: str) -> Column[Record]:
 
 
 def notes(frame: pd.DataFrame, rows: pd.DataFrame) -> str:
-    """What may be read from the published rows, and where they were read."""
+    """Say what may be compared with the published rows, and where they were read."""
     sources = "; ".join(f"({i}) {source}" for i, source in enumerate(dict.fromkeys(rows["source"]), 1))
     if is_comparable(frame):
-        warning = "The same data and backbone as here; recipes and epochs may differ."
+        warning = "Measured on the same data and backbones as here; recipes and epochs may differ."
     else:
-        warning = "On other data than this study's: the direction can be compared, the figures cannot."
+        warning = "Measured on other data than this study's: compare the direction, not the figures."
     return f"{warning} Sources: {sources}."

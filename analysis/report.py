@@ -1,7 +1,7 @@
-"""The report of a study: tables, figures, a README.md for a git forge and an index.html that show them.
+"""Write the report of a study: tables, figures, a README.md for a git forge and an index.html.
 
-A function of the study and of its runs' directories alone: unchanged results make the same bytes. Of a results.csv
-whose settings are no longer those of the study it says so at its top.
+A report is a function of the study and of its runs' directories alone: unchanged results make the same bytes. One made
+of a results.csv whose settings are no longer those of the study says so at its top.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from analysis import published, render, tables
-from analysis.changes import plain
+from analysis.changes import comparable
 from analysis.figures import FIGURES, Plot, cost, write
 from analysis.findings import findings
 from analysis.labels import project_path, value_text
@@ -26,15 +26,14 @@ from runtime import files
 from runtime.errors import UserError
 from sweeps.study import PRETRAIN
 
-# Where a report cannot be written.
-ELSEWHERE = "write the report elsewhere: --reports FOLDER"
-# What a report begins with whose settings are no longer those of its study; analysis/committed.py looks for it.
-STALE = "Made with other settings than this checkout's"
 RESULTS = "results.csv"
-CURVES = "training"  # the one figure that is drawn from what the runs logged, which results.csv has not
-_NAMED = 3  # runs of an error, by name
-FOLDER = "pictures"
+CURVES = "training"  # the one figure that results.csv cannot draw: it shows what the runs logged
+PICTURES = "pictures"  # a folder of the report, written by analysis.pictures
 SOURCE, CAPTION = "Source", "Description"  # text fields of a picture
+# How a report begins whose settings are no longer those of its study; analysis/committed.py looks for it.
+STALE = "Made with other settings than this checkout's"
+CANNOT_WRITE = "write the report elsewhere: --reports FOLDER"
+_NAMED = 3  # evaluations that an error names
 
 
 def write_report(
@@ -48,65 +47,54 @@ def write_report(
 ) -> Path:
     """Write reports/<study name>/ from whatever runs there are, and return that folder.
 
-    `figures` are all by default; `parquet`: results.parquet too; `results`: a results.csv in place of the runs, which
-    draws all but training curves, and leaves those that are there. Raises UserError for a study that cannot be read,
-    and without `force` where the report in place has scores or curves that this one would not have. Each file is
-    replaced in one step.
+    `figures`: all by default. `parquet`: write results.parquet too. `results`: a results.csv in place of the runs; it
+    draws everything but the training curves, and keeps those that are there. Raises UserError for a study that cannot
+    be read and, without `force`, where the present report has scores or curves that the new one would not have. Each
+    file is replaced in one step.
     """
     data = load_report_data(study_file, machine, results)
-    folder = write_report_data(data, reports, figures, force)
+    folder = Path(reports) / data.study.name
+    if not force:
+        require_no_loss(data.frame, folder)
+    kept = {CURVES} if _keeps_curves(data, folder, force) else set()
+    files.make_folder(folder, CANNOT_WRITE)
+    files.write_text(folder / RESULTS, data.frame.to_csv(index=False))
+    plots = FIGURES if figures is None else figures
+    shown = [plot for plot in plots if plot.name in kept or write(plot, data, folder)]
+    for name, text in texts_of(data, folder, shown).items():
+        files.write_text(folder / name, text)
     if parquet:
         files.write_atomic(folder / "results.parquet", lambda to: of_one_type(data.frame).to_parquet(to, index=False))
     return folder
 
 
 def require_parquet() -> None:
-    """UserError where there is nothing that can write it."""
+    """Raise UserError where no installed package writes parquet."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError("--parquet needs pyarrow: pip install pyarrow; results.csv holds the same without it")
 
 
 def of_one_type(frame: pd.DataFrame) -> pd.DataFrame:
-    """A parquet column has one type: those of several (a field that is a number here and a text there) become text."""
+    """Turn columns of several types into text (a field may be a number here and a text there): parquet needs one."""
     mixed = {c: v for c, v in frame.items() if v.dropna().map(type).nunique() > 1}
     return frame.assign(**{str(c): v.where(v.isna(), v.astype(str)) for c, v in mixed.items()})
 
 
-def write_report_data(
-    data: ReportData, reports: str | Path, figures: Sequence[Plot] | None = None, force: bool = False
-) -> Path:
-    """The report of data that is loaded already."""
-    folder = Path(reports) / data.study.name
-    if not force:
-        require_no_loss(data.frame, folder)
-    kept = {CURVES} if keeps_curves(data, folder, force) else set()
-    files.make_folder(folder, ELSEWHERE)
-    files.write_text(folder / RESULTS, data.frame.to_csv(index=False))
-    plots = FIGURES if figures is None else figures
-    shown = [plot for plot in plots if plot.name in kept or write(plot, data, folder)]
-    for name, text in texts_of(data, folder, shown).items():
-        files.write_text(folder / name, text)
-    return folder
-
-
 def texts_of(data: ReportData, folder: Path, plots: Sequence[Plot]) -> dict[str, str]:
-    """The contents of every text file but results.csv, by name; the figures of the plots lie in the folder already.
-
-    published-rows.tex stands apart, to be set below the table or left out.
-    """
+    """Return the contents of every text file but results.csv, by name; `plots` are drawn in the folder already."""
     summary, rows = data.summary, published.rows_beside(data.frame)
     table, notes = tables.results_table(summary), tables.notes(summary)
     known, known_notes = published.published_table(rows), published.notes(data.frame, rows)
-    page = page_of(data, folder, plots, scores=table, score_notes=notes, published=known, published_notes=known_notes)
+    page = _page(data, folder, plots, scores=table, score_notes=notes, published=known, published_notes=known_notes)
     values = tables.score_values(summary, rows.to_dict("records"))
-    latex = {"published-rows.tex": render.to_latex(known, known_notes)}
+    latex = {"published-rows.tex": render.to_latex(known, known_notes)}  # apart, to be set below the table or left out
     return files_of(data.study.name, folder, page, table, notes, values) | latex
 
 
 def files_of(
     title: str, folder: Path, page: str, table: render.Table, notes: str, values: pd.DataFrame
 ) -> dict[str, str]:
-    """The table in each format, and the page in both of its own."""
+    """Return the table of scores and the page of a report, each in its formats, by file name."""
     return {
         "table.md": f"{render.to_markdown(table)}\n\n{notes}\n",
         "table.tex": render.to_latex(table, notes),
@@ -116,11 +104,9 @@ def files_of(
     }
 
 
-def page_of(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: Any) -> str:
-    """README.md: templates/report.md.j2, filled."""
+def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: Any) -> str:
     frame, summary, diagnostics = data.frame, data.summary, data.diagnostics
-    file = project_path(data.study.file)
-    pictures, outdated_pictures = pictures_of(folder, frame)
+    pictures, outdated_pictures = _pictures(folder, frame)
     return render.from_template(
         "report.md.j2",
         data=data,
@@ -140,13 +126,13 @@ def page_of(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: 
         cost=cost.stage_table(frame),
         step_cost=cost.step_table(data),
         provenance=provenance(frame, data.study),
-        file=file,
+        file=project_path(data.study.file),
         **variables,
     )
 
 
 def _gaps(frame: pd.DataFrame) -> list[str]:
-    """Every run without a result, with its state."""
+    """Name every run without a result, with its state."""
     lines: dict[str, str] = {}
     for part in (PRETRAIN, "eval"):
         if f"{part}.state" not in frame:
@@ -158,15 +144,15 @@ def _gaps(frame: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG that `python -m analysis.pictures --study` left beside a report: its path from there."""
+    """A PNG that `python -m analysis.pictures --study` wrote into the folder of the report."""
 
-    path: str
+    path: str  # from the report
     alt: str
     caption: str
 
 
-def pictures_of(folder: Path, frame: pd.DataFrame) -> tuple[list[Picture], list[str]]:
-    """The pictures of the very runs of the frame, and the paths of those of other runs or of an earlier state.
+def _pictures(folder: Path, frame: pd.DataFrame) -> tuple[list[Picture], list[str]]:
+    """Return the pictures of the very runs of the frame, and the paths of those of other runs or an earlier state.
 
     Each PNG says in its text fields which runs it shows, in which state (SOURCE), and what it shows (CAPTION).
     """
@@ -177,42 +163,43 @@ def pictures_of(folder: Path, frame: pd.DataFrame) -> tuple[list[Picture], list[
         for run, state in frame[[f"{side}.hash", f"{side}.state"]].dropna().to_numpy()
     }
     current, outdated = [], []
-    for file in sorted((folder / FOLDER).glob("*.png")):
+    for file in sorted((folder / PICTURES).glob("*.png")):
         with Image.open(file) as image:
             texts = dict(getattr(image, "text", {}))
         runs, caption = set(texts.get(SOURCE, "").split()), texts.get(CAPTION, "")
-        if runs and {_settled(run) for run in runs} <= {_settled(run) for run in states}:
-            current.append(Picture(f"{FOLDER}/{file.name}", caption.partition(".")[0], caption))
+        if runs and set(map(_settled, runs)) <= set(map(_settled, states)):
+            current.append(Picture(f"{PICTURES}/{file.name}", caption.partition(".")[0], caption))
         else:
-            outdated.append(f"`{FOLDER}/{file.name}`")
+            outdated.append(f"`{PICTURES}/{file.name}`")
     return current, outdated
 
 
 def _settled(run: str) -> str:
-    """hash:done, or hash:not: a run that was running and is interrupted now shows the same gap."""
+    """Turn hash:state into hash:done or hash:not: a run that was running and is interrupted now shows the same gap."""
     name, _, state = run.partition(":")
     return f"{name}:{'done' if state == 'done' else 'not'}"
 
 
 def require_no_loss(frame: pd.DataFrame, folder: Path) -> None:
-    """Raise UserError where the report in `folder` has scores that `frame` has not; it says which."""
-    former = _former(folder)
-    new = _scores(frame)
-    lost = [row for row, count in _scores(former).items() if new.get(row, 0) < count]
+    """Raise UserError, with their names, where the report in `folder` has scores that `frame` does not have."""
+    present = _present_results(folder)
+    new = _score_counts(frame)
+    lost = [", ".join(row) for row, count in _score_counts(present).items() if new.get(row, 0) < count]
     if lost:
-        named = "; ".join(", ".join(row) for row in lost[:_NAMED])
         more = f"; and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
-        raise _refusal(folder, f"the scores of {len(lost)} of its {len(former)} evaluations ({named}{more})")
+        named = "; ".join(lost[:_NAMED])
+        raise _refusal(folder, f"the scores of {len(lost)} of its {len(present)} evaluations ({named}{more})")
 
 
-def keeps_curves(data: ReportData, folder: Path, force: bool) -> bool:
-    """Whether the training curves in `folder` stay: they cannot be drawn again, and they are of the same runs.
+def _keeps_curves(data: ReportData, folder: Path, force: bool) -> bool:
+    """Return whether the training curves in `folder` stay: they cannot be drawn again, and are of the same runs.
 
-    UserError where they are of other runs, and would be lost; False with `force`.
+    Raises UserError where they are of other runs; False with `force`.
     """
     if not data.from_csv or not (folder / f"{CURVES}.svg").is_file():
         return False
-    same = _same_pretrainings(data.frame, _former(folder))
+    column, present = "pretrain.hash", _present_results(folder)
+    same = column in data.frame and column in present and set(data.frame[column]) == set(present[column])
     if not same and not force:
         raise _refusal(folder, "the training curves of other runs")
     return same
@@ -220,27 +207,22 @@ def keeps_curves(data: ReportData, folder: Path, force: bool) -> bool:
 
 def _refusal(folder: Path, lost: str) -> UserError:
     return UserError(
-        f"{folder} is left as it is: it has {lost}, which would be lost. "
-        "Expected runs that are done (python -m sweeps status STUDY; machine.runs=FOLDER where they lie elsewhere). "
-        "--reports FOLDER writes beside it; --force replaces it"
+        f"{folder} was not replaced: it has {lost}, which would be lost. "
+        "Expected runs that are done (python -m sweeps status STUDY; machine.runs=FOLDER if they are elsewhere). "
+        "--reports FOLDER writes the report elsewhere; --force replaces the present one"
     )
 
 
-def _former(folder: Path) -> pd.DataFrame:
+def _present_results(folder: Path) -> pd.DataFrame:
     file = folder / RESULTS
     return load_results(file) if file.is_file() else pd.DataFrame()
 
 
-def _scores(frame: pd.DataFrame) -> dict[tuple[str, ...], int]:
-    """How many scores each evaluation of each setting has."""
+def _score_counts(frame: pd.DataFrame) -> dict[tuple[str, ...], int]:
+    """Return how many scores each evaluation of each setting has."""
     named = [c for c in frame.columns if c in ("study", "control", "eval.name") or str(c).startswith("grid.")]
     counts = frame[[c for c in frame.columns if str(c).startswith(("score.", "pretrain.result."))]].notna().sum(axis=1)
     names = [str(column).removeprefix("grid.") for column in named]
-    rows = ([plain(value) for value in row] for row in frame[named].to_numpy(object))
+    rows = ([comparable(value) for value in row] for row in frame[named].to_numpy(object))
     texts = [tuple(f"{n} {value_text(v)}" for n, v in zip(names, row, strict=True) if v is not None) for row in rows]
     return {text: int(count) for text, count in zip(texts, counts, strict=True) if count}
-
-
-def _same_pretrainings(frame: pd.DataFrame, former: pd.DataFrame) -> bool:
-    column = "pretrain.hash"
-    return column in frame and column in former and set(frame[column]) == set(former[column])

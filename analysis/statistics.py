@@ -27,14 +27,14 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the whole interval is above or below 0; else, and without an interval, 0."""
+        """1 or -1 where the whole interval is above or below 0; otherwise, and without an interval, 0."""
         if self.half is None or abs(self.mean) <= self.half:
             return 0
         return 1 if self.mean > 0 else -1
 
     @property
     def p(self) -> float | None:
-        """Of the two-sided t-test that the mean is 0: at most 0.05 where the interval excludes 0. None without one."""
+        """The p-value of the two-sided t-test of a mean of 0, at most 0.05 where the interval excludes 0."""
         if self.half is None:
             return None
         if self.half == 0:
@@ -44,12 +44,12 @@ class Estimate:
 
 @lru_cache(maxsize=1000)
 def _quantile(freedom: float) -> float:
-    """How many standard errors half of a 95 % interval is."""
+    """Return half the width of a 95 % interval, in standard errors."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and t-interval of independent repetitions; None for none."""
+    """Return the mean and t-interval of independent repetitions; None for no repetition."""
     if not len(values):
         return None
     array = np.asarray(values, dtype=float)
@@ -62,10 +62,10 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Estimate | None:
-    """a - b of scores by seed: over the seeds that both have; Welch's interval where they share none.
+    """Return a - b of scores by seed, over the seeds that both have; with Welch's interval where they share none.
 
     The same seed is the same initialisation and the same order of images, so pairing takes their share
-    of the scatter out of the difference. n is the number of pairs (of the smaller side without pairs).
+    of the variance out of the difference. n is the number of pairs (of the smaller side without pairs).
     """
     shared = [seed for seed in a if seed in b]
     if shared:
@@ -86,30 +86,30 @@ def difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Esti
 
 
 def decided_together(differences: Mapping[K, Estimate | None]) -> set[K]:
-    """The differences that are not 0 though they were chosen among all of these (Holm 1979, over their t-tests).
+    """Return the differences that are significant among all of these (Holm 1979, over their t-tests).
 
-    If any of them are 0, one of those is in the answer in at most 5 % of data sets, whatever the scatter of each and
-    however they depend on each other. Tukey's range for blocks would find more where every setting scatters alike,
-    and is wrong three times as often where one scatters more. One without an interval is never decided.
+    If any of them are truly 0, one of those is in the answer in at most 5 % of data sets, whatever the variance of each
+    and however they depend on each other. Tukey's range test for blocks would find more where all settings have the
+    same variance, and is wrong three times as often where one has more. One without an interval is never decided.
     """
-    p_values = {key: found.p for key, found in differences.items() if found is not None}
+    p_values = {key: difference.p for key, difference in differences.items() if difference is not None}
     return rejected({key: p for key, p in p_values.items() if p is not None})
 
 
 def rejected(p_values: Mapping[K, float]) -> set[K]:
-    """Holm's procedure: the smallest p-value against 5 % over their number, the next over one less, until one fails."""
-    found: set[K] = set()
+    """Apply Holm's procedure: the smallest p-value against 5 % / n, the next against 5 % / (n - 1), until one fails."""
+    smallest: set[K] = set()
     for key, p in sorted(p_values.items(), key=lambda item: item[1]):
-        if p > (1 - CONFIDENCE) / (len(p_values) - len(found)):
+        if p > (1 - CONFIDENCE) / (len(p_values) - len(smallest)):
             break
-        found.add(key)
-    return found
+        smallest.add(key)
+    return smallest
 
 
 def seeds_to_settle(differences: Sequence[float], most: int = 10_000) -> int | None:
-    """The smallest n whose interval would exclude 0 if the mean and the scatter stayed those of `differences`.
+    """Return the smallest n whose interval would exclude 0 if the mean and the variance of `differences` stayed.
 
-    None where they have no scatter to go by or no mean to settle, and where more than `most` were needed.
+    None for a single difference, for a mean of 0, and where more than `most` were needed.
     """
     array = np.asarray(differences, dtype=float)
     if len(array) < 2 or array.mean() == 0:

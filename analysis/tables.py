@@ -24,7 +24,7 @@ DIAGNOSTICS = tuple(
 
 
 def results_table(summary: Summary) -> Table:
-    """One row a setting, then the controls, set apart."""
+    """Return the table of scores: one row for each setting, then the controls, set apart."""
     scores = summary.study.scores
     columns = [*key_columns(summary), Column("n", lambda row: count_text(row, scores))]
     columns += [column for score in scores for column in score_columns(summary, score)]
@@ -32,7 +32,7 @@ def results_table(summary: Summary) -> Table:
 
 
 def key_columns(summary: Summary) -> list[Column[Row]]:
-    """What the study varies; a control has its name in the first of these columns."""
+    """Return the columns of what the study varies; a control has its name in the first of them."""
     return [_key_column(index, key) for index, key in enumerate(summary.row_keys)]
 
 
@@ -46,7 +46,7 @@ def _key_column(index: int, key: str) -> Column[Row]:
 
 
 def score_columns(summary: Summary, score: str) -> list[Column[Row]]:
-    """The mean over seeds, and, in a study with a baseline, the difference to it."""
+    """Return the columns of one score: the mean over seeds and, in a study with a baseline, the difference to it."""
     report = summary.study.report
     mean = Column[Row](
         score_label(score),
@@ -62,7 +62,7 @@ def score_columns(summary: Summary, score: str) -> list[Column[Row]]:
 
 
 def mean_text(summary: Summary, row: Row, score: str) -> str:
-    """ "63.2 ± 1.4", bold where the row is the best."""
+    """Return text such as "63.2 ± 1.4", bold where the row is the best."""
     text = score_text(row.scores[score], is_percent(score))
     return f"**{text}**" if is_best(summary, row, score) else text
 
@@ -74,7 +74,7 @@ def _mean_fields(summary: Summary, row: Row, score: str) -> dict[str, Any]:
 
 
 def difference_text(summary: Summary, row: Row, score: str) -> str:
-    """ "+1.8 ± 0.5", "baseline" where the row is that itself."""
+    """Return text such as "+1.8 ± 0.5", or "baseline" for the baseline itself."""
     base = summary.baseline(row)
     if row is base:
         return "baseline"
@@ -93,20 +93,20 @@ def _interval_fields(prefix: str, found: Estimate | None) -> dict[str, Any]:
 
 
 def is_best(summary: Summary, row: Row, score: str) -> bool:
-    """Whether the intervals support calling this row the best of its curve; of scores in percent, where more is."""
+    """Return whether the intervals support that this row is the best of its curve; only for scores in percent."""
     rows = [other for other in summary.settings if other.group == row.group]
     return row.control is None and is_percent(score) and summary.best(rows, score) is row
 
 
 def count_text(row: Row, scores: Sequence[str]) -> str:
-    """Seeds that have every score, "2 of 3" where some have not."""
+    """Return the number of seeds, "2 of 3" where some lack a score."""
     found = min(len(row.scores[score].by_seed) for score in scores)
     expected = max(row.scores[score].expected for score in scores)
     return str(expected) if found == expected else f"{found} of {expected}"
 
 
 def score_text(scores: Scores, percent: bool) -> str:
-    """ "63.2 ± 1.4", or "– (1 running)" for a gap, never a zero."""
+    """Return text such as "63.2 ± 1.4", or "– (1 running)" for a gap, never a zero."""
     found, gaps = scores.estimate, gaps_text(scores)
     text = NONE if found is None else estimate_text(found, percent)
     return f"{text} ({gaps})" if gaps else text
@@ -122,7 +122,7 @@ def estimate_text(found: Estimate, percent: bool, signed: bool = False) -> str:
 
 
 def score_values(summary: Summary, published: Sequence[Mapping[Hashable, Any]] = ()) -> pd.DataFrame:
-    """The table of scores as numbers, for other programs: one row a setting and score; published rows stand last.
+    """Return the table of scores as numbers, for other programs: a row for each setting and score, published rows last.
 
     half95 is half the width of the 95 % interval; `best`, whether the intervals support it.
     """
@@ -153,27 +153,27 @@ def _values(row: Row, score: str, columns: Sequence[Column[Row]]) -> dict[str, A
 
 
 def notes(summary: Summary) -> str:
-    """What the figures of the table of scores mean."""
+    """Say what the figures of the table of scores mean."""
     report = summary.study.report
     if summary.most_seeds < 2:
-        text = "n: seeds. One seed has no interval: the figures show what came out, not what would come out again."
+        text = "n: number of seeds. One seed gives no interval: these figures do not show what another seed would give."
     else:
-        text = "n: seeds; ±: half of the 95 % interval of the mean (t over seeds), each for one comparison alone."
+        text = "n: number of seeds; ±: half of the 95 % interval of the mean (t over seeds), for one comparison alone."
     if report.baseline is not None:
-        paired = "" if summary.most_seeds < 2 else ", seed by seed"
+        paired = "" if summary.most_seeds < 2 else ", paired by seed"
         text += f" Δ: difference to the row {report.vary} = {value_text(report.baseline)}{paired}."
     if any(is_best(summary, row, score) for row in summary.settings for score in summary.study.scores):
-        text += " Bold: the best, where the interval of its difference to every other row excludes 0."
+        text += " Bold: the best row, if the intervals of its differences to all other rows exclude 0."
     if summary.split:
         text += (
-            " **The runs are of several code versions or protocols** (column version: commits, + with uncommitted "
-            "changes): each has rows of its own, no mean runs across two, and differences stay within one."
+            " **The runs are of several code versions or protocols** (column version: commits; + for uncommitted "
+            "changes). Each version has its own rows: no mean and no difference mixes two of them."
         )
     return text
 
 
 def diagnostics_table(summary: Summary) -> Table | None:
-    """Has a representation collapsed? One row a setting and a control; None where no run wrote a diagnostic."""
+    """Return the diagnostics of each setting and control, which show a collapse; None where no run wrote any."""
     known = [name for name in DIAGNOSTICS if any(row.scores[name].by_seed for row in summary.rows)]
     columns = [*key_columns(summary), *map(_diagnostic_column, known)]
     return Table.of(columns, summary.rows) if known else None
@@ -207,9 +207,9 @@ FEW = 3  # values; more are those of the table of scores
 
 
 def settings_table(frame: pd.DataFrame, study: Study) -> Table | None:
-    """The settings to know before the scores: a row a setting, a column a stage; of the runs of the grid.
+    """Return the settings of the runs of the grid that a reader has to know: a column for each stage.
 
-    None where the frame has no config (of runs that nobody planned).
+    None for a frame without configs.
     """
     grid = frame[frame["control"].isna()]
     parts = {PRETRAIN: grid} | {name: grid[grid["eval.name"] == name] for name in study.evals}

@@ -12,7 +12,7 @@ from analysis import render
 from analysis.labels import project_path, score_label
 from analysis.questions import row_name
 from analysis.render import Column, Table
-from analysis.report import ELSEWHERE, RESULTS, files_of, require_no_loss
+from analysis.report import CANNOT_WRITE, RESULTS, files_of, require_no_loss
 from analysis.report_data import ReportData, load_report_data
 from analysis.results import commits, provenance
 from analysis.summary import Row, Summary
@@ -53,7 +53,7 @@ def write_together(
     folder, frame = Path(reports) / name, pd.concat([data.frame for data in studies_data])
     if not force:
         require_no_loss(frame, folder)
-    files.make_folder(folder, ELSEWHERE)
+    files.make_folder(folder, CANNOT_WRITE)
     table, sentences = together_table(studies_data), remarks(studies_data)
     page = render.from_template(
         "together.md.j2",

@@ -27,7 +27,7 @@ from analysis.pictures.maps import FITTED, RULE, draw_maps, fit
 from analysis.pictures.matches import draw_matches
 from analysis.pictures.network import Images, Network
 from analysis.pictures.segmentations import add_legend, draw_segmentations, load_segmentation, refuse_different_images
-from analysis.report import CAPTION, FOLDER, SOURCE
+from analysis.report import CAPTION, PICTURES, SOURCE
 from eval.config import SegmentationConfig
 from eval.parent import STAGE as PRETRAIN
 from eval.predictions import thin
@@ -56,12 +56,12 @@ def main(argv: Sequence[str]) -> None:
     if options.study:
         study = load_study(options.study)
         pictures = _study_pictures(build(study, options.words), options)
-        _write(pictures, options.out or Path("reports") / study.name / FOLDER)
+        _write(pictures, options.out or Path("reports") / study.name / PICTURES)
         return
     # All runs are opened before anything is written, so that a wrong one stops the command at once.
     runs = {path: _run_pictures(path, options) for path in map(Path, options.words)}
     for path, drawings in runs.items():
-        _write(drawings, options.out / path.name if options.out else path / FOLDER)
+        _write(drawings, options.out / path.name if options.out else path / PICTURES)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -57,7 +57,7 @@ def test_rows_that_came_and_went(table: Path) -> None:
     edit("study.yaml", "loss.alpha: [0.0, 0.5, 1.0]", "loss.alpha: [0.5, 0.75, 1.0]")
     assert changed(table) == ["study 2 of its 8 rows are not here, 2 of these 8 rows are no longer part of it"]
     edit("study.yaml", "[0.5, 0.75, 1.0], seed: [0, 1]", "[0.0, 0.5, 1.0]")
-    assert "study seed is varied no more" in changed(table)[0]
+    assert "study seed is no longer varied" in changed(table)[0]
 
 
 class Grown(Config):
@@ -102,9 +102,9 @@ def test_a_format_that_was_raised(table: Path, monkeypatch: pytest.MonkeyPatch, 
     grow(monkeypatch, "identity", identity)
     if not recorded:
         pd.read_csv(table).drop(columns=["eval.format"]).to_csv(table, index=False)
-    assert changed(table) == ["linear format 1 → 3: the same settings measure something else"]
+    assert changed(table) == ["linear format 1 → 3: the same settings now measure something else"]
     edit("pretrain.yaml", "4 steps", "8 steps")  # another parent does not hide it
-    assert changed(table)[1:] == ["linear format 1 → 3: the same settings measure something else"]
+    assert changed(table)[1:] == ["linear format 1 → 3: the same settings now measure something else"]
 
 
 def test_another_name_of_the_same_settings_is_told_too(table: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_report_without_its_study(check: Callable[[], int | None], capsys: pyt
 
 
 def test_no_report_at_all_is_no_success(folder: Path) -> None:
-    with pytest.raises(UserError, match="no report lies in reports"):
+    with pytest.raises(UserError, match="there is no report in reports"):
         main(["--check"])
 
 

@@ -30,7 +30,7 @@ def sentences(summary_of: SummaryOf, top1: list[float], miou: list[float], contr
 
 def test_the_papers_trade_off(summary_of: SummaryOf) -> None:
     control_x, control_y, top1, miou, trade = sentences(summary_of, [50, 58, 60], [40, 36, 30], 10.0)
-    assert "linear top-1: pretraining beats 'no pretraining' at every loss.alpha" in control_x
+    assert "linear top-1: pretraining beats 'no pretraining' at every scored loss.alpha" in control_x
     assert "by +40.0 to +50.0, and every 95 % interval of the difference excludes 0" in control_x
     assert "segmentation mIoU: pretraining beats" in control_y
     assert "falls from 1 to 0 (−10.0 ± 0.0)" in top1
@@ -81,12 +81,10 @@ def test_a_control_that_was_trained_is_no_yardstick_of_training(summary_of: Summ
     summary.study.pretrain.controls["no pretraining"] = {"loss.select": "top"}
     top1, miou, *_ = findings(summary)
     assert top1 == (
-        "linear top-1: from the control 'no pretraining' every loss.alpha that was scored differs by −0.5 to +0.0, "
+        "linear top-1: every scored loss.alpha differs from the control 'no pretraining' by −0.5 to +0.0, "
         "undecided at 1: the interval includes 0."
     )
-    assert (
-        "segmentation mIoU: from the control 'no pretraining' every loss.alpha that was scored differs by −2.0" in miou
-    )
+    assert "segmentation mIoU: every scored loss.alpha differs from the control 'no pretraining' by −2.0" in miou
     assert not any("beat" in line or "mistake" in line for line in findings(summary))
 
 
@@ -192,7 +190,7 @@ def test_a_difference_that_one_of_many_shows_by_chance_is_undecided(summary_of: 
     rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 57.0 + 0.1 * (s - 1), 0.0) for s in range(3)]
     control, _, top1, _, trade = findings(summary_of({"loss.alpha": list(ends), "seed": [0, 1, 2]}, rows))
     assert "every 95 % interval of the difference excludes 0" in control  # each has to: no allowance is needed
-    assert "falls from 1 to 0 (−2.5 ± 2.0, undecided: not beyond chance among 6 differences)" in top1
+    assert "falls from 1 to 0 (−2.5 ± 2.0, undecided: not significant among 6 comparisons)" in top1
     assert "no setting is shown to gain segmentation mIoU" in trade
     assert "one or both undecided at 0, 0.5, 0.75" in trade
 
@@ -205,5 +203,5 @@ def test_a_setting_that_does_not_beat_the_control_takes_the_others_allowance_awa
     ]
     rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 57.0, 50.0) for s in range(3)]
     top1, miou, *_ = findings(summary_of({"loss.alpha": [0.0, 1.0], "seed": [0, 1, 2]}, rows))
-    assert "but undecided at loss.alpha = 0, 1: not beyond chance among 2 differences" in top1
+    assert "but undecided at loss.alpha = 0, 1: not significant among 2 comparisons" in top1
     assert "every 95 % interval of the difference excludes 0" in miou

@@ -42,7 +42,7 @@ def test_a_fresh_clone_keeps_the_report(graph: Graph) -> None:
     before = contents(Path("reports/fake"))
     assert set(CURVES) <= set(before)
     shutil.rmtree("runs")
-    with pytest.raises(UserError, match=r"the scores of 8 of its 8 evaluations .*--force replaces it"):
+    with pytest.raises(UserError, match=r"the scores of 8 of its 8 evaluations .*--force replaces the present one"):
         main(["study.yaml"])
     assert contents(Path("reports/fake")) == before
     main(["study.yaml", "--force"])
