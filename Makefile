@@ -48,9 +48,11 @@ test: $(INSTALLED)  ## run every test that can run here
 	@# SLURM's tests mostly wait, so they run beside the others; their output is shown afterwards.
 	@mkdir -p build; export OMP_NUM_THREADS=1; \
 	  $(RUN) -m pytest -m slurm > build/slurm-tests.txt 2>&1 & slurm=$$!; \
-	  $(RUN) -m pytest -m 'not slurm' -n $(WORKERS); others=$$?; \
+	  $(RUN) -m pytest -m 'not slurm and not gpu' -n $(WORKERS); others=$$?; \
+	  $(RUN) -m pytest -m gpu -rs; gpu=$$?; \
 	  wait $$slurm; slurm=$$?; cat build/slurm-tests.txt; \
-	  echo "exit codes: $$slurm of SLURM's tests, $$others of the others"; [ $$slurm$$others = 00 ]
+	  echo "exit codes: $$slurm of SLURM's tests, $$gpu of the GPU's, $$others of the others"; \
+	  [ $$slurm$$gpu$$others = 000 ]
 
 test-fast: $(INSTALLED)  ## run the tests that take seconds
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) -m 'not slow and not slurm and not gpu'

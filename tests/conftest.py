@@ -18,6 +18,24 @@ from data.config import DataConfig, ScenesConfig
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, also from processes that tests start, unless `pytest -m gpu` asks for their tests.
+
+    All other tests compare numbers with those of the CPU, which a GPU would round otherwise.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and `pytest -m gpu`")
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """48 training and 16 validation images of 32 x 32 pixels in four classes that differ in colour."""

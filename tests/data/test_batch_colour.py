@@ -18,8 +18,7 @@ from data.views import ViewMaker, ViewPlan, sample_generator
 CONFIG = ViewsConfig(
     large_size=SIZE, large_scale=[0.08, 1.0], small_count=1, small_size=SMALL_SIZE, small_scale=list(SMALL_SCALE)
 )
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def as_batch(photos: list[np.ndarray]) -> torch.Tensor:

@@ -18,8 +18,6 @@ from data.config import DataConfig, ViewsConfig
 from data.loader import PretrainLoader, prefetched
 from runtime.errors import UserError
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
 
 @dataclass
 class Item:
@@ -108,7 +106,6 @@ def test_errors_reach_the_caller(current: FakeStream, where: str) -> None:
 
 
 @pytest.mark.gpu
-@NO_GPU
 @pytest.mark.parametrize("execution", ["cpu", "device"])
 @pytest.mark.parametrize(("workers", "kind"), [(0, "processes"), (2, "processes"), (2, "threads")])
 def test_a_gpu_gets_the_same_batches(small_scenes: DataConfig, execution: str, workers: int, kind: str) -> None:
@@ -130,7 +127,6 @@ def test_a_gpu_gets_the_same_batches(small_scenes: DataConfig, execution: str, w
 
 
 @pytest.mark.gpu
-@NO_GPU
 def test_a_gpu_that_computes_while_batches_come_sees_them_whole(small_scenes: DataConfig) -> None:
     """The memory of a batch in use is not taken for the next one."""
     views = ViewsConfig(large_size=32).replace(execution="device")

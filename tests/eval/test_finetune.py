@@ -141,7 +141,6 @@ def test_a_stop_while_val_is_scored_loses_nothing(folder, parent, evaluate, tmp_
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_goes_on_from_a_checkpoint(folder, parent, evaluate, tmp_path, monkeypatch):
     step = linear.LinearTraining.train_step
 

@@ -64,7 +64,6 @@ def test_equals_a_brute_force_for_every_k_and_chunk(features, chunk_bytes):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_the_cpu(features):
     bank, labels, queries, truth = (part.double() if part.is_floating_point() else part for part in features)
     settings = (KS, TEMPERATURE, CLASSES, 1 << 14)

@@ -171,7 +171,6 @@ def test_bfloat16_trains_to_nearly_the_same(scenes, parent, evaluate):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_gpu_trains_to_nearly_the_same(precision, scenes, parent, tmp_path, evaluate):
     losses = []

@@ -67,6 +67,23 @@ def test_features_of_a_training_that_diverged_are_no_error_of_the_eigenvalues(va
         feature_diagnostics(features, "pooled")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "features",
+    [
+        torch.randn(512, 2048, generator=torch.Generator().manual_seed(0)),
+        torch.randn(512, 1).sign() @ torch.ones(1, 2048),
+        torch.ones(512, 2048),
+        torch.zeros(512, 2048),
+        torch.randn(3000, 256, generator=torch.Generator().manual_seed(0)),
+    ],
+    ids=["fewer rows", "one direction", "one point", "zero", "more rows"],
+)
+def test_a_gpu_gives_the_cpu_s_numbers(features):
+    expected = feature_diagnostics(features, "x")
+    assert feature_diagnostics(features.cuda(), "x") == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
 def features(local: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of 6 samples, pooled in 12 dimensions and 4 positions each in 8."""
     generator = torch.Generator().manual_seed(0)

@@ -80,18 +80,20 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-def test_lars_of_all_tensors_together_is_that_of_each(dtype, tolerance):
+def test_lars_of_all_tensors_together_is_that_of_each(dtype, tolerance, device):
     """And it asks for no more operations for more tensors: on CUDA each would be a kernel."""
     torch.manual_seed(0)
     counts = []
     for repeats in (1, 9):
         shapes = [(6, 3, 3, 3), (6,), (12, 6), (12,), (1, 5), ()] * repeats
-        parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+        parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype, device=device)) for shape in shapes]
         parameters[4].data.zero_()
         plain = [parameter.detach().clone() for parameter in parameters]
         momenta = [torch.zeros_like(parameter) for parameter in plain]
-        optimizer = LARS([*parameters, torch.nn.Parameter(torch.ones(2, 2))], 0.1, 1e-3)  # one has no gradient
+        without_gradient = torch.nn.Parameter(torch.ones(2, 2, device=device))
+        optimizer = LARS([*parameters, without_gradient], 0.1, 1e-3)
         for _ in range(5):
             for one, same in zip(parameters, plain, strict=True):
                 one.grad = same.grad = torch.randn_like(same)

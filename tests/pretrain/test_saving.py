@@ -124,6 +124,24 @@ def test_going_on_in_float16_is_exact(tmp_path, arguments) -> None:
     assert_equal(whole, other)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_a_gpu_goes_on_where_it_or_a_cpu_stopped(tmp_path, arguments, optimizer) -> None:
+    """From a GPU's checkpoint with its random numbers, so that drop path drops the same; sums may differ in order."""
+    whole, other, crossed = tmp_path / "whole", tmp_path / "other", tmp_path / "crossed"
+    options = [f"optimizer.name={optimizer}", "machine.keep_last=9"]
+    gone_back(whole, arguments(whole, *options, "machine.device=cuda"), 4, other)
+    assert checkpoint(other)["random"][0]["cuda"] is not None
+    main(arguments(other, *options, "machine.device=cuda"))
+    a, b = checkpoint(whole), checkpoint(other)
+    assert torch.equal(a["random"][0]["cuda"], b["random"][0]["cuda"])
+    for key, value in a["model"].items():
+        torch.testing.assert_close(b["model"][key], value, rtol=1e-3, atol=1e-4, msg=key)
+    gone_back(tmp_path / "cpu", arguments(tmp_path / "cpu", *options, "machine.device=cpu"), 4, crossed)
+    main(arguments(crossed, *options, "machine.device=cuda"))
+    assert checkpoint(crossed)["step"] == STEPS
+
+
 def test_a_checkpoint_of_the_first_format_goes_on(tmp_path, arguments) -> None:
     whole, old = tmp_path / "whole", tmp_path / "old"
     file = gone_back(whole, arguments(whole, "machine.keep_last=9"), 4, old)

@@ -34,7 +34,7 @@ def double():
 def make(image_folder, tmp_path):
     """A Training of a small network, whose weights depend on the seed alone."""
 
-    def training(*overrides: str) -> Training:
+    def training(*overrides: str, device: str = "cpu") -> Training:
         fixed = [
             "data.name=imagefolder",
             f"data.root={image_folder}",
@@ -46,7 +46,7 @@ def make(image_folder, tmp_path):
             "loss.num_matches=[3,3]",
         ]
         config = configs.load(PretrainConfig, "pretrain/configs/quickstart.yaml", [*fixed, *overrides])
-        return Training.build(config, Run(tmp_path), torch.device("cpu"), World())
+        return Training.build(config, Run(tmp_path), torch.device(device), World())
 
     return training
 
@@ -62,9 +62,27 @@ def batch(side: int, grid: int, step: int = 0) -> ViewBatch:
     return ViewBatch(views, [100 * random(IMAGES, grid, grid, 2) for _ in range(2)], None, step, 0)
 
 
-def weights_after(training: Training, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    losses = [training_step(training, batch(64, 2, step), 1e-2)[0]["loss"].item() for step in range(steps)]
-    return training.state.model.state_dict(), losses
+def weights_after(training: Training, steps: int, grid: int = 2) -> tuple[dict[str, torch.Tensor], list[float]]:
+    losses = [training_step(training, batch(64, grid, step), 1e-2)[0]["loss"].item() for step in range(steps)]
+    return {key: value.cpu() for key, value in training.state.model.state_dict().items()}, losses
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("options", "grid"),
+    [
+        (CONVNEXT, 2),
+        ([*CONVNEXT, f"train.accumulate={PARTS}", "model.local_stages=[-2,-1]"], 2),
+        (["optimizer.name=lars", "optimizer.base_lr=0.3", "views.large_size=64"], 16),  # with BatchNorm
+    ],
+)
+def test_a_gpu_takes_the_cpu_s_steps(make, double, options, grid) -> None:
+    """In float64; AdamW's by its fused kernels, LARS's by foreach operations, both with a network's own layout."""
+    expected, losses = weights_after(make(*options), 3, grid)
+    found, found_losses = weights_after(make(*options, device="cuda"), 3, grid)
+    assert found_losses == pytest.approx(losses, rel=1e-9)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-8, msg=key)
 
 
 @pytest.mark.parametrize("options", [[], ["model.local_stages=[-2,-1]"], ["loss.alpha=1"], ["train.clip_norm=0.1"]])
@@ -106,13 +124,14 @@ def _by_part(outputs_of_parts):
     return [part.embeddings for part in outputs_of_parts], [part.maps for part in outputs_of_parts]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
-def test_half_precision_takes_nearly_the_same_step(make, precision, tolerance) -> None:
+def test_half_precision_takes_nearly_the_same_step(make, precision, tolerance, device) -> None:
     options = [*CONVNEXT, "optimizer.name=lars"]  # whose step is as long as the gradient says, AdamW's as the sign
     full, losses = weights_after(make(*options), 2)
-    training = make(*options, f"train.precision={precision}")
+    training = make(*options, f"train.precision={precision}", device=device)
     if precision == "float16":  # from the usual 2^16 the first steps would be passed over until the scale fits
-        training.state.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+        training.state.scaler = torch.amp.GradScaler(device, init_scale=16.0)
     half, losses_of_half = weights_after(training, 2)
     assert losses_of_half == pytest.approx(losses, rel=tolerance)
     assert losses_of_half != losses

@@ -33,6 +33,38 @@ def test_float32_against_float64(profile, batch, width, channels) -> None:
         assert relative_error(grad.double(), expected_grad) < 1e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"profile": "reference"},
+        {"select": "threshold", "feature_threshold": 1.4, "location_threshold": 30.0},
+        {"statistics": "maps"},
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("batch", "width", "channels"), [(16, 64, 48), (64, 32, 16)], ids=["gram", "moments"])
+def test_a_gpu_against_the_cpu_in_float64(options, batch, width, channels) -> None:
+    """In float64 nearly to the last digit; in float32 as near as its own rounding. No host waits for the GPU."""
+    inputs = random_inputs(batch, width, channels, [9, 9, 4])
+    options = {"num_matches": (5, 2), **options}
+    expected = losses_and_gradients(fast(**options), inputs)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        there = tuple([x.detach().to("cuda", dtype).requires_grad_(x.requires_grad) for x in views] for views in inputs)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            losses, grads = losses_and_gradients(fast(**options), there)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for name, value in losses.items():
+            assert float(value) == pytest.approx(float(expected[0][name]), rel=tolerance), name
+        for grad, expected_grad in zip(grads, expected[1], strict=True):
+            assert relative_error(grad.double().cpu(), expected_grad) < tolerance
+
+
 @pytest.mark.parametrize("offset", [10.0, 1000.0])
 def test_float32_far_from_the_origin(offset) -> None:
     """Statistics are of centred numbers: a mean far above the deviation costs what float32 itself loses, no more."""

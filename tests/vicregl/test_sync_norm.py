@@ -30,10 +30,11 @@ def group(tmp_path):
     dist.destroy_process_group()
 
 
-@pytest.fixture(params=["formula", "kernels"])
-def way(request, monkeypatch) -> str:
-    monkeypatch.setattr(sync_norm, "has_kernels", lambda x: request.param == "kernels")
-    return request.param
+@pytest.fixture(params=["formula", "kernels", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch) -> str:
+    """By the formula or by kernels on the CPU, or by torch's own kernels on a GPU."""
+    monkeypatch.setattr(sync_norm, "has_kernels", lambda x: request.param != "formula")
+    return "cuda" if request.param == "cuda" else "cpu"
 
 
 @pytest.mark.parametrize(
@@ -45,16 +46,17 @@ def way(request, monkeypatch) -> str:
         (nn.BatchNorm2d(4, track_running_stats=False), (6, 4, 2, 2)),
     ],
 )
-def test_the_norm_is_torch_s_own_formula(group, way, norm, shape) -> None:
+def test_the_norm_is_torch_s_own_formula(group, device, norm, shape) -> None:
     """Outputs, gradients and running statistics over three steps, and evaluation after them, in float64."""
     torch.manual_seed(0)
-    own, plain = synchronise(copy.deepcopy(norm).double()), copy.deepcopy(norm).double()
+    own, plain = (copy.deepcopy(norm).double().to(device) for _ in range(2))
+    synchronise(own)
     assert list(own.state_dict()) == list(plain.state_dict())
     assert type(own) is not type(plain)
     for _ in range(3):
-        x = (3 * torch.randn(shape, dtype=torch.float64) + 2).requires_grad_()
+        x = (3 * torch.randn(shape, dtype=torch.float64, device=device) + 2).requires_grad_()
         same = x.detach().clone().requires_grad_()
-        weights = torch.randn(shape, dtype=torch.float64)
+        weights = torch.randn(shape, dtype=torch.float64, device=device)
         (own(x) * weights).sum().backward()
         (plain(same) * weights).sum().backward()
         torch.testing.assert_close(x.grad, same.grad)
@@ -62,13 +64,24 @@ def test_the_norm_is_torch_s_own_formula(group, way, norm, shape) -> None:
         torch.testing.assert_close(mine.grad, theirs.grad)
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(own.state_dict()[key], value)
-    x = torch.randn(shape, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64, device=device)
     torch.testing.assert_close(own.eval()(x), plain.eval()(x))
     copy.deepcopy(own)
 
 
-def test_half_precision_stays_what_it_was(group) -> None:
-    norm = synchronise(nn.BatchNorm2d(4))
-    x = torch.randn(8, 4, 5, 5).bfloat16()
-    assert norm(x).dtype == torch.bfloat16
-    torch.testing.assert_close(norm(x), nn.BatchNorm2d(4)(x.float()).bfloat16(), rtol=0.02, atol=0.02)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_half_precision_stays_what_it_was(group, device, layout) -> None:
+    torch.manual_seed(0)
+    norm = synchronise(nn.BatchNorm2d(4)).to(device)
+    x = torch.randn(8, 4, 5, 5, device=device).bfloat16().to(memory_format=layout).requires_grad_()
+    same = x.detach().float().requires_grad_()
+    expected = nn.BatchNorm2d(4).to(device)(same)
+    found = norm(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected.bfloat16(), rtol=0.02, atol=0.02)
+    weights = torch.randn_like(expected)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(x.grad, same.grad.bfloat16(), rtol=0.05, atol=0.05)
