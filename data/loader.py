@@ -24,7 +24,6 @@ from data.images import ImageStore, normalise
 from data.views import GridSize, Purpose, SampleStreams, ViewMaker, sample_generator
 from data.workers import in_order
 from runtime.config import require
-from runtime.errors import UserError
 
 
 @dataclass
@@ -90,7 +89,7 @@ def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return sample_generator(seed, epoch, 0, Purpose.EPOCH_ORDER).permutation(count).tolist()
 
 
-class BatchMaker:
+class BatchMaker(torch.utils.data.Dataset[WorkerBatch]):
     """Makes the batch of a step; runs in the workers.
 
     The random numbers of a sample depend on (seed, epoch, sample number) alone, never on the worker or on what was
@@ -108,14 +107,7 @@ class BatchMaker:
         self.steps_per_epoch = len(store) // batch_size
         self._pool = BufferPool()
 
-    def __getitem__(self, step: int) -> WorkerBatch | UserError:
-        """Return a UserError instead of raising it: DataLoader would wrap it in the worker's traceback."""
-        try:
-            return self.make(step)
-        except UserError as error:
-            return error
-
-    def make(self, step: int) -> WorkerBatch:
+    def __getitem__(self, step: int) -> WorkerBatch:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _epoch_order(len(self.store), self.seed, epoch)
         samples = order[position * self.batch_size : (position + 1) * self.batch_size][self.own]
@@ -208,17 +200,15 @@ class PretrainLoader:
             yield batch
             started = time.perf_counter()
 
-    def worker_batches(self, first_step: int, last_step: int) -> Iterator[WorkerBatch | UserError]:
+    def worker_batches(self, first_step: int, last_step: int) -> Iterator[WorkerBatch]:
         return in_order(self._maker, range(first_step, last_step), self._workers, self._worker_kind)
 
     def make(self, step: int) -> WorkerBatch:
         """Do a worker's part of a step, in this process."""
-        return self._maker.make(step)
+        return self._maker[step]
 
-    def finish(self, batch: WorkerBatch | UserError) -> ViewBatch:
+    def finish(self, batch: WorkerBatch) -> ViewBatch:
         """Copy to the device, colour if the workers have not, and normalise, which turns one byte into four."""
-        if isinstance(batch, UserError):
-            raise batch
         self.bad_files |= batch.bad_files
         images, config = [], self._views
         for number, view in enumerate(batch.views):

@@ -21,7 +21,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -31,7 +31,6 @@ from runtime.errors import UserError
 from runtime.progress import describe_bytes, describe_seconds
 from runtime.stopping import outlive_stops
 
-T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 _AHEAD = 2  # steps per worker, DataLoader's default
@@ -43,14 +42,8 @@ _QUEUE_BYTES = 1 << 16
 _COMPUTING = 0.01  # of a core: a waiting worker uses less
 
 
-class Steps(Protocol[T_co]):
-    """A result for each step, as a function of the step alone."""
-
-    def __getitem__(self, step: int) -> T_co: ...
-
-
-def in_order(steps: Steps[T], numbers: Sequence[int], workers: int, kind: WorkerKind) -> Iterator[T]:
-    """Yield steps[n] for each n, in order; 0 workers compute it in this thread when it is requested.
+def in_order(steps: Dataset[T], numbers: Sequence[int], workers: int, kind: WorkerKind) -> Iterator[T]:
+    """Yield steps[n], a function of n alone, for each n in order; with 0 workers, compute it here when requested.
 
     Threads share memory and start at no cost, but exclude each other where Python itself works: between the calls of
     the decoder, the resize and OpenCV, which release its lock. Processes do not, but copy through shared memory.
@@ -60,9 +53,8 @@ def in_order(steps: Steps[T], numbers: Sequence[int], workers: int, kind: Worker
         return (steps[number] for number in numbers)
     if kind == "threads":
         return _by_threads(steps, numbers, workers)
-    dataset = cast("Dataset[T]", steps)  # DataLoader uses only __getitem__
     loader = WatchedLoader(
-        dataset,
+        steps,
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
@@ -73,7 +65,7 @@ def in_order(steps: Steps[T], numbers: Sequence[int], workers: int, kind: Worker
     return iter(loader)
 
 
-def _by_threads(steps: Steps[T], numbers: Sequence[int], workers: int) -> Iterator[T]:
+def _by_threads(steps: Dataset[T], numbers: Sequence[int], workers: int) -> Iterator[T]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="views")
     waiting: deque[Future[T]] = deque()
     try:
