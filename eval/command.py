@@ -65,6 +65,8 @@ class EvalArguments:
     weights: Path | None
     arch: str | None
     arch_args: list[str]
+    prefix: str | None = None
+    ignore: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, argv: Sequence[str], stage: str) -> EvalArguments:
@@ -79,17 +81,22 @@ class EvalArguments:
         parser.add_argument(
             "--arch-arg", action="append", default=[], metavar="key=value", help="its arguments, as ls_init_value=null"
         )
+        parser.add_argument("--prefix", help="what its keys have before the network's, where it is not recognised")
+        parser.add_argument(
+            "--ignore", action="append", default=[], metavar="KEY", help="leave out its keys that begin so (repeatable)"
+        )
         options = parser.parse_intermixed_args(argv)
         words = list(options.words)
         if options.weights is None:
             _require(bool(words), "no run was given; expected a directory as runs/pretrain/<run>, or --weights FILE")
-            alone = not (options.arch or options.arch_arg)
-            _require(alone, "--arch and --arch-arg describe --weights FILE, which was not given")
+            alone = not (options.arch or options.arch_arg or options.prefix or options.ignore)
+            _require(alone, "--arch, --arch-arg, --prefix and --ignore describe --weights FILE, which was not given")
             return cls(options.config, words[1:], words[0], None, None, [])
         _require(bool(options.arch), "--weights needs --arch NAME, the file's network, as --arch resnet50")
         paths = [word for word in words if "=" not in word]
         _require(not paths, f"got --weights and also {paths}; expected one of them, a run or a file")
-        return cls(options.config, words, None, options.weights, options.arch, options.arch_arg)
+        described = options.weights, options.arch, options.arch_arg, options.prefix, tuple(options.ignore)
+        return cls(options.config, words, None, *described)
 
     def open_parent(self, runs: str, normalisation: str | None) -> Parent:
         """Open the run, or import the weights file; with the mean and deviation that its images are normalised by."""
@@ -97,16 +104,17 @@ class EvalArguments:
             parent = open_parent(self.run or "")
             return replace(parent, normalisation=normalisation_of_run(parent, normalisation))
         chosen = normalisation_of_weights(self.arch or "", normalisation)
-        parent = import_weights(runs, self.weights, self.arch or "", parse_args(self.arch_args))
+        args = parse_args(self.arch_args)
+        parent = import_weights(runs, self.weights, self.arch or "", args, self.prefix, self.ignore)
         return replace(parent, normalisation=chosen)
 
     def describe_weights(self, parent: Parent) -> dict[str, Any]:
         """What run.yaml and result.json say of the weights file; nothing of a pretraining run, which has a hash."""
         if self.weights is None:
             return {}
-        backbone, digest = parent.config["model"]["backbone"], parent.config["weights"]["sha256"]
+        backbone, weights = parent.config["model"]["backbone"], parent.config["weights"]
         return {
-            "weights": {"file": self.weights.name, "sha256": digest, "arch": backbone["name"], "args": backbone["args"]}
+            "weights": {"file": self.weights.name, **weights, "arch": backbone["name"], "args": backbone["args"]},
         }
 
     def published(self, stage: str, data: DataConfig, scores: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,20 @@ FORMAT = 1
 WAIT_SECONDS = 600.0  # for another process that imports the same file
 
 
+<<<<<<< Updated upstream
 def import_weights(runs: str | Path, file: str | Path, arch: str, args: dict[str, Any]) -> Parent:
     """Import `file` as weights of timm's network `arch` made with `args`, unless that was done before.
+=======
+def import_weights(
+    runs: str | Path,
+    file: str | Path,
+    arch: str,
+    args: dict[str, Any],
+    prefix: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Parent:
+    """The parent that stands for `file` read as timm's network `arch` made with `args`; see load_weights for the rest.
+>>>>>>> Stashed changes
 
     UserError, with nothing made, if the file is missing or unreadable, or does not fit the network in every key and
     shape.
@@ -39,7 +51,10 @@ def import_weights(runs: str | Path, file: str | Path, arch: str, args: dict[str
     if not path.is_file():
         raise UserError(f"--weights {path} does not exist; expected a checkpoint file")
     digest = sha256(path)
-    config = {"model": {"backbone": {"name": arch, "args": args}}, "weights": {"sha256": digest}}
+    weights: dict[str, Any] = {"sha256": digest}
+    weights |= {} if prefix is None else {"prefix": prefix}
+    weights |= {"ignore": sorted(ignore)} if ignore else {}
+    config = {"model": {"backbone": {"name": arch, "args": args}}, "weights": weights}
     name = Identity(WEIGHTS_STAGE, f"{arch}-of-{digest[:6]}", FORMAT, config)
     run = Run.at(runs, name)
     if run.result() is None:
@@ -53,7 +68,8 @@ def _import(runs: str | Path, name: Identity, path: Path) -> None:
     described = name.config["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(described["name"], described["args"]))
     try:
-        report = load_weights(backbone, path)
+        weights = name.config["weights"]
+        report = load_weights(backbone, path, weights.get("prefix"), weights.get("ignore", ()))
     except UserError as error:
         hint = ": --arch-arg ls_init_value=null" if "ls_init_value" in str(error) else ""
         raise UserError(f"{error}{hint}") from error
@@ -78,6 +94,7 @@ def _describe(path: Path, report: LoadReport, run: Run) -> dict[str, Any]:
         "file": path.name,
         "tensors": report.tensors,
         "values": report.values,
+        "container": report.container,
         "prefix": report.prefix,
         "renamed": report.renamed,
         "left_out": len(report.ignored),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,28 @@ from torch import Tensor, nn
 
 from vicregl.errors import InvalidInputError
 
-# Where training scripts put the state dict in their checkpoints.
-CONTAINERS = ("model", "state_dict", "backbone")
+# Where training scripts put the state dict in their checkpoints, the first that is there. DINO's, iBOT's and DINOv2's
+# hold a student beside the teacher, and are evaluated by the teacher.
+CONTAINERS = ("model", "state_dict", "backbone", "teacher")
+# What training scripts put before the backbone's keys; each is taken off in turn where it is there, and keys without it
+# are other networks' (a momentum encoder, projectors). Of MoCo 1 and 2 the query encoder is the one that is evaluated.
+PREFIXES = (
+    "module.",  # of DistributedDataParallel
+    "encoder_q.",  # MoCo 1 and 2
+    "base_encoder.",  # MoCo 3
+    "online_network.",  # BYOL
+    "encoder.",  # SimSiam, BYOL
+    "backbone.",  # VICRegL, DINO, solo-learn, lightly
+    "trunk.",  # this project's whole model
+)
+# Classifiers and projectors beside the backbone's keys, under the same prefix (torchvision, timm, SwAV, MoCo). Of
+# `head` the classifier alone: head.norm belongs to a ConvNeXt. DINOv3's ConvNeXts hold their last norm twice, once in
+# `norms`.
+HEADS = re.compile(
+    r"(fc|classifier|projection_head|prototypes|projector|predictor)\..+|head(\.fc)?\.(weight|bias)|norms\.3\.(weight|bias)"
+)
+# lightly makes a backbone of torchvision's ResNet by nn.Sequential(*children), which numbers the parts.
+SEQUENTIAL_RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 LISTED_KEYS = 12
 # timm's ConvNeXt names in the published ones; the inverse of timm's checkpoint_filter_fn.
 PUBLISHED_CONVNEXT = (
@@ -41,21 +61,30 @@ class LoadReport:
     path: Path
     tensors: int  # loaded: all of the network's
     values: int  # numbers in them
+    container: str  # under which the file has the state dict, as "state_dict" or "teacher"; "": at its top
+    beside: list[str]  # other containers in the file, as "student"
     prefix: str  # that the backbone's keys had in the file
     renamed: bool  # from the published ConvNeXt's names to timm's
     ignored: list[str] = field(default_factory=list)  # keys beside the backbone's, as heads in a full checkpoint
 
     def __str__(self) -> str:
+        container = f", from {self.container!r}" if self.container else ""
+        container += f" (beside it: {', '.join(self.beside)})" if self.beside else ""
         prefix = f", prefix {self.prefix!r} taken off" if self.prefix else ""
         renamed = ", published ConvNeXt names" if self.renamed else ""
         parts = sorted({key.removeprefix("module.").partition(".")[0] for key in self.ignored})
         ignored = f"; left out {len(self.ignored)} tensors of {', '.join(parts)}" if parts else ""
-        return f"{self.path}: all {self.tensors} tensors ({self.values:,} values) matched{prefix}{renamed}{ignored}"
+        matched = f"{self.path}: all {self.tensors} tensors ({self.values:,} values) matched"
+        return f"{matched}{container}{prefix}{renamed}{ignored}"
 
 
-def load_weights(backbone: Any, path: str | Path) -> LoadReport:
-    """Load a backbone's weights, strictly, from this project's backbone.safetensors, a published backbone file, or a
-    full checkpoint (`module.` and `backbone.` prefixes; heads are left out).
+def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ignore: Sequence[str] = ()) -> LoadReport:
+    """Load a backbone's weights, strictly, from a file of this project, of VICRegL, torchvision, timm, MoCo, DINO,
+    DINOv3 (ConvNeXt), SwAV, BYOL, SimSiam, solo-learn or lightly: a backbone, or a checkpoint with heads, which are
+    left out.
+
+    Other files: `prefix` is what the backbone's keys have before them (keys without it are left out), `ignore` the
+    beginnings of further keys (after the prefix) to leave out.
 
     `backbone` has the timm network as `trunk`. Raises InvalidInputError, with nothing loaded, if the file is missing,
     cut off or no checkpoint, or if any key is missing, unexpected, of another shape, or not finite.
@@ -63,15 +92,23 @@ def load_weights(backbone: Any, path: str | Path) -> LoadReport:
     path = Path(path)
     trunk: nn.Module = backbone.trunk
     name = getattr(backbone, "name", type(trunk).__name__)
-    state, prefix, ignored = _backbone_part(_state_dict(_read(path), path))
+    state, container, beside = _state_dict(_read(path), path)
     wanted = trunk.state_dict()
+    state, taken_off, ignored = _backbone_part(state, PREFIXES if prefix is None else (prefix,))
+    if prefix and taken_off != prefix:
+        raise InvalidInputError(f"weights file {path}: no key begins with {prefix!r}; keys are {_listed(list(state))}")
     published_convnext = isinstance(trunk, convnext.ConvNeXt) and any(k.startswith("downsample_") for k in state)
+    heads = [key for key in state if key not in wanted and (HEADS.fullmatch(key) or key.startswith(tuple(ignore)))]
+    ignored += [taken_off + key for key in heads]
+    state = {key: value for key, value in state.items() if key not in heads}
     if published_convnext:
         state = _timm_convnext(state, trunk)
+    if isinstance(trunk, resnet.ResNet):
+        state = {_named_resnet(key): value for key, value in state.items()}
     _compare(state, wanted, path, name)
     trunk.load_state_dict(state, strict=True)
     values = sum(tensor.numel() for tensor in wanted.values())
-    return LoadReport(path, len(wanted), values, prefix, published_convnext, ignored)
+    return LoadReport(path, len(wanted), values, container, beside, taken_off, published_convnext, ignored)
 
 
 def published_state(backbone: Any) -> dict[str, Tensor]:
@@ -132,28 +169,43 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict(contents: Any, path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Return the names with tensors, the container that holds them, and other containers beside it."""
+    container = ""
+    beside: list[str] = []
     for _ in range(3):
         if not isinstance(contents, Mapping):
             break
         if contents and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in contents.items()):
-            return dict(contents)
-        contents = next((contents[key] for key in CONTAINERS if key in contents), None)
+            return dict(contents), container, beside
+        container = next((key for key in CONTAINERS if key in contents), "")
+        beside += [str(key) for key, value in contents.items() if key != container and _holds_tensors(value)]
+        contents = contents.get(container)
     raise InvalidInputError(
         f"weights file {path} holds no state dict: expected names with tensors, "
         f"at the top or under one of the keys {', '.join(CONTAINERS)}"
     )
 
 
-def _backbone_part(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _backbone_part(state: dict[str, Tensor], prefixes: Sequence[str]) -> tuple[dict[str, Tensor], str, list[str]]:
     """Return the backbone's tensors, the prefix removed from their keys, and the keys of other parts."""
     prefix, ignored = "", []
-    for part in ("module.", "backbone.", "trunk."):
+    for part in prefixes:
         inside = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
         if inside:
             ignored += [prefix + key for key in state if not key.startswith(part)]
             state, prefix = inside, prefix + part
     return state, prefix, ignored
+
+
+def _named_resnet(key: str) -> str:
+    """ "4.0.conv1.weight" of lightly -> "layer1.0.conv1.weight"; other keys as they are."""
+    number, dot, rest = key.partition(".")
+    return f"{SEQUENTIAL_RESNET.get(number, number)}{dot}{rest}"
 
 
 def _timm_convnext(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
@@ -189,7 +241,8 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Pa
         hint = ". The file has no layer scale, as the published ConvNeXts: make the network with ls_init_value: null"
     raise InvalidInputError(
         f"weights file {path} does not fit the backbone {name!r}: {len(both)} of {len(wanted)} keys match; "
-        f"{'; '.join(problems)}{hint}. Nothing was loaded"
+        f"{'; '.join(problems)}{hint}. Nothing was loaded. Where the network's keys have an unknown prefix, or the "
+        "file has more of other parts, give prefix and ignore"
     )
 
 

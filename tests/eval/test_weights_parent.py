@@ -121,6 +121,18 @@ def test_the_same_weights_by_another_name_are_the_same_parent(small_file, tmp_pa
     assert json.loads((first.run.path / "result.json").read_text())["left_out"] == 2  # the heads
 
 
+def test_prefix_and_ignore_are_part_of_the_name(tmp_path):
+    state = create_backbone(BackboneConfig("scenes_resnet")).trunk.state_dict()
+    file = tmp_path / "other.pth"
+    torch.save({f"net.visual.{key}": value for key, value in state.items()} | {"net.visual.pool": torch.ones(3)}, file)
+    with pytest.raises(UserError, match="give prefix and ignore"):
+        import_weights(tmp_path / "runs", file, "scenes_resnet", {})
+    parent = import_weights(tmp_path / "runs", file, "scenes_resnet", {}, "net.visual.", ["pool"])
+    assert parent.config["weights"].items() >= {"prefix": "net.visual.", "ignore": ["pool"]}.items()
+    again = import_weights(tmp_path / "runs", file, "scenes_resnet", {}, "net.visual.", ["pool", "other"])
+    assert again.hash != parent.hash
+
+
 def test_a_changed_copy_is_refused(small_file, tmp_path):
     parent = import_weights(tmp_path / "runs", small_file, "scenes_resnet", {})
     content = bytearray(parent.weights.read_bytes())
@@ -140,6 +152,7 @@ def test_weights_that_do_not_fit_are_never_scored(started, small_file, tmp_path)
         (["--weights", small_file], "--arch NAME"),
         (["--weights", small_file, "--arch", "scenes_resnet", "runs/pretrain/x"], "a run or a file"),
         (["--arch", "resnet50", "runs/pretrain/x"], "describe --weights FILE, which was not given"),
+        (["--prefix", "net.", "runs/pretrain/x"], "describe --weights FILE, which was not given"),
         (["--weights", small_file, "--arch", "scenes_resnet", "--arch-arg", "width_factor"], "expected key=value"),
     ]
     for words, message in arguments:

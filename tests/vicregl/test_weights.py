@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from runtime.errors import UserError
 from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
-from vicregl.weights import load_weights
+from vicregl.weights import load_weights, published_state
 
 SMALL = BackboneConfig("scenes_resnet", {"width_factor": 0.25})
 
@@ -81,10 +81,10 @@ def test_objects_beside_the_weights_are_neither_needed_nor_run(backbone, state, 
 
 
 def test_missing_and_unexpected_keys_are_listed(backbone, state, tmp_path) -> None:
-    state["head.fc.weight"] = state.pop("stem.conv.weight")
+    state["stages.9.weight"] = state.pop("stem.conv.weight")
     message = error_of(backbone, saved(state, tmp_path / "file.pth"))
     assert "missing (1): stem.conv.weight" in message
-    assert "unexpected (1): head.fc.weight" in message
+    assert "unexpected (1): stages.9.weight" in message
 
 
 def test_long_lists_are_cut(backbone, tmp_path) -> None:
@@ -150,3 +150,109 @@ def test_unknown_keys_of_a_published_convnext_do_not_vanish(tmp_path) -> None:
     message = error_of(backbone, path)
     assert "unexpected (1): norms.0.weight" in message
     assert "stem.0.bias" in message
+
+
+RESNET = BackboneConfig("resnet18")
+PARTS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}  # of nn.Sequential
+
+
+def other(state: dict) -> dict:
+    """A state dict of the same names whose values are not those to be loaded."""
+    return {key: torch.full_like(value, 7) for key, value in state.items()}
+
+
+def prefixed(prefix: str, state: dict) -> dict:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def head(name: str) -> dict:
+    return {f"{name}.weight": torch.ones(3, 4), f"{name}.bias": torch.ones(3)}
+
+
+# How each project's checkpoint holds the backbone's tensors; everything else in it must be left out.
+LAYOUTS = {
+    "torchvision": lambda s: s | head("fc"),
+    "MoCo 2": lambda s: {
+        "state_dict": prefixed("module.encoder_q.", s | head("fc.0") | head("fc.2"))
+        | prefixed("module.encoder_k.", other(s) | head("fc.0"))
+        | {"module.queue": torch.ones(4, 4), "module.queue_ptr": torch.zeros(1, dtype=torch.long)},
+        "arch": "resnet18",
+        "optimizer": {"state": {}, "param_groups": []},
+    },
+    "MoCo 3": lambda s: {
+        "state_dict": prefixed("module.base_encoder.", s | head("fc.0"))
+        | prefixed("module.momentum_encoder.", other(s))
+        | prefixed("module.", head("predictor.0"))
+    },
+    "SimSiam": lambda s: {
+        "state_dict": prefixed("module.encoder.", s | head("fc.0")) | prefixed("module.", head("predictor.0"))
+    },
+    "BYOL": lambda s: {
+        "model": prefixed("module.online_network.encoder.", s)
+        | prefixed("module.online_network.", head("projector.0"))
+        | prefixed("module.target_network.encoder.", other(s))
+        | prefixed("module.", head("predictor.0"))
+    },
+    "DINO, whole": lambda s: {
+        "student": prefixed("module.backbone.", other(s)) | prefixed("module.", head("head.mlp.0")),
+        "teacher": prefixed("backbone.", s) | head("head.mlp.0"),
+        "epoch": 3,
+    },
+    "SwAV": lambda s: prefixed("module.", s | head("projection_head.0") | {"prototypes.weight": torch.ones(3, 4)}),
+    "solo-learn": lambda s: {
+        "state_dict": prefixed("backbone.", s) | prefixed("momentum_backbone.", other(s)) | head("projector.0")
+    },
+    "lightly": lambda s: {
+        "state_dict": {f"backbone.{PARTS[k.partition('.')[0]]}.{k.partition('.')[2]}": v for k, v in s.items()}
+        | prefixed("backbone_momentum.", other(s))
+        | head("projection_head.layers.0")
+    },
+}
+
+
+@pytest.mark.parametrize("project", LAYOUTS)
+def test_other_projects_checkpoints(project, tmp_path) -> None:
+    """At the full size of a ResNet-18: every tensor is loaded, and no other network's."""
+    torch.manual_seed(1)
+    state = create_backbone(RESNET).trunk.state_dict()
+    backbone = create_backbone(RESNET)
+    report = load_weights(backbone, saved(LAYOUTS[project](dict(state)), tmp_path / "file.pth"))
+    assert_loaded(backbone, state)
+    assert report.tensors == len(state)
+    assert report.beside == (["student"] if project == "DINO, whole" else [])
+    assert ("from 'teacher' (beside it: student)" in str(report)) == (project == "DINO, whole")
+    assert "left out" in str(report) or project == "solo-learn" or not report.ignored
+
+
+def test_dinov3_convnext(tmp_path) -> None:
+    """The published names, with the last norm a second time in a list of norms."""
+    config = BackboneConfig("convnext_atto")
+    torch.manual_seed(1)
+    other_backbone = create_backbone(config)
+    for parameter in other_backbone.trunk.parameters():
+        torch.nn.init.normal_(parameter)
+    state = published_state(other_backbone)
+    state |= {f"norms.3.{name}": state[f"norm.{name}"] for name in ("weight", "bias")}
+    backbone = create_backbone(config)
+    report = load_weights(backbone, saved(state, tmp_path / "file.pth"))
+    assert_loaded(backbone, other_backbone.trunk.state_dict())
+    assert (report.renamed, sorted(report.ignored)) == (True, ["norms.3.bias", "norms.3.weight"])
+
+
+def test_a_norm_of_the_head_is_no_head(backbone, state, tmp_path) -> None:
+    """head.norm is part of a ConvNeXt's features: where the network has none, the file is of another one."""
+    path = saved(state | head("head.norm") | head("head.fc"), tmp_path / "file.pth")
+    assert "unexpected (2): head.norm.weight, head.norm.bias" in error_of(backbone, path)
+
+
+def test_an_unknown_project_needs_its_prefix_and_what_to_ignore(backbone, state, tmp_path) -> None:
+    contents = prefixed("net.visual.", state | head("pooler")) | prefixed("net.text.", head("layer"))
+    path = saved(contents, tmp_path / "file.pth")
+    assert "give prefix and ignore" in error_of(backbone, path)
+    with pytest.raises(UserError, match=r"unexpected \(2\): pooler"):
+        load_weights(backbone, path, prefix="net.visual.")
+    report = load_weights(backbone, path, prefix="net.visual.", ignore=["pooler."])
+    assert_loaded(backbone, state)
+    assert (report.prefix, len(report.ignored)) == ("net.visual.", 4)
+    with pytest.raises(UserError, match=r"no key begins with 'visual\.'"):
+        load_weights(backbone, path, prefix="visual.")
