@@ -29,10 +29,6 @@ FORMAT = 1
 WAIT_SECONDS = 600.0  # for another process that imports the same file
 
 
-<<<<<<< Updated upstream
-def import_weights(runs: str | Path, file: str | Path, arch: str, args: dict[str, Any]) -> Parent:
-    """Import `file` as weights of timm's network `arch` made with `args`, unless that was done before.
-=======
 def import_weights(
     runs: str | Path,
     file: str | Path,
@@ -41,8 +37,9 @@ def import_weights(
     prefix: str | None = None,
     ignore: Sequence[str] = (),
 ) -> Parent:
-    """The parent that stands for `file` read as timm's network `arch` made with `args`; see load_weights for the rest.
->>>>>>> Stashed changes
+    """Import `file` as weights of timm's network `arch` made with `args`, unless that was done before.
+
+    `prefix` and `ignore` are those of load_weights.
 
     UserError, with nothing made, if the file is missing or unreadable, or does not fit the network in every key and
     shape.
