@@ -71,9 +71,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--study", help="a YAML file such as sweeps/studies/quickstart.yaml")
     parser.add_argument("--out", type=Path, help="the folder to write to")
     parser.add_argument(
-        "--images",
-        type=int,
-        help="number of images (default: 4 for matches, 6 for a study, else 8)",
+        "--images", type=int, help="number of images (default: 4 for matches, 8 for maps, 6 in a study)"
     )
     parser.add_argument("--split", choices=("val", "train"), default="val", help="for matches and maps (default: val)")
     parser.add_argument("--size", type=int, help="side of the images for maps, in pixels (default: the large views')")

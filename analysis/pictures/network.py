@@ -26,32 +26,31 @@ from vicregl.model import VICRegLModel
 
 @dataclass(frozen=True)
 class Network:
-    """The network of a run that is done, in eval mode, without gradients, on the CPU."""
+    """The network of a finished run, in eval mode, without gradients, on the CPU."""
 
     name: str
-    hash: str
     config: PretrainConfig
     backbone: Backbone
     projector: nn.Module | None  # of the last map; None where the criterion had no local half
 
     @classmethod
     def open(cls, run: str | Path) -> Network:
-        """UserError where the run is not a pretraining that is done and whole; never random weights."""
+        """Load the network of a run; UserError unless it is a finished, intact pretraining. Never random weights."""
         parent = open_parent(run)
         where = str(parent.run.path / "run.yaml")
         config = configs.from_layers(PretrainConfig, [(where, parent.config)])
         backbone = load_parent_backbone(parent).eval().requires_grad_(False)
-        return cls(parent.run.name, parent.hash, config, backbone, _projector(config, parent.run.path))
+        return cls(parent.run.name, config, backbone, _projector(config, parent.run.path))
 
     @torch.no_grad()
     def maps(self, images: Sequence[Pixels]) -> Tensor:
-        """Images of one size, (S, S, 3) each -> the backbone's maps (B, h, w, F)."""
+        """Return the backbone's maps (B, h, w, F) of images of one size, (S, S, 3) each."""
         views = self.config.views  # the network was pretrained with their mean and deviation, ImageNet's or others
         return self.backbone(normalise(np.stack(images), mean=views.mean, std=views.std))[0].permute(0, 2, 3, 1)
 
     @torch.no_grad()
     def compared(self, images: Sequence[Pixels]) -> Tensor:
-        """What the criterion compares by feature, (B, h, w, C): the projected map; without projector, the map."""
+        """Return what the criterion matches by feature, (B, h, w, C): the projected map; without projector, the map."""
         maps = self.maps(images)
         return maps if self.projector is None else self.projector(maps)
 
@@ -59,7 +58,7 @@ class Network:
         return ViewMaker(self.config.views, self.backbone.grid_size)
 
     def generator(self, number: int) -> np.random.Generator:
-        """The random choices of image `number` in the run's epoch 0."""
+        """Return the generator of the run's random choices for image `number` in epoch 0."""
         return sample_generator(self.config.seed, 0, number)
 
 
@@ -83,13 +82,13 @@ def _projector(config: PretrainConfig, run: Path) -> nn.Module | None:
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one split, by their number in it, as their files have them."""
+    """Images of one split, at the size of their files, by their number in the split."""
 
     pixels: dict[int, Pixels]
 
     @classmethod
     def choose(cls, config: DataConfig, split: str, count: int, root: str | None = None) -> Images:
-        """`count` images, evenly spaced over the split; `root` in place of the config's. UserError where it is not."""
+        """Read `count` images, evenly spaced over the split; `root`, if given, replaces the config's."""
         require(count >= 1, "--images", count, "1 or more")
         if root is not None:
             config = config.replace(root=root)
@@ -101,6 +100,6 @@ class Images:
         return cls({number: read_image(paths[number]) for number in dict.fromkeys(numbers)})
 
     def squares(self, side: int) -> list[Pixels]:
-        """The central square of each image, (side, side, 3)."""
+        """Return the central square of each image, (side, side, 3)."""
         crop = eval_transform(side, side)
         return [crop(image, np.random.default_rng(0)) for image in self.pixels.values()]

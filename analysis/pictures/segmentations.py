@@ -30,7 +30,7 @@ class Segmented:
     prediction: np.ndarray
 
     def miou(self, classes: int) -> float:
-        """Mean IoU in percent over the classes that are in the truth or the prediction, of this image alone."""
+        """Return the mean IoU in percent over the classes in the truth or the prediction, of this image alone."""
         counted = self.truth < classes
         truth, prediction = self.truth[counted], self.prediction[counted]
         present = np.union1d(truth, prediction)
@@ -40,7 +40,7 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A run of the stage segmentation that is done, and the predictions that it kept."""
+    """A finished segmentation run, and the predictions that it kept."""
 
     name: str
     layout: SegmentationLayout
@@ -48,15 +48,15 @@ class Segmentation:
     miou: float  # of its result, over all of val
 
     def colours(self, labels: np.ndarray) -> np.ndarray:
-        """(H, W) classes -> (h, w, 3) uint8, thinned where they are large."""
+        """Return classes (H, W) as colours (h, w, 3) uint8; a large image keeps every n-th row and column."""
         return thin(colour(labels, self.layout))
 
 
 def load_segmentation(path: str | Path, count: int | None, root: str | None = None) -> Segmentation:
-    """Load the predictions of `count` images of those that the run kept, evenly spread; null: all.
+    """Load the predictions of `count` images of those that the run kept, evenly spread; None: all.
 
-    The data are at `root`, or where the run's config says. UserError where the run is of another stage, is not done, or
-    kept no predictions, and where the data are others.
+    The data are at `root`, or where the run's config says. UserError where the run is of another stage, is not done or
+    kept no predictions, and where the data differ from those that it predicted.
     """
     run = Run(Path(path))
     document = run.document()
@@ -77,7 +77,7 @@ def load_segmentation(path: str | Path, count: int | None, root: str | None = No
 
 
 def refuse_different_images(segmentations: Sequence[Segmentation]) -> None:
-    """UserError where runs that are shown side by side kept predictions of different images."""
+    """Raise UserError where runs to be shown side by side kept predictions of different images."""
     first, *others = segmentations
     for other in others:
         if [image.name for image in other.images] != [image.name for image in first.images]:
@@ -102,7 +102,7 @@ def _beside_truth(layout: SegmentationLayout, name: str, prediction: np.ndarray,
 
 
 def draw_segmentations(segmentation: Segmentation) -> Figure:
-    """A column an image: the image, the truth, the prediction; the classes that occur, in their colours, below."""
+    """Draw one column for each image: the image, the truth, the prediction; below, the colours of the classes."""
     samples, colours = segmentation.images, segmentation.colours
     columns = [(thin(sample.image), colours(sample.truth), colours(sample.prediction)) for sample in samples]
     figure, grid = image_grid(list(zip(*columns, strict=True)), grid_size(3, len(columns), extra=0.85))
@@ -117,7 +117,7 @@ def draw_segmentations(segmentation: Segmentation) -> Figure:
 
 
 def add_legend(figure: Figure, segmentations: Sequence[Segmentation]) -> None:
-    """The colours of the classes that occur in a truth or a prediction."""
+    """Add the colours of the classes that occur in a truth or a prediction."""
     samples = [sample for segmentation in segmentations for sample in segmentation.images]
     labels = [classes.ravel() for sample in samples for classes in (sample.truth, sample.prediction)]
     handles = legend_handles(segmentations[0].layout, np.bincount(np.concatenate(labels), minlength=256))

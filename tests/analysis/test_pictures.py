@@ -95,7 +95,7 @@ def test_drawn_matches_are_those_of_the_criterion(loss: CriterionConfig, monkeyp
     backbone = create_backbone(config.model.backbone).eval()
     projector = nn.Linear(backbone.channels, 16, bias=False)
     nn.init.normal_(projector.weight)
-    network = Network("run", "hash", config, backbone, projector)
+    network = Network("run", config, backbone, projector)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     drawn: list[list[tuple[int, int]]] = []
     monkeypatch.setattr(matches, "join", lambda row, one, other, maker, pairs, colours: drawn.append(pairs))
@@ -120,7 +120,7 @@ def test_images_are_normalised_as_the_pretraining_did() -> None:
     torch.manual_seed(0)
     backbone = create_backbone(config.model.backbone).eval()
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
-    maps = Network("run", "hash", config, backbone, None).maps([image])
+    maps = Network("run", config, backbone, None).maps([image])
     expected = torch.tensor((image / 255 - mean) / std).float().permute(2, 0, 1)[None]
     with torch.no_grad():
         torch.testing.assert_close(maps, backbone(expected)[0].permute(0, 2, 3, 1))
