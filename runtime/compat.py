@@ -1,6 +1,6 @@
 """Stand-ins for compiled parts that some machines lack, each used only where it is needed.
 
-Imports nothing of this project, and torch only on demand: every package runs it before its other imports.
+Imports nothing of this project, and torch only on demand, because every package imports it first.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def prepare_torchvision() -> bool:
     import torch
 
     for name in ("nms", "qnms"):
-        if not _operator_exists("torchvision", name):
+        if not hasattr(torch.ops.torchvision, name):
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(name + _NMS_SCHEMA)
             _libraries.append(library)  # garbage collection of a Library removes its operators
@@ -53,15 +53,11 @@ def prepare_torchvision() -> bool:
 
 
 def _library_loads(package: str) -> bool:
-    """Whether the package's compiled library `_C` can be loaded with this torch."""
+    """Return whether the package's compiled library `_C` can be loaded with this torch."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return True  # not installed
-    suffixes = importlib.machinery.EXTENSION_SUFFIXES
-    finder = importlib.machinery.FileFinder(
-        spec.submodule_search_locations[0], (importlib.machinery.ExtensionFileLoader, suffixes)
-    )
-    library = finder.find_spec("_C")
+    library = importlib.machinery.PathFinder.find_spec("_C", list(spec.submodule_search_locations))
     if library is None or library.origin is None:
         return False
     import torch
@@ -71,12 +67,6 @@ def _library_loads(package: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _operator_exists(namespace: str, name: str) -> bool:
-    import torch
-
-    return hasattr(getattr(torch.ops, namespace), name)
 
 
 class _MissingOperators(ModuleType):
