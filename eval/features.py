@@ -22,7 +22,7 @@ from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import outlive_stops, stop_request
 
-Batch = tuple[Tensor, Tensor]  # (B, ...), labels (B,) int64
+Labelled = tuple[Tensor, Tensor]  # rows (n, ...) and their labels (n,) int64: a batch, or a whole split
 
 
 class Batched(Protocol):
@@ -45,7 +45,7 @@ class ImageBatches(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, number: tuple[int, int]) -> Batch | UserError:
+    def __getitem__(self, number: tuple[int, int]) -> Labelled | UserError:
         """A UserError is returned, not raised: DataLoader would wrap it in the worker's traceback."""
         epoch, step = number
         order = range(len(self)) if self.seed is None else shuffled(len(self), self.seed, epoch)
@@ -55,7 +55,7 @@ class ImageBatches(Dataset):
         except UserError as error:
             return error
 
-    def of_epoch(self, epoch: int, first_step: int, workers: int) -> Iterator[Batch]:
+    def of_epoch(self, epoch: int, first_step: int, workers: int) -> Iterator[Labelled]:
         """The epoch's batches from `first_step` on."""
         numbers = [(epoch, step) for step in range(first_step, self.steps)]
         batches: Any = (self[number] for number in numbers)
@@ -111,7 +111,7 @@ class PooledFeatures:
             raise NotFiniteError("the backbone's feature maps are not finite: its training went wrong")
         return maps.float()
 
-    def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None]) -> Batch:
+    def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None]) -> Labelled:
         """(N, F) features and (N,) labels of all images, in their order; calls on_batch(images done)."""
         features, labels, done = torch.empty(0), torch.empty(len(batches), dtype=torch.long, device=self.device), 0
         for images, batch_labels in batches.of_epoch(0, 0, workers):
@@ -126,10 +126,10 @@ class PooledFeatures:
 
     def tables(
         self, parts: Mapping[str, ImageBatches], run: Run, title: str, machine: MachineConfig
-    ) -> dict[str, Batch]:
+    ) -> dict[str, Labelled]:
         """The table of each part, with one progress display. A stop request ends the run: there is nothing to save."""
         progress = Progress(run, title, sum(map(len, parts.values())), "images", machine.log_seconds)
-        tables: dict[str, Batch] = {}
+        tables: dict[str, Labelled] = {}
         done = 0
         with stop_request() as stop:
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eval.command import evaluate
 from eval.config import KnnConfig
-from eval.features import Batch, PooledFeatures, central_crops
+from eval.features import Labelled, PooledFeatures, central_crops
 from eval.parent import Parent, load_parent_backbone
 from eval.splits import Splits, best, is_at_edge
 from runtime.errors import UserError, run_command
@@ -39,7 +39,7 @@ def classify(config: KnnConfig, parent: Parent, run: Run, device: torch.device, 
     refuse_few(config, len(splits.train))
     bank, val = compute_tables(config, splits, parent, run, device)
 
-    def scores(voters: Batch, queries: Batch) -> Tensor:
+    def scores(voters: Labelled, queries: Labelled) -> Tensor:
         """(len(neighbours), 2) percent."""
         progress = Progress(run, "knn", len(queries[1]), "images", config.machine.log_seconds)
         chunk = config.machine.chunk_megabytes << 20
@@ -68,7 +68,7 @@ def refuse_few(config: KnnConfig, images: int) -> None:
 
 def compute_tables(
     config: KnnConfig, splits: Splits, parent: Parent, run: Run, device: torch.device
-) -> tuple[Batch, Batch]:
+) -> tuple[Labelled, Labelled]:
     """(features (N, F) of unit length, labels (N,)) of all of the train split, and of val.
 
     The images that k is chosen with come first, those that choose it next. For the score on val all vote, as they do
@@ -116,8 +116,8 @@ def normalise_rows(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracies(
-    bank: Batch,
-    queries: Batch,
+    bank: Labelled,
+    queries: Labelled,
     ks: Sequence[int],
     temperature: float,
     classes: int,

@@ -25,7 +25,7 @@ from data.transforms import LabelledDataset, train_transform
 from data.views import Purpose, sample_generator
 from eval.command import evaluate
 from eval.config import LinearConfig
-from eval.features import Batch, ImageBatches, PooledFeatures, central_crops, shuffled
+from eval.features import ImageBatches, Labelled, PooledFeatures, central_crops, shuffled
 from eval.parent import Parent, load_parent_backbone
 from eval.splits import Splits, best, is_at_edge
 from runtime import files
@@ -128,7 +128,7 @@ class LinearTraining:
         self.batches = open_batches(config, self.splits, parent.normalisation)
         self.backbone = load_parent_backbone(parent).to(device).requires_grad_(config.finetune)
         self.features = PooledFeatures(self.backbone, device)
-        self.tables: dict[str, Batch] = {}
+        self.tables: dict[str, Labelled] = {}
         if not config.finetune:
             constant = {k: v for k, v in self.batches.items() if k != "train" or config.mode == "cached"}
             self.tables = self.features.tables(constant, run, "linear features", config.machine)
@@ -171,7 +171,7 @@ class LinearTraining:
                 self.end_epoch()
         state.save(self.checkpoint)
 
-    def train_batches(self) -> Iterator[Batch]:
+    def train_batches(self) -> Iterator[Labelled]:
         """(images (B, 3, S, S) or, where they are constant, features (B, F); labels) of the rest of the epoch."""
         state, config = self.state, self.config
         if "train" not in self.tables:
