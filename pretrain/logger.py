@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data.loader import ViewBatch
 from pretrain.diagnostics import view_diagnostics
+from pretrain.training import Training
 from runtime.distributed import largest
 from runtime.progress import describe_seconds
 from vicregl.model import ModelOutput
-
-if TYPE_CHECKING:
-    from pretrain.training import Training
 
 GB = 1e9  # bytes
 LAST_ROW_SCORES = ("probe_top1", "images_skipped")  # of result.json, from the last row of metrics.jsonl

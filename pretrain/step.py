@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from data.loader import ViewBatch
 from pretrain.checkpoint import random_state, set_random_state
 from pretrain.optimizers import set_learning_rate
+from pretrain.training import Training
 from runtime.distributed import gather_rows
-from runtime.errors import NotFiniteError, UserError
-from vicregl.model import ModelOutput, VICRegLModel
-
-if TYPE_CHECKING:
-    from pretrain.training import Training
+from runtime.errors import NotFiniteError
+from vicregl.model import ModelOutput
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -74,7 +72,7 @@ def gradients_in_parts(
             states.append(random_state(training.device))  # drop path must repeat its choices in the second pass
             part_outputs.append(forward(training, state.model, part))
     output = concatenate(part_outputs)
-    leaves = [tensor.requires_grad_() for tensor in outputs(output)]
+    leaves = [tensor.requires_grad_() for tensor in output.criterion_inputs()]
     losses = training.criterion(output.embeddings, output.maps, locations)
     stop_if_not_finite(losses, state.step)
     state.optimizer.zero_grad(set_to_none=True)
@@ -85,7 +83,7 @@ def gradients_in_parts(
         # Gradients of the parts add up in the parameters; DDP averages over the processes once, with the last part.
         local_only = isinstance(network, DistributedDataParallel) and number < count - 1
         with network.no_sync() if local_only else nullcontext():  # type: ignore[operator]  # DDP's
-            tensors = outputs(forward(training, network, part))
+            tensors = forward(training, network, part).criterion_inputs()
             # The criterion may ignore some outputs (the maps, if it has no local part): they have no gradient.
             used = [tensor for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.grad is not None]
             torch.autograd.backward(used, part_gradients)
@@ -101,17 +99,6 @@ def _concatenate(parts: list[Any]) -> Any:
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
     return [_concatenate(list(same)) for same in zip(*parts, strict=True)]
-
-
-def refuse_batch_statistics(model: VICRegLModel) -> None:
-    """Raise UserError if an output depends on other samples of the batch: parts of it would give other outputs."""
-    if (name := model.batch_dependent) is not None:
-        kind = type(model.get_submodule(name)).__name__
-        raise UserError(
-            f"config: train.accumulate needs a network without batch statistics, and {name} is a {kind}; choose "
-            "LayerNorm (a ConvNeXt with model.projector_norm=layer), more processes (train.sync_batch_norm), or "
-            "train.accumulate=1"
-        )
 
 
 def forward(training: Training, network: nn.Module, images: list[Tensor] | tuple[Tensor, ...]) -> ModelOutput:
@@ -132,9 +119,3 @@ def stop_if_not_finite(losses: dict[str, Tensor], step: int) -> None:
         f"the loss is not finite at step {step}: {terms}. The last checkpoint is kept. Usual reasons: "
         "optimizer.base_lr too high, optimizer.warmup too short (train.clip_norm may help)"
     )
-
-
-def outputs(output: ModelOutput) -> list[Tensor]:
-    """Return the tensors of a model's output that the criterion uses: embeddings, then maps."""
-    maps = [m for stage in output.maps for m in (stage if isinstance(stage, list) else [stage])]
-    return [*output.embeddings, *maps]

@@ -16,7 +16,6 @@ from pretrain.checkpoint import TrainingState, drop_old_checkpoints, keep_checkp
 from pretrain.config import PretrainConfig, durations
 from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
-from pretrain.step import outputs, refuse_batch_statistics
 from runtime.device import choose_device, memory_bytes
 from runtime.errors import UserError
 from runtime.progress import describe_bytes
@@ -121,6 +120,17 @@ def preflight(config: PretrainConfig) -> Dataset:
     return dataset
 
 
+def refuse_batch_statistics(model: VICRegLModel) -> None:
+    """Raise UserError if an output depends on other samples of the batch: parts of it would give other outputs."""
+    if (name := model.batch_dependent) is not None:
+        kind = type(model.get_submodule(name)).__name__
+        raise UserError(
+            f"config: train.accumulate needs a network without batch statistics, and {name} is a {kind}; choose "
+            "LayerNorm (a ConvNeXt with model.projector_norm=layer), more processes (train.sync_batch_norm), or "
+            "train.accumulate=1"
+        )
+
+
 def refuse_too_large(model: nn.Module, config: PretrainConfig, device: torch.device) -> None:
     """Raise UserError for a network whose parameters alone do not fit the device's memory."""
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
@@ -192,5 +202,5 @@ def unused_parameters(model: VICRegLModel, side: int) -> list[str]:
     """Return parameters that no output depends on (timm's layers after the map): DDP would wait for their gradients."""
     shapes = copy.deepcopy(model).to("meta").eval()
     output: ModelOutput = shapes.forward([torch.empty(2, 3, side, side, device="meta")])
-    sum(tensor.sum() for tensor in outputs(output)).backward()  # type: ignore[union-attr]  # there is one at least
+    sum(tensor.sum() for tensor in output.criterion_inputs()).backward()  # type: ignore[union-attr]  # there is one at least
     return [name for name, p in shapes.named_parameters() if p.requires_grad and p.grad is None]

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from runtime.config import MachineConfig
 from runtime.errors import UserError
+from runtime.world import World
 
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
-    from runtime.world import World
 
 GPU_FILE = Path("/dev/nvidia0")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")

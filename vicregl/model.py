@@ -24,6 +24,11 @@ class ModelOutput:
     pooled: list[Tensor]  # over views: (B, F)
     features: list[Tensor]  # over views: the backbone's last map (B, P, F), detached, for diagnostics
 
+    def criterion_inputs(self) -> list[Tensor]:
+        """Return the tensors that the criterion uses: embeddings, then maps."""
+        maps = [m for stage in self.maps for m in (stage if isinstance(stage, list) else [stage])]
+        return [*self.embeddings, *maps]
+
 
 class VICRegLModel(nn.Module):
     """Every view through the backbone by itself, so that BatchNorm sees one view at a time (as the published code).

@@ -7,7 +7,7 @@ import torch
 
 from data.loader import ViewBatch
 from pretrain.config import PretrainConfig
-from pretrain.step import outputs, training_step
+from pretrain.step import training_step
 from pretrain.training import Training
 from runtime import config as configs
 from runtime.rundir import Run
@@ -117,7 +117,7 @@ def test_in_parts_with_drop_path_has_the_gradient_of_the_loss_that_it_tells(make
     # The pattern of what is dropped changes the loss, so that the first assertion means something.
     torch.manual_seed(6)
     assert training_step(training, views, 0.0)[0]["loss"].item() != pytest.approx(losses["loss"].item(), rel=1e-6)
-    assert len(outputs(output)) == 4
+    assert len(output.criterion_inputs()) == 4
 
 
 def _by_part(outputs_of_parts):
