@@ -76,7 +76,7 @@ def test_a_resnet_loads_into_torchvision(make_run) -> None:
         torch.testing.assert_close(network.eval()(images), backbone.eval()(images)[1])
 
 
-def test_what_cannot_be_exported_is_told(make_run, tmp_path, monkeypatch, capsys) -> None:
+def test_what_cannot_be_exported_is_named(make_run, tmp_path, monkeypatch, capsys) -> None:
     def error(*argv: object) -> str:
         monkeypatch.setattr(sys, "argv", ["export", *map(str, argv)])
         with pytest.raises(SystemExit) as ended:

@@ -118,7 +118,7 @@ def test_ctrl_c_saves_at_a_step_boundary(tmp_path, arguments):
     assert only_run(tmp_path).state() == "interrupted"
 
 
-def test_what_a_run_leaves_behind(tmp_path, arguments, command):
+def test_the_files_of_a_run(tmp_path, arguments, command):
     done = command(*arguments(tmp_path))
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
@@ -222,7 +222,7 @@ def test_an_unreadable_image_is_skipped_and_counted_on_request(tmp_path, broken_
 
 
 @pytest.mark.parametrize("damage", ["empty class", "no split"])
-def test_a_half_made_dataset_is_told(tmp_path, image_folder, arguments, command, damage):
+def test_a_half_made_dataset_is_named(tmp_path, image_folder, arguments, command, damage):
     root = tmp_path / "images"
     shutil.copytree(image_folder, root)
     broken = root / "train" / "class1" if damage == "empty class" else root / "train"
@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, arguments
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
-def test_a_damaged_checkpoint_is_told_and_left_alone(tmp_path, arguments, command, damage):
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, arguments, command, damage):
     argv = arguments(tmp_path, "train.duration=3 steps")
     assert command(*argv).returncode == 0
     run = only_run(tmp_path)

@@ -96,7 +96,7 @@ def test_in_parts_is_the_step_of_the_whole_batch(make, double, options) -> None:
         torch.testing.assert_close(parts[key], value, rtol=1e-9, atol=1e-11, msg=key)
 
 
-def test_in_parts_with_drop_path_has_the_gradient_of_the_loss_that_it_tells(make, double) -> None:
+def test_in_parts_with_drop_path_has_the_gradient_of_the_loss_that_it_returns(make, double) -> None:
     """Against one graph of all the parts, for the same random numbers: the second pass drops what the first did."""
     dropping = [CONVNEXT[0], CONVNEXT[1].replace("{", "{drop_path_rate: 0.5, "), *CONVNEXT[2:]]
     training = make(*dropping, f"train.accumulate={PARTS}")

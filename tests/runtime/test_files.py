@@ -68,7 +68,7 @@ def test_a_command_ends_on_one_line(tmp_path):
     ]
 
 
-def test_a_lock_ends_with_its_process_whatever_that_left_behind(tmp_path):
+def test_a_lock_ends_with_its_process_though_a_worker_lives_on(tmp_path):
     """Not by flock: a worker that the process forked would keep that one."""
     program = (
         "import os, sys, time; from pathlib import Path; from runtime import files\n"

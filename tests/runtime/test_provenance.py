@@ -118,7 +118,7 @@ def test_a_checkout_is_named_by_its_commit_whatever_git_is_said_to_look_at(packa
     assert code.to_record() == {"commit": commit, "dirty": True}
 
 
-def test_git_that_fails_is_told_from_no_checkout(packages, tmp_path):
+def test_git_that_fails_differs_from_no_checkout(packages, tmp_path):
     commit_all(packages)
     (tmp_path / "bin").mkdir()
     missing = ask(packages, PATH=str(tmp_path / "bin"))

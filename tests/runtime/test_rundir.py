@@ -106,7 +106,7 @@ def test_metrics_survive_a_cut_last_line_and_are_taken_back_to_a_checkpoint(tmp_
         assert (run.path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
 
 
-def test_what_is_not_a_run_directory_is_told(tmp_path):
+def test_a_folder_that_is_no_run_directory_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         Run(tmp_path).document()
     (tmp_path / "run.yaml").write_text("hello: 1\n")

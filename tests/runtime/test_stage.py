@@ -12,7 +12,7 @@ class StageConfig(Config):
     machine: MachineConfig = MachineConfig()
 
 
-def test_the_progress_that_work_tells_reaches_the_heartbeat(tmp_path) -> None:
+def test_progress_of_the_work_reaches_the_heartbeat(tmp_path) -> None:
     name = Identity("pretrain", "run", 1, {})
 
     def work(run, _device, _world):

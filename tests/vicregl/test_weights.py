@@ -132,7 +132,7 @@ def test_a_missing_file_and_a_folder(backbone, tmp_path) -> None:
     assert "does not exist" in error_of(backbone, tmp_path)
 
 
-def test_a_convnext_with_layer_scale_tells_the_way_out(tmp_path) -> None:
+def test_a_missing_layer_scale_comes_with_a_remedy(tmp_path) -> None:
     args = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
     without = create_backbone(BackboneConfig("convnext_tiny", args | {"ls_init_value": None}))
     path = saved(without.trunk.state_dict(), tmp_path / "file.pth")
