@@ -16,6 +16,7 @@ from data.images import Pixels, normalise, read_image
 from data.transforms import eval_transform
 from data.views import ViewMaker, sample_generator
 from eval.parent import load_parent_backbone, open_parent
+from eval.predictions import spread
 from pretrain.config import PretrainConfig
 from runtime import config as configs
 from runtime.config import require
@@ -96,8 +97,7 @@ class Images:
             paths = open_dataset(config).images(split).paths
         except UserError as error:
             raise UserError(f"{error} (for pictures: --data FOLDER, --split train)") from error
-        numbers = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int).tolist()
-        return cls({number: read_image(paths[number]) for number in dict.fromkeys(numbers)})
+        return cls({number: read_image(paths[number]) for number in spread(len(paths), count)})
 
     def squares(self, side: int) -> list[Pixels]:
         """Return the central square of each image, (side, side, 3)."""

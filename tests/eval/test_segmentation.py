@@ -11,13 +11,15 @@ from segmentation_tools import CONFIG, HEAD, SMALL, brute_force_iou, count_opens
 
 from data.catalog import open_dataset
 from data.images import normalise, read_image
-from eval import mmseg_runner, segmentation
+from eval import command, mmseg_runner, segmentation
 from eval.config import SegmentationConfig
 from eval.parent import load_parent_backbone, open_parent
 from eval.predictions import load_predictions
-from runtime import compat
+from runtime import compat, provenance
 from runtime import config as configs
+from runtime.errors import UserError
 from runtime.rundir import Run
+from runtime.world import World, world_from_environment
 
 TINY_CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "ls_init_value": None}
 
@@ -64,6 +66,17 @@ def test_the_weights_are_read_once(taps, scenes, parent, evaluate):
         code, error, _ = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL, f"taps={taps}")
     assert code == 0, error
     assert 0 < len(once) == len(all_of_a_run)
+
+
+def test_the_environment_is_read_once(scenes, parent, evaluate, monkeypatch):
+    """By the command, and by the record of an attempt; to read it again would be an error here."""
+    for module in (command, provenance):
+        monkeypatch.setattr(module, "world_from_environment", World)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="the environment has some of torchrun's variables"):
+        world_from_environment()
+    code, error, _ = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL)
+    assert code == 0, error
 
 
 def test_network_sees_the_pixels_that_pretraining_saw(scenes, parent, tmp_path):
