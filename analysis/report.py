@@ -83,7 +83,7 @@ def of_one_type(frame: pd.DataFrame) -> pd.DataFrame:
 def texts_of(data: ReportData, folder: Path, plots: Sequence[Plot]) -> dict[str, str]:
     """Return the contents of every text file but results.csv, by name; `plots` are drawn in the folder already."""
     summary, rows = data.summary, published.rows_beside(data.frame)
-    table, notes = tables.results_table(summary), tables.notes(summary)
+    table, notes = tables.results_table(summary), " ".join(tables.notes(summary))
     known, known_notes = published.published_table(rows), published.notes(data.frame, rows)
     page = _page(data, folder, plots, scores=table, score_notes=notes, published=known, published_notes=known_notes)
     values = tables.score_values(summary, rows.to_dict("records"))

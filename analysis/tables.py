@@ -78,18 +78,19 @@ def difference_text(summary: Summary, row: Row, score: str) -> str:
     base = summary.baseline(row)
     if row is base:
         return "baseline"
-    found = summary.difference(row, base, score)
-    return NONE if found is None else estimate_text(found, is_percent(score), signed=True)
+    difference = summary.difference(row, base, score)
+    return NONE if difference is None else estimate_text(difference, is_percent(score), signed=True)
 
 
 def _difference_fields(summary: Summary, row: Row, score: str) -> dict[str, Any]:
     base = summary.baseline(row)
-    found = None if row is base else summary.difference(row, base, score)
-    return {**_interval_fields("difference_", found), "difference_n": found.n if found else None}
+    difference = None if row is base else summary.difference(row, base, score)
+    return {**_interval_fields("difference_", difference), "difference_n": difference.n if difference else None}
 
 
-def _interval_fields(prefix: str, found: Estimate | None) -> dict[str, Any]:
-    return {f"{prefix}mean": found.mean if found else None, f"{prefix}half95": found.half if found else None}
+def _interval_fields(prefix: str, estimate: Estimate | None) -> dict[str, Any]:
+    mean, half = (estimate.mean, estimate.half) if estimate else (None, None)
+    return {f"{prefix}mean": mean, f"{prefix}half95": half}
 
 
 def is_best(summary: Summary, row: Row, score: str) -> bool:
@@ -100,15 +101,15 @@ def is_best(summary: Summary, row: Row, score: str) -> bool:
 
 def count_text(row: Row, scores: Sequence[str]) -> str:
     """Return the number of seeds, "2 of 3" where some lack a score."""
-    found = min(len(row.scores[score].by_seed) for score in scores)
+    scored = min(len(row.scores[score].by_seed) for score in scores)
     expected = max(row.scores[score].expected for score in scores)
-    return str(expected) if found == expected else f"{found} of {expected}"
+    return str(expected) if scored == expected else f"{scored} of {expected}"
 
 
 def score_text(scores: Scores, percent: bool) -> str:
     """Return text such as "63.2 ± 1.4", or "– (1 running)" for a gap, never a zero."""
-    found, gaps = scores.estimate, gaps_text(scores)
-    text = NONE if found is None else estimate_text(found, percent)
+    estimate, gaps = scores.estimate, gaps_text(scores)
+    text = NONE if estimate is None else estimate_text(estimate, percent)
     return f"{text} ({gaps})" if gaps else text
 
 
@@ -116,9 +117,9 @@ def gaps_text(scores: Scores) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(scores.gaps.items()))
 
 
-def estimate_text(found: Estimate, percent: bool, signed: bool = False) -> str:
-    text = number(found.mean, percent, signed)
-    return text if found.half is None else f"{text} ± {number(found.half, percent)}"
+def estimate_text(estimate: Estimate, percent: bool, signed: bool = False) -> str:
+    text = number(estimate.mean, percent, signed)
+    return text if estimate.half is None else f"{text} ± {number(estimate.half, percent)}"
 
 
 def score_values(summary: Summary, published: Sequence[Mapping[Hashable, Any]] = ()) -> pd.DataFrame:
@@ -152,24 +153,26 @@ def _values(row: Row, score: str, columns: Sequence[Column[Row]]) -> dict[str, A
     return fields
 
 
-def notes(summary: Summary) -> str:
-    """Say what the figures of the table of scores mean."""
+def notes(summary: Summary, against: str | None = None) -> list[str]:
+    """Return sentences on what the figures of the table of scores mean; `against`: what Δ is, in place of its row."""
     report = summary.study.report
-    if summary.most_seeds < 2:
-        text = "n: number of seeds. One seed gives no interval: these figures do not show what another seed would give."
+    if summary.most_seeds > 1:
+        texts = [
+            "n: number of seeds; ±: half of the 95 % interval of the mean (t over seeds), for one comparison alone."
+        ]
     else:
-        text = "n: number of seeds; ±: half of the 95 % interval of the mean (t over seeds), for one comparison alone."
+        texts = ["n: number of seeds. One seed gives no interval: another seed may give other figures."]
     if report.baseline is not None:
-        paired = "" if summary.most_seeds < 2 else ", paired by seed"
-        text += f" Δ: difference to the row {report.vary} = {value_text(report.baseline)}{paired}."
+        row = against or f"the row {report.vary} = {value_text(report.baseline)}"
+        texts.append(f"Δ: difference to {row}, paired by seed.")
     if any(is_best(summary, row, score) for row in summary.settings for score in summary.study.scores):
-        text += " Bold: the best row, if the intervals of its differences to all other rows exclude 0."
+        texts.append("Bold: the best row, if the intervals of its differences to all other rows exclude 0.")
     if summary.split:
-        text += (
-            " **The runs are of several code versions or protocols** (column version: commits; + for uncommitted "
+        texts.append(
+            "**The runs are of several code versions or protocols** (column version: commits; + for uncommitted "
             "changes). Each version has its own rows: no mean and no difference mixes two of them."
         )
-    return text
+    return texts
 
 
 def diagnostics_table(summary: Summary) -> Table | None:

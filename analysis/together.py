@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import render
+from analysis import render, tables
 from analysis.labels import project_path, score_label
 from analysis.questions import row_name
 from analysis.render import Column, Table
@@ -17,7 +17,6 @@ from analysis.report_data import ReportData, load_report_data
 from analysis.results import commits, provenance
 from analysis.summary import Row, Summary
 from analysis.tables import count_text, difference_text, mean_text, score_values
-from analysis.tables import notes as table_notes
 from runtime import files
 from runtime.errors import UserError
 from sweeps.study import is_name
@@ -105,10 +104,10 @@ def _score_column(name: str, score: str, text: Callable[[Summary, Row, str], str
 
 def remarks(studies_data: Sequence[ReportData]) -> list[str]:
     """Return what the figures mean, and what keeps rows of two studies from being compared."""
-    # The notes of one study hold for all: those of the study that needs most of them.
-    fullest = max(studies_data, key=lambda data: (data.summary.split, data.summary.most_seeds))
-    sentences = [table_notes(fullest.summary).split(" Δ:")[0].rstrip(".") + "."]
-    sentences.append(f"{AGAINST}: within its study, by the study's own baseline row.")
+    # The first note, on intervals, is that of the study with the most seeds: it holds for the others too.
+    by_seeds = sorted(studies_data, key=lambda data: -data.summary.most_seeds)
+    notes = [tables.notes(data.summary, "the baseline row of its own study") for data in by_seeds]
+    sentences = [notes[0][0], *dict.fromkeys(sentence for own in notes for sentence in own[1:])]
     for what, column in (("protocol", "score.protocol"), ("data", "eval.data.name")):
         sentences += _differing(studies_data, what, column)
     if len({frozenset(commits(data.frame)) for data in studies_data}) > 1:

@@ -89,7 +89,7 @@ Rows = list[tuple[str | None, dict[str, object], float, float]]
 
 @pytest.fixture
 def report_data_of() -> Callable[..., ReportData]:
-    """ReportData of rows (control, grid values, top-1, mIoU) that no run directory is behind; NaN: the run failed."""
+    """Make ReportData of rows (control, grid values, top-1, mIoU) without run directories; NaN: the run failed."""
 
     def make(grid: dict[str, list[object]], rows: Rows, baseline: object = 1.0) -> ReportData:
         study, records = make_study(grid, baseline), []

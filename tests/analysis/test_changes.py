@@ -48,7 +48,7 @@ def test_a_field_of_the_pretraining_names_the_runs_and_not_their_evaluations(tab
     assert changed(table) == ["pretrain `train.duration` 4 steps → 8 steps (6 of 8 runs)"]
 
 
-def test_what_a_machine_is_told_is_no_change(table: Path) -> None:
+def test_settings_of_the_machine_are_no_change(table: Path) -> None:
     Path("linear.yaml").write_text("{noise: 0.0, machine: {workers: 1}}")
     assert changed(table) == []
 
@@ -94,7 +94,7 @@ def test_a_field_that_is_gone(table: Path) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_format_that_was_raised(table: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:
-    """Where the table has no column for it, the hash tells."""
+    """Where the table has no column for it, the hash says it."""
 
     def identity(config: object, parent: str) -> Identity:
         return Identity("linear", "fake", 3, configs.split_machine(config)[0], parent)
@@ -107,7 +107,7 @@ def test_a_format_that_was_raised(table: Path, monkeypatch: pytest.MonkeyPatch, 
     assert changed(table)[1:] == ["linear format 1 → 3: the same settings now measure something else"]
 
 
-def test_another_name_of_the_same_settings_is_told_too(table: Path) -> None:
+def test_another_hash_of_the_same_settings_is_a_change(table: Path) -> None:
     frame = pd.read_csv(table).assign(**{"eval.hash": "0123456789"}).drop(columns=["eval.format"])
     frame.to_csv(table, index=False)
     assert changed(table) == ["linear something that results.csv does not record"]

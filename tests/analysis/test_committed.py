@@ -108,7 +108,7 @@ def test_a_report_without_its_study(check: Callable[[], int | None], capsys: pyt
     assert "WRONG fake: cannot be compared with its study" in capsys.readouterr().out
 
 
-def test_no_report_at_all_is_no_success(folder: Path) -> None:
+def test_a_folder_without_reports_is_an_error(folder: Path) -> None:
     with pytest.raises(UserError, match="there is no report in reports"):
         main(["--check"])
 

@@ -80,7 +80,7 @@ def test_the_committed_report_is_of_its_results() -> None:
     assert (SCENES / "table.md").read_text().startswith(render.to_markdown(results_table(data.summary)))
 
 
-def test_what_is_no_table_of_results(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_table_of_results(tmp_path: Path) -> None:
     file = tmp_path / "results.csv"
     with pytest.raises(UserError, match="cannot be read"):
         load_results(file)

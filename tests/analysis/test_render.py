@@ -40,7 +40,7 @@ def some_report_data(report_data_of: ReportDataOf) -> ReportData:
 def test_best_only_where_the_interval_supports_it(report_data_of: ReportDataOf) -> None:
     settings, controls = results_table(some_report_data(report_data_of).summary).blocks
     assert [line[2].startswith("**") for line in settings] == [False, False, True]
-    assert not any(line[4].startswith("**") for line in settings)  # 30.0 and 29.9 cannot be told apart
+    assert not any(line[4].startswith("**") for line in settings)  # 30.0 and 29.9 are too close
     assert not any("**" in cell for cell in controls[0])  # whatever a control scores, it is no setting
 
 

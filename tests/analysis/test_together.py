@@ -62,6 +62,7 @@ def test_the_report_tells_what_keeps_the_studies_apart(two: Path, capsys: pytest
     page = Path("reports/both/README.md").read_text()
     assert "**linear is not one measurement: its protocol differs** (fake: fake; second: another)" in page
     assert "python -m analysis study.yaml second.yaml --together both" in page
+    assert "\n- Δ: difference to the baseline row of its own study, paired by seed.\n- Bold: the best row" in page
     assert re.search(r"\bnan\b", page.lower()) is None
     rows = csv.DictReader(Path("reports/both/table.csv").read_text().splitlines())
     assert {row["study"] for row in rows} == {"fake", "second"}

@@ -66,7 +66,7 @@ def test_commits_split_rows_and_differences() -> None:
     assert difference is not None
     assert difference.mean == -1
     assert first[0.5, "bbbbbbb"] is None  # its baseline is of other code
-    assert "several code versions" in notes(Summary(found.study, [], found.row_keys))
+    assert "several code versions" in notes(Summary(found.study, [], found.row_keys))[-1]
 
 
 def test_code_without_a_commit_is_told_apart_by_its_sources() -> None:
