@@ -16,7 +16,6 @@ class World:
     rank: int = 0
     local_rank: int = 0  # among those on this machine
     size: int = 1
-    node: int = 0  # number of this machine
     address: str = ""  # host:port where they meet
     hosted: bool = False  # the launcher listens at `address`; otherwise process 0 does
 
@@ -56,7 +55,6 @@ def _from_torchrun(variables: Mapping[str, str]) -> World:
         rank,
         _number(variables, "LOCAL_RANK", str(rank)),
         size,
-        _number(variables, "GROUP_RANK", variables.get("SLURM_NODEID", "0")),
         f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}",
         hosted=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
@@ -72,7 +70,6 @@ def _from_slurm(variables: Mapping[str, str], size: int) -> World:
         _number(variables, "SLURM_PROCID"),
         _number(variables, "SLURM_LOCALID"),
         size,
-        _number(variables, "SLURM_NODEID", "0"),
         f"{host}:{port}",
     )
 

@@ -25,7 +25,6 @@ TORCHRUN = {
     "WORLD_SIZE": "4",
     "MASTER_ADDR": "a",
     "MASTER_PORT": "5",
-    "GROUP_RANK": "1",
 }
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -34,18 +33,17 @@ STEP = {
     "SLURM_NTASKS": "4",
     "SLURM_PROCID": "2",
     "SLURM_LOCALID": "0",
-    "SLURM_NODEID": "1",
 }
 
 
 def test_alone_without_a_launcher() -> None:
-    assert world_from_environment({}) == World(rank=0, local_rank=0, size=1, node=0)
+    assert world_from_environment({}) == World(rank=0, local_rank=0, size=1)
     assert world_from_environment({}).is_main
 
 
 def test_torchrun() -> None:
     world = world_from_environment(TORCHRUN)
-    assert (world.rank, world.local_rank, world.size, world.node) == (3, 1, 4, 1)
+    assert (world.rank, world.local_rank, world.size) == (3, 1, 4)
     assert world.address == "a:5"
     assert not world.is_main
     assert not world.hosted
@@ -59,7 +57,7 @@ def test_torchrun_is_asked_before_slurm() -> None:
 
 def test_a_slurm_step() -> None:
     world = world_from_environment(STEP)
-    assert (world.rank, world.local_rank, world.size, world.node) == (2, 0, 4, 1)
+    assert (world.rank, world.local_rank, world.size) == (2, 0, 4)
     host, port = world.address.split(":")
     assert host == "n1"
     assert 1024 <= int(port) < 32768
