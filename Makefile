@@ -86,6 +86,9 @@ bench-criterion: $(INSTALLED)  ## measure time and memory of the criterion -> be
 bench-launches: $(INSTALLED)  ## kernels, waits and collectives of a training step, counted without a GPU (g++)
 	$(RUN) -m benchmarks.launches
 
+check-gpu: $(INSTALLED)  ## on a machine with a GPU, what works there and how fast, in ten minutes -> benchmarks/gpu.md
+	$(RUN) -m benchmarks.gpu_check
+
 bench-data: $(INSTALLED)  ## compare the input pipeline with the published recipe -> benchmarks/data.md
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.data
 

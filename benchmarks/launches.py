@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 from benchmarks.pretend_cuda import Asked, pretend, put_on_cuda
@@ -24,44 +23,37 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import pretrain.step
 import vicregl.batch
-from data.loader import ViewBatch
-from pretrain.checkpoint import TrainingState
+from benchmarks.steps import make_batch, make_training
 from pretrain.config import PretrainConfig
-from pretrain.diagnostics import OnlineProbe
-from pretrain.optimizers import make_optimizer
 from pretrain.step import training_step
-from pretrain.training import Training, prepare_model
+from pretrain.training import Training
 from runtime import config as configs
 from runtime.distributed import largest
 from runtime.errors import run_command
 from runtime.world import World
-from vicregl.criterion import VICRegLCriterion
 from vicregl.model import VICRegLModel
 
 CASES = ("resnet50_100ep:256x1", "resnet50_100ep:64x8", "convnext_small:48x8")
 PHASES = ("network", "criterion", "backward", "optimizer", "rest")
-CLASSES = 1000  # of the probe
 
 
 def count(recipe: str, batch: int, processes: int, overrides: Sequence[str] = ()) -> Asked:
     """Count one step of a recipe with `batch` images a process, after a first one that makes the optimiser's state."""
     fixed = [f"train.batch_size={batch * processes}", *overrides]
     config = configs.load(PretrainConfig, f"pretrain/configs/{recipe}.yaml", fixed)
+    device = torch.device("cuda", 0)
     with torch.device("meta"):
         model = VICRegLModel(config.model, config.loss.global_weight)
-    sides = config.views.sides()
-    grids = [model.backbone.grid_size(side) for side in sides]
+    for side in config.views.sides():
+        model.backbone.grid_size(side)  # remembered: it could not be computed within `pretend`
     with group_of(processes), pretend() as asked:
-        training = make_training(config, model, World(size=processes))
-        for step in range(2):
-            asked.clear()
-            images = [torch.empty(batch, 3, side, side, device="cuda") for side in sides]
-            images = [view.to(memory_format=torch.channels_last) for view in images]
-            locations = [torch.empty(batch, *grid, 2, device="cuda") for grid in grids]
-            labels = torch.zeros(batch, dtype=torch.long, device="cuda")
+        put_on_cuda(model, config.train.channels_last)
+        training = make_training(config, model, device, World(size=processes))
+        for _ in range(2):
+            views = make_batch(config, model, batch, device)
             asked.clear()
             with phases(asked, training), asked.during("rest"):
-                training_step(training, ViewBatch(images, locations, labels, step, 0), 0.1)
+                training_step(training, views, 0.1)
                 largest(0)  # as after every step: does any process ask for a stop?
     return asked
 
@@ -77,19 +69,6 @@ def group_of(processes: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def make_training(config: PretrainConfig, model: VICRegLModel, world: World) -> Training:
-    """What `training_step` uses of a Training; called within `pretend`."""
-    device = torch.device("cuda", 0)
-    put_on_cuda(model, config.train.channels_last)
-    model = prepare_model(model, config, device, world)
-    with device:
-        probe = OnlineProbe(model.backbone.channels, CLASSES, config.probe)
-    scaler = torch.amp.GradScaler("cuda", enabled=config.train.precision == "float16")
-    state = TrainingState(model, make_optimizer(model, config.optimizer), probe, scaler, device, world)
-    parts = {"config": config, "device": device, "world": world, "state": state, "network": model}
-    return cast(Training, SimpleNamespace(**parts, criterion=VICRegLCriterion(config.loss)))
 
 
 @contextmanager
