@@ -24,9 +24,11 @@ from data.images import Pixels, decode, read_file, shrink
 from data.loader import PretrainLoader
 from data.views import ViewMaker, sample_generator
 from pretrain.show import load_config, view_maker
+from pretrain.training import make_loader
 from runtime.config import require
 from runtime.device import available_cores, choose_device
 from runtime.errors import run_command
+from runtime.world import World
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -89,22 +91,6 @@ def _make_views(clock: Clock, maker: ViewMaker, image: Pixels) -> None:
     if maker.config.execution == "cpu":
         pairs = zip(crops, plans, strict=True)
         clock.time("mirror and colour", lambda: [maker.colour(crop, plan) for crop, plan in pairs])
-
-
-def make_bench_loader(
-    config: PretrainConfig, dataset: Dataset, maker: ViewMaker, workers: int, device: torch.device
-) -> PretrainLoader:
-    return PretrainLoader(
-        dataset,
-        config.views,
-        dict(zip(maker.sides, maker.grids, strict=True)).__getitem__,
-        config.train.batch_size,
-        config.seed,
-        workers,
-        config.machine.worker_kind,
-        device,
-        on_bad_image=config.data.on_bad_image,
-    )
 
 
 def training_process_part(loader: PretrainLoader, batch_size: int, device: torch.device, repeats: int = 5) -> float:
@@ -178,10 +164,11 @@ def main(argv: Sequence[str]) -> None:
     sizes = " + ".join(f"{maker.sides.count(side)} x {side}" for side in sorted(set(maker.sides), reverse=True))
     print(f"{dataset.name} at {dataset.root}, {sizes}, execution {config.views.execution}, device {device}", flush=True)
     parts = worker_parts(config, dataset, maker, arguments.seconds)
-    training = training_process_part(make_bench_loader(config, dataset, maker, 0, device), batch_size, device)
+    grid_size = dict(zip(maker.sides, maker.grids, strict=True)).__getitem__
+    training = training_process_part(make_loader(config, dataset, grid_size, 0, device, World()), batch_size, device)
     rates = {}
     for workers in numbers:
-        loader = make_bench_loader(config, dataset, maker, workers, device)
+        loader = make_loader(config, dataset, grid_size, workers, device, World())
         rates[workers] = images_per_second(loader, batch_size, workers, arguments.seconds)
     print(report(parts, training, rates, config.machine.worker_kind, cores))
 

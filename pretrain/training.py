@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.catalog import Dataset, open_dataset
 from data.loader import PretrainLoader
+from data.views import GridSize
 from pretrain.checkpoint import TrainingState, drop_old_checkpoints, keep_checkpoint, seed_process
 from pretrain.config import PretrainConfig, durations
 from pretrain.diagnostics import OnlineProbe
@@ -56,7 +57,7 @@ class Training:
         model = VICRegLModel(config.model, config.loss.global_weight)
         if config.train.accumulate > 1:
             refuse_batch_statistics(model)
-        loader = make_loader(config, dataset, model, device, world)
+        loader = make_loader(config, dataset, model.backbone.grid_size, config.machine.workers, device, world)
         total, warmup = durations(config, loader.steps_per_epoch)
         network = wrap_for_processes(model := prepare_model(model, config, device, world), config, device, world)
         probe = make_probe(config, dataset, model, device)
@@ -146,17 +147,22 @@ def refuse_too_large(model: nn.Module, config: PretrainConfig, device: torch.dev
 
 
 def make_loader(
-    config: PretrainConfig, dataset: Dataset, model: VICRegLModel, device: torch.device, world: World
+    config: PretrainConfig,
+    dataset: Dataset,
+    grid_size: GridSize,
+    workers: int,
+    device: torch.device,
+    world: World,
 ) -> PretrainLoader:
     return PretrainLoader(
         dataset,
         config.views,
-        model.backbone.grid_size,
+        grid_size,
         config.train.batch_size,
         config.seed,
-        config.machine.workers,
+        workers,
         config.machine.worker_kind,
-        device=device,
+        device,
         share=(world.rank, world.size),
         on_bad_image=config.data.on_bad_image,
     )
