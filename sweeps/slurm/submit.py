@@ -1,7 +1,7 @@
 """Queue a plan's jobs by submitit, each run once, whatever happens to the submitter.
 
 One submitter works at a time (a lock). It writes down each job, under a unique name, before it calls sbatch. If it is
-killed before it records sbatch's answer, the next submitter asks SLURM for those names.
+killed before it records sbatch's answer, or the answer gets lost, the next submitter asks SLURM for those names.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def submit(graph: Graph, cluster: ClusterConfig, machine: Sequence[str], nodes: 
 
 
 def adopt(runs: Path) -> None:
-    """Record the jobs of submitters that were killed between sbatch and their record. The lock must be held."""
+    """Record jobs that earlier submitters queued and did not record. The lock must be held."""
     for submission in submissions(runs):
         for name in submission.unrecorded():
             planned = submission.array_file(name).stat().st_mtime
@@ -68,7 +68,7 @@ def adopt(runs: Path) -> None:
                 submission.abandon(name)
                 continue
             jobs = submission.record(name, job)
-            print(f"job {job} ({name}, {len(jobs)} runs) was queued by a submitter that was killed: recorded now")
+            print(f"job {job} ({name}, {len(jobs)} runs) was queued, and that was not recorded; it is now")
 
 
 def _require_answers(statuses: Mapping[Node, RunStatus]) -> None:
@@ -115,8 +115,12 @@ class _Submitter:
             with executor.batch():
                 queued = [executor.submit(task) for task in tasks]
         except Exception as error:  # submitit raises FailedJobError, with sbatch's message at its end
+            message = parse.error_summary(str(error))
+            if parse.NO_CONTROLLER.search(message):
+                # The controller may have queued the job, and only its answer got lost: `adopt` asks for the name.
+                raise UserError(f"SLURM does not answer about {name}: {message}; repeat the command") from error
             submission.abandon(name)
-            raise UserError(f"sbatch refused {name}: {parse.error_summary(str(error))}") from error
+            raise UserError(f"sbatch refused {name}: {message}") from error
         job = parse.array_id(str(queued[0].job_id))
         recorded = submission.record(name, job)
         self.jobs |= {node: one.job for node, one in zip(batch.nodes, recorded, strict=True)}

@@ -60,30 +60,37 @@ def test_twenty_submits_at_once_queue_each_run_once(cluster: Cluster, tmp_path: 
     sweep.wait_for_end(9)
 
 
-@pytest.mark.parametrize("killed_after", [1, 2])
-def test_a_submitter_killed_between_sbatch_and_its_record(killed_after: int, cluster: Cluster, tmp_path: Path) -> None:
-    """The jobs of the killed one are found by their names: they begin, and nothing is queued twice."""
+LOST = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
+
+
+@pytest.mark.parametrize(
+    ("after", "ending", "code"), [(1, "kill -9 $PPID; exit 0", -9), (2, "kill -9 $PPID; exit 0", -9), (2, LOST, 2)]
+)
+def test_an_answer_of_sbatch_that_is_never_recorded(
+    after: int, ending: str, code: int, cluster: Cluster, tmp_path: Path
+) -> None:
+    """The submitter is killed, or the answer gets lost: the next one knows the jobs by name, and queues none twice."""
     sweep = Sweep(cluster, tmp_path / "slurm", study=study(steps=3))
     tools = tmp_path / "tools"
     tools.mkdir()
-    # The real sbatch, which then kills who called it, at the time that it has queued the n-th job.
+    # The real sbatch; once it has queued the n-th job, it kills its caller, or says that the controller did not answer.
     (tools / "sbatch").write_text(
         f"""#!/bin/bash
 {shutil.which("sbatch")} "$@" || exit
 case "$*" in *--test-only*) exit;; esac
 echo >> {tmp_path}/calls
-[ $(wc -l < {tmp_path}/calls) = {killed_after} ] && kill -9 $PPID
-exit 0
+[ $(wc -l < {tmp_path}/calls) != {after} ] && exit 0
+{ending}
 """
     )
     (tools / "sbatch").chmod(0o755)
     path = f"{tools}:{cluster.environment['PATH']}"
-    sweep.command("submit", "--cluster", "slurm", "--cluster-config", "cluster.yaml", code=-9, PATH=path)
-    queued = 3 * killed_after
+    sweep.command("submit", "--cluster", "slurm", "--cluster-config", "cluster.yaml", code=code, PATH=path)
+    queued = 3 * after
     assert len(read_jobs(sweep.folder / "runs")) == queued - 3
     assert len(sweep.jobs()) == queued
     shown = sweep.submit()
-    assert "was queued by a submitter that was killed" in shown
+    assert "was queued, and that was not recorded" in shown
     sweep.wait_for_end(9)
     assert len(unique_runs(sweep)) == len(sweep.jobs()) == 9
     assert sweep.results() == undisturbed(cluster, tmp_path / "local", study(steps=3))

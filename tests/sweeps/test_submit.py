@@ -1,0 +1,45 @@
+"""Answers of sbatch that get lost, without a scheduler; tests/slurm submits to a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import UserError
+from sweeps.graph import Graph
+from sweeps.slurm import submit
+from sweeps.slurm.config import load_cluster
+from sweeps.slurm.records import lock, read_jobs, submissions
+
+Fake = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [("Socket timed out on send/recv operation", True), ("Requested node configuration is not available", False)],
+)
+def test_a_job_whose_answer_was_lost_is_recorded_by_the_next_submission(
+    error: str, lost: bool, make_graph: Callable[[], Graph], commands: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = make_graph()
+    monkeypatch.setattr(submit, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "check_resources", lambda batch, folder: None)
+    for name in ("sacct", "squeue", "srun"):
+        commands(name)
+    commands("scontrol", "MaxArraySize = 1001\n")
+    commands("sbatch", code=1, error=f"sbatch: error: Batch job submission failed: {error}")
+    with pytest.raises(UserError, match=error) as refused:
+        submit.submit(graph, load_cluster(), (), None)
+    assert ("repeat the command" in str(refused.value)) == lost
+    runs = Path(graph.nodes[0].root).resolve()
+    (submission,) = submissions(runs)
+    (plan,) = (submission.path / "arrays").iterdir()
+    commands("squeue", f"77|{plan.stem}\n")  # the controller had queued it
+    with lock(runs):
+        submit.adopt(runs)
+    pretrainings = [node.name for node in graph.nodes if node.parent is None]
+    recorded = {name: f"77_{i}" for i, name in enumerate(pretrainings)} if lost else {}
+    assert {run: job.job for run, job in read_jobs(runs).items()} == recorded
+    assert submission.unrecorded() == []
