@@ -171,7 +171,7 @@ def requeue(job: str) -> bool:
     state, reason = answer
     if state == parse.PENDING:  # SLURM requeued it by itself, after a preemption
         return True
-    if parse.is_cancelled(state, reason):
+    if parse.was_cancelled_by_user(state, reason):
         _log(f"the job is {state}: cancelled by a user; not requeued")
         return False
     if complaint := commands.requeue(job):

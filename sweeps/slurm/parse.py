@@ -214,8 +214,8 @@ def parse_max_array_size(config: str) -> int:
     return max(1, int(match[1])) if match else 1
 
 
-def is_cancelled(state: str, reason: str) -> bool:
-    """Whether a job whose run has stopped was cancelled by a user, going by its state in the queue."""
+def was_cancelled_by_user(state: str, reason: str) -> bool:
+    """Whether a job whose run has stopped was cancelled, by its state in the queue."""
     # SLURM ends a job at its limit with the reason TimeLimit, and can requeue it even then. A job that ends for any
     # other reason was cancelled. "": the controller knows no such job, and asking it to requeue does no harm.
     return state not in ("RUNNING", "CONFIGURING", "") and reason != "TimeLimit"
