@@ -27,7 +27,7 @@ def run(graph: Graph, options: Namespace) -> int:
     if options.only is not None:
         graph = _select(graph, options.only.split(","))
     gpus = local.choose_gpus(options.gpus)
-    workers = options.workers or len(gpus) or local.default_workers()
+    workers = options.workers or local.default_workers(gpus)
     return local.LocalSweep(graph, workers, Display(), options.machine, gpus).run()
 
 

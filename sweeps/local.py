@@ -29,9 +29,9 @@ POLL_SECONDS = 0.2
 ELSEWHERE_SECONDS = 2.0
 
 
-def default_workers() -> int:
-    """One run per core, but at most eight at a time: each holds a network and a dataset in memory."""
-    return min(8, available_cores())
+def default_workers(gpus: Sequence[str] = ()) -> int:
+    """One run per GPU; without GPUs one per core, but at most eight: each holds a network and a dataset in memory."""
+    return len(gpus) or min(8, available_cores())
 
 
 def threads_per_run(workers: int) -> int:

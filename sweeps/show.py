@@ -50,7 +50,7 @@ def plan(graph: Graph, options: Namespace) -> int:
     Nothing is started.
     """
     statuses = read_status(graph)
-    workers = options.workers or local.default_workers()
+    workers = options.workers or local.default_workers(local.choose_gpus(options.gpus))
     estimator, left = estimate(statuses, workers)
     jobs = plan_jobs(statuses, options.cluster_config, estimator) if options.cluster == "slurm" else None
     if options.json:

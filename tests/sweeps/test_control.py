@@ -261,3 +261,10 @@ def test_each_run_sees_one_gpu(edit: Edit, small: Graph, folder: Path) -> None:
         assert f"CUDA_VISIBLE_DEVICES={child.gpu}".encode() in values
     (folder / "hold").unlink()
     assert sweep.run() == 0
+
+
+def test_plan_counts_on_the_gpus_that_run_takes(small: Graph, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    for options, workers in (((), 3), (("--gpus", "2"), 2), (("--workers", "6"), 6)):
+        assert sweeps("plan", "--cluster", "local", *options) == 0
+        assert f"4 runs, {workers} at a time" in capsys.readouterr().out
