@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
+from benchmarks import conditions
 from benchmarks.criterion_cases import CASES, CONTENDERS, CUDA_CASES, STEP, Measurement
-from runtime import provenance
 from runtime.errors import UserError, run_command
 
 HERE = Path(__file__).parent
@@ -112,11 +108,8 @@ def page(measurements: Measurements, device: str, threads: int, shrink: int) -> 
 
 
 def _heading(device: str, threads: int, shrink: int) -> str:
-    facts = provenance.collect()
-    machine = facts["gpu"] if device == "cuda" else f"{facts['processor']}, {facts['cores']} cores, {threads} threads"
     memory = "of the GPU" if device == "cuda" else "of the process, Python and torch included"
-    dirty = " with uncommitted changes" if facts["dirty"] else ""
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    command = "python -m benchmarks.criterion" + ("" if device == "cpu" else " --device cuda")
     smaller = f"\n**Sizes divided by {shrink}: this page only shows that the benchmark works.**\n" if shrink > 1 else ""
     return f"""# What the criterion costs
 
@@ -125,11 +118,7 @@ step in the quickest of the turns; peak memory {memory}. Each measurement ran in
 "definitions" is `benchmarks/definitions.py`: the definitions written down plainly, one slot and one sample after the
 other. Contenders took turns in one run, and those that compute the same quantity gave the same loss.
 {smaller}
-- machine: {machine}
-- commit: {facts["commit"]}{dirty}; torch {torch.__version__}
-- {time.strftime("%Y-%m-%d")}; load average at the end: {load}
-- made by `python -m benchmarks.criterion{"" if device == "cpu" else " --device cuda"}`
-"""
+{conditions(command, f", {threads} threads" if device == "cpu" else "")}"""
 
 
 def _table(measurements: Measurements) -> str:

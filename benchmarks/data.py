@@ -10,7 +10,6 @@ affects; with two workers, wall time.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import data_cases
+from benchmarks import conditions, data_cases
 from benchmarks.data_cases import CACHE_SIDE, DECODING, VIEWS, Contender
-from runtime import provenance
 from runtime.errors import UserError, run_command
 
 HERE = Path(__file__).parent
@@ -93,9 +91,6 @@ def table(case: str, timings: Timings) -> list[str]:
 
 
 def document(rows: Sequence[str], difference: float, rounds: int, batch: int) -> str:
-    facts = provenance.collect()
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    dirty = " with uncommitted changes" if facts["dirty"] else ""
     return "\n".join(
         [
             "# The input pipeline against the published recipe",
@@ -110,11 +105,9 @@ def document(rows: Sequence[str], difference: float, rounds: int, batch: int) ->
             "torchvision's Resize(256) and CenterCrop(224) on PIL's images; the mean difference to it is",
             f"{difference:.4f} levels of 255.",
             "",
-            f"- machine: {facts['processor']}, {facts['cores']} cores; one thread, or two workers where stated",
-            f"- commit: {facts['commit']}{dirty}; torch {torch.__version__}",
-            f"- {time.strftime('%Y-%m-%d')}; {rounds} rounds, batches of {batch}; load average at the end: {load}",
-            "- made by `make bench-data`",
+            f"One thread, or two workers where stated; {rounds} rounds, batches of {batch}.",
             "",
+            conditions("make bench-data"),
             "| views | contender | ms an image | times faster | goal |",
             "|---|---|---|---|---|",
             *rows,

@@ -13,13 +13,12 @@ from typing import get_args
 import numpy as np
 import torch
 
-from benchmarks import data_cases
+from benchmarks import conditions, data_cases
 from data import cache
 from data.catalog import open_dataset
 from data.colour import mirror_and_colour
 from data.config import ViewsConfig, WorkerKind
 from data.loader import PretrainLoader, ViewBatch, WorkerBatch
-from runtime import provenance
 from runtime.device import available_cores
 from runtime.errors import UserError
 
@@ -109,9 +108,6 @@ def _colour_alone(batch: WorkerBatch, device: torch.device) -> Callable[[], obje
 
 
 def _document(rows: list[str], batch: int, network: str) -> str:
-    facts = provenance.collect()
-    dirty = " with uncommitted changes" if facts["dirty"] else ""
-    machine = f"{facts['gpu'] or 'no GPU'}; {facts['processor']}, {facts['cores']} cores"
     return "\n".join(
         [
             "# The input pipeline beside a training step",
@@ -119,9 +115,6 @@ def _document(rows: list[str], batch: int, network: str) -> str:
             f"{batch} images a step, 2 x 224, {network}, bf16 autocast; medians.",
             "",
             *rows,
-            f"- machine: {machine}",
-            f"- commit: {facts['commit']}{dirty}; torch {torch.__version__}",
-            f"- {time.strftime('%Y-%m-%d')}; made by `python -m benchmarks.data --device cuda`",
-            "",
+            conditions("python -m benchmarks.data --device cuda"),
         ]
     )

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks import conditions
 from runtime import provenance
 from sweeps.graph import Graph, Node, build
 from sweeps.study import load_study
@@ -160,6 +161,19 @@ def _queue(graph: Graph) -> Iterator[str]:
             yield f"{job_id(number)}|{SLURM_STATES[state]}|None|n{number % 64}|{int(time.time()) - 900}"
 
 
+# Linux counts the memory of the process that starts a command as the command's own (ru_maxrss outlives exec). So a
+# small process starts it: this one holds the graph of all runs.
+_STARTER = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+with open(sys.argv[1], "wb") as output:
+    process = subprocess.Popen(sys.argv[2:], stdout=output, stderr=output)
+    _, status, used = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - began
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+
+
 def measure(folder: Path, verb: str) -> Measurement:
     """Run one command in its own process and measure it."""
     argv = ["analysis", "many.yaml"] if verb == "analysis" else ["sweeps", verb, "many.yaml"]
@@ -169,35 +183,31 @@ def measure(folder: Path, verb: str) -> Measurement:
     environment = (
         os.environ | provenance.import_path() | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
     )
-    began = time.perf_counter()
-    with open(folder / f"{verb}.txt", "wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", *argv], env=environment, stdout=output, stderr=output)
-        _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    if os.waitstatus_to_exitcode(status) not in (0, 1):  # 1: some runs failed, which status says
-        raise RuntimeError((folder / f"{verb}.txt").read_text(encoding="utf-8")[-3000:])
+    output = folder / f"{verb}.txt"
+    command = [sys.executable, "-c", _STARTER, str(output), sys.executable, "-m", *argv]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, encoding="utf-8")
+    code, seconds, processor_s, kilobytes = json.loads(done.stdout)
+    if code not in (0, 1):  # 1: some runs failed, which status says
+        raise RuntimeError(output.read_text(encoding="utf-8")[-3000:])
     name = f"python -m {argv[0]}{'' if verb == 'analysis' else ' ' + verb}"
-    return Measurement(name, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    return Measurement(name, seconds, processor_s, kilobytes / 1024)
 
 
 def page(runs: int, measurements: Sequence[Measurement]) -> str:
-    where = f"{provenance.processor_name()}, {len(os.sched_getaffinity(0))} cores"
-    commit, load = (provenance.code().commit or "unknown")[:10], os.getloadavg()[0]
-    lines = [
-        f"# A study of {runs:,} runs",
-        "",
-        f"`make bench-sweeps`, commit {commit}, {where}, load average at the end {load:.1f}.",
-        f"{runs:,} runs: half of them pretrainings, each with an evaluation; six of ten done, the others running,",
-        "queued, failed or new. Each command as a user starts it, imports included; SLURM's answers are texts of the",
-        "size that a cluster would print. Processor time is what an idle machine would need.",
-        "",
-        "| command | seconds | of the processor | goal | peak memory |",
-        "|---|---|---|---|---|",
-    ]
+    lines = []
     for measurement, goal in zip(measurements, TARGETS.values(), strict=True):
         times = f"{measurement.seconds:.1f} | {measurement.processor_s:.1f} | {goal:.0f}"
-        lines.append(f"| `{measurement.command}` | {times} | {measurement.memory_mb:.0f} MB of {MEMORY_MB} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| `{measurement.command}` | {times} | {measurement.memory_mb:.0f} MB of {MEMORY_MB} |\n")
+    return f"""# A study of {runs:,} runs
+
+{runs:,} runs: half of them pretrainings, each with an evaluation; six of ten done, the others running, queued, failed
+or new. Each command as a user starts it, imports included; SLURM's answers are texts of the size that a cluster would
+print. Processor time is what an idle machine would need.
+
+{conditions("make bench-sweeps")}
+| command | seconds | of the processor | goal | peak memory |
+|---|---|---|---|---|
+{"".join(lines)}"""
 
 
 if __name__ == "__main__":
