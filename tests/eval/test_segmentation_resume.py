@@ -72,13 +72,16 @@ def test_terminated_run_saves_first_and_goes_on(scenes, parent, evaluate, monkey
     assert run.state() == "done"
 
 
-def test_killed_after_training_still_gets_its_score(scenes, parent, evaluate):
+def test_killed_after_training_still_gets_its_score_and_predictions(scenes, parent, evaluate):
     _, _, run = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL)
-    before = run.result()
+    before, kept = run.result(), run.path / "predictions.npz"
+    predictions = kept.read_bytes()
+    kept.unlink()
     (run.path / "result.json").unlink()
     code, error, _ = evaluate(segmentation.main, parent, CONFIG, *scenes, *SMALL)
     assert code == 0, error
     assert {**run.result(), "seconds": 0} == {**before, "seconds": 0}
+    assert kept.read_bytes() == predictions  # as the message of a run without predictions promises
 
 
 def test_damaged_checkpoints(scenes, make_parent, evaluate):
