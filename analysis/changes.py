@@ -101,7 +101,7 @@ def _fields(row: Row, side: str) -> Iterator[tuple[str, Any]]:
 
 
 def _changed_format(node: Node, row: Row, side: str, explained: bool) -> list[str]:
-    """A format that the table does not record is the one that gives the recorded hash, unless a field explains it."""
+    """Say whether the format was raised; one that is not recorded is found by the hash, if no field differs."""
     identity, recorded = node.identity, comparable(row.get(f"{side}.format"))
     parent = identity.parent if side == "pretrain" else row.get("pretrain.hash")
     if recorded is None and not explained:

@@ -87,7 +87,7 @@ def _text(file: Path) -> str:
 
 
 def _wrong_quotes(page: Path, stale: Mapping[str, bool]) -> list[Verdict]:
-    """A page that links to a report has to say that its settings are others where they are, and only there."""
+    """Return the reports of which a page hides, or claims without reason, that their settings are others."""
     says: dict[str, bool] = {}
     for paragraph in _text(page).split("\n\n"):
         words = " ".join(paragraph.split()).lower()

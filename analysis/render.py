@@ -83,7 +83,7 @@ class Table:
 
 
 def to_markdown(table: Table) -> str:
-    """A table whose source lines up too; an empty row between blocks."""
+    """Return a table whose columns line up in the source too, with an empty row between blocks."""
     lines: list[list[str]] = []
     for block in table.blocks:
         lines += [[""] * len(table.header)] * bool(lines) + block
@@ -96,7 +96,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table, note: str = "") -> str:
-    r"""A tabular for \input into a table; it needs \usepackage{booktabs} alone. The note becomes a comment."""
+    r"""Return a tabular for \input into a table, which needs \usepackage{booktabs}; the note becomes a comment."""
     columns = "".join("l" if is_text else "r" for is_text in table.is_text)
     blocks = ["".join(_latex_line(line) for line in block) for block in table.blocks]
     plain = "".join(token.content for token in _inline(note)).translate(_ASCII)
@@ -115,7 +115,7 @@ def _latex_line(line: Sequence[str]) -> str:
 
 
 def _latex(markdown: str) -> str:
-    """For text mode; a character that LaTeX's fonts may lack becomes a question mark rather than an error."""
+    """Return LaTeX for text mode; a character that its fonts may lack becomes a question mark rather than an error."""
     parts = []
     for token in _inline(markdown):
         text = _ascii(token.content.translate(_LATEX))
@@ -132,7 +132,7 @@ def _ascii(text: str) -> str:
 
 
 def from_template(template: str, **variables: Any) -> str:
-    """A file of templates/, filled. A variable that is missing is an error, never an empty place."""
+    """Fill a file of templates/. A variable that is missing is an error, never an empty place."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -146,7 +146,7 @@ def from_template(template: str, **variables: Any) -> str:
 
 
 def to_html(title: str, markdown: str, folder: Path) -> str:
-    """A page of Markdown as one file, the images of `folder` in it: it needs no server and no network."""
+    """Return a page of Markdown as one file with the images of `folder` in it, which needs no server and no network."""
     tokens = _MARKDOWN.parse(markdown)
     _mark_headers(tokens)
     _make_figures(tokens, folder)
@@ -156,7 +156,7 @@ def to_html(title: str, markdown: str, folder: Path) -> str:
 
 
 def _mark_headers(tokens: Sequence[Token]) -> None:
-    """Which cells head a column and which a row, for screen readers; Markdown knows headers of columns alone."""
+    """Mark the headers of columns and of rows, for screen readers; Markdown knows headers of columns alone."""
     for i, token in enumerate(tokens):
         if token.type == "th_open":
             token.attrSet("scope", "col")
@@ -166,7 +166,7 @@ def _mark_headers(tokens: Sequence[Token]) -> None:
 
 
 def _make_figures(tokens: list[Token], folder: Path) -> None:
-    """A paragraph that is an image alone becomes a figure, and the paragraph after it the caption."""
+    """Turn a paragraph that is an image alone into a figure, and the paragraph after it into the caption."""
     for i in reversed(range(len(tokens))):
         children = tokens[i].children or []
         if [child.type for child in children] != ["image"]:
@@ -183,7 +183,7 @@ def _raw(text: str) -> Token:
 
 
 def _embedded(file: Path, alt: str) -> str:
-    """The image as an element of the page: lines and text where an SVG lies beside the PNG, else the pixels."""
+    """Return an image as an element of the page: the SVG beside the PNG where there is one, else the pixels."""
     drawing = file.with_suffix(".svg")
     if drawing.is_file():
         return _inline_svg(drawing.read_text(encoding="utf-8"), file.stem, alt)
@@ -192,7 +192,7 @@ def _embedded(file: Path, alt: str) -> str:
 
 
 def _inline_svg(text: str, name: str, alt: str) -> str:
-    """Without the XML head; its names prefixed, because all figures of the page share one space of names."""
+    """Drop the XML head, and prefix the ids, because all figures of the page share one name space."""
     svg = text[text.index("<svg") :].strip()
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

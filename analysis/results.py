@@ -45,7 +45,7 @@ def load_results(study: str | Path | Study, machine: Sequence[str] = ()) -> pd.D
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
-    """Hashes stay text, whatever digits they have, and only an empty cell is a gap."""
+    """Read the table so that hashes stay text, whatever digits they have, and only an empty cell is a gap."""
     try:
         names = pd.read_csv(file, nrows=0).columns
         texts = dict.fromkeys((name for name in names if name.endswith(_TEXTS)), str)
