@@ -69,18 +69,30 @@ def _adaptive_updates(parameters: list[Tensor], group: dict[str, Any]) -> list[T
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Create the optimiser of the trainable parameters, with decay on tensors of two or more dimensions alone."""
+    """Create the optimiser of the trainable parameters, with decay on tensors of two or more dimensions alone.
+
+    Position embeddings and class tokens of a transformer have more, and no decay under AdamW, as timm says.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if config.name == "lars":
         return LARS(trainable, 0.0, config.weight_decay, config.momentum, config.trust_coefficient)
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    spared = {id(p) for module in model.modules() for p in _without_decay(module)}
+    decayed = [p for p in trainable if p.ndim > 1 and id(p) not in spared]
+    others = [p for p in trainable if p.ndim <= 1 or id(p) in spared]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     on_cuda = all(p.is_cuda for p in trainable)
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]), fused=True if on_cuda else None)
     adamw.register_load_state_dict_pre_hook(_keep_kernels)
     return adamw
+
+
+def _without_decay(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that timm exempts from weight decay by name."""
+    exempt: Any = getattr(module, "no_weight_decay", None)
+    if exempt is None:
+        return []
+    names = exempt()
+    return [parameter for name, parameter in module.named_parameters() if name in names]
 
 
 def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

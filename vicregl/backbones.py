@@ -1,8 +1,9 @@
-"""timm networks as (map, pooled): any timm network whose features are a map (B, C, h, w)."""
+"""timm networks as (map, pooled): any timm network that gives a map (B, C, h, w), convolutional or a transformer."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -22,8 +23,9 @@ STEM_MODULES = ("stem", "act1", "conv1", "bn1", "relu", "patch_embed")
 class Backbone(nn.Module):
     """A timm network without its classifier.
 
-    Its map is after the network's last norm where that norm comes before the classifier (ConvNeXt), as in the
-    published code; pooled is the mean of the map over its positions.
+    The map of a convolutional network is after its last norm where that norm comes before the classifier (ConvNeXt), as
+    in the published code. The map of a transformer holds its patch tokens, normed; class and register tokens stay out.
+    pooled is the mean of the map over its positions.
     """
 
     trunk: Any  # timm's networks share no class that has forward_features
@@ -33,6 +35,8 @@ class Backbone(nn.Module):
         self.name = name
         self.trunk = trunk
         self._grids: dict[int, tuple[int, int]] = {}
+        self._has_tokens = False
+        self._token_norm = True
         self._stage_indices = _stage_indices(trunk)
         self.channels, self.stage_channels = self._probe()
 
@@ -43,15 +47,22 @@ class Backbone(nn.Module):
 
     def last_map(self, images: Tensor, final_norm: bool = True) -> Tensor:
         """images (B, 3, H, W) -> the last map (B, C, h, w); without `final_norm`, before the network's last norm."""
+        if self._has_tokens:
+            return self._token_maps(images, 1, final_norm)[-1]
         feature_map: Tensor = self.trunk.forward_features(images)
         return self._final_norm(feature_map) if final_norm else feature_map
 
     def stages(self, images: Tensor, final_norm: bool = True) -> list[Tensor]:
-        """images (B, 3, H, W) -> the map of each stage (B, C_k, h_k, w_k), shallow to deep; the last is `last_map`."""
+        """images (B, 3, H, W) -> the map of each stage (B, C_k, h_k, w_k), shallow to deep; the last is `last_map`.
+
+        Of a transformer without stages (ViT) they are four of its blocks, evenly spaced, and `final_norm` norms all.
+        """
         if not self._stage_indices:
             raise InvalidInputError(
                 f"backbone {self.name!r} does not give its stages; choose one with forward_intermediates"
             )
+        if self._has_tokens:
+            return self._token_maps(images, self._stage_indices, final_norm)
         last, maps = self.trunk.forward_intermediates(images, indices=self._stage_indices)
         return [*maps[:-1], self._final_norm(last) if final_norm else last]
 
@@ -67,22 +78,38 @@ class Backbone(nn.Module):
         norm = getattr(getattr(self.trunk, "head", None), "norm", None)
         return feature_map if norm is None else norm(feature_map)
 
+    def _token_maps(self, images: Tensor, indices: int | list[int], norm: bool) -> list[Tensor]:
+        options = {"norm": norm and self._token_norm, "output_fmt": "NCHW", "intermediates_only": True}
+        maps: list[Tensor] = self.trunk.forward_intermediates(images, indices=indices, **options)
+        return maps
+
     def _probe(self) -> tuple[int, list[int]]:
         """Return the channels of the last map and of each stage. InvalidInputError for a network without maps."""
         side = self.trunk.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
         images = torch.empty(1, 3, side, side, device="meta")
         with torch.no_grad():
             features = _shapes(self.trunk).forward_features(images)
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        if not isinstance(features, Tensor) or features.dim() != 4 or features.shape[1] != self.trunk.num_features:
-            raise InvalidInputError(
-                f"backbone {self.name!r} has no map: at {side} pixels its features are {shape}, expected "
-                f"(B, {self.trunk.num_features}, h, w). Choose a convolutional network, for example resnet50"
-            )
-        if not self._stage_indices:
-            return features.shape[1], []
-        with torch.no_grad():
-            return features.shape[1], [stage.shape[1] for stage in _shapes(self).stages(images)]
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            if not isinstance(features, Tensor) or features.dim() != 4 or features.shape[1] != self.trunk.num_features:
+                self._has_tokens = True
+                features = self._probe_tokens(images, side, shape)
+            stages = _shapes(self).stages(images) if self._stage_indices else []
+        return features.shape[1], [stage.shape[1] for stage in stages]
+
+    def _probe_tokens(self, images: Tensor, side: int, shape: Any) -> Tensor:
+        """Return the shape of a transformer's map; some (Hiera) norm only what they pool, so their map has no norm."""
+        for self._token_norm in (True, False):
+            try:
+                feature_map = _shapes(self).last_map(images)
+            except (AssertionError, AttributeError, TypeError, ValueError):
+                continue
+            if feature_map.dim() == 4 and feature_map.shape[1] == self.trunk.num_features:
+                return feature_map
+        raise InvalidInputError(
+            f"backbone {self.name!r} has no map: at {side} pixels its features are {shape}, and timm gives no map "
+            f"(B, {self.trunk.num_features}, h, w) of it. Choose another network, for example resnet50 or "
+            "vit_small_patch16_224"
+        )
 
 
 def _shapes(module: Any) -> Any:
@@ -91,10 +118,12 @@ def _shapes(module: Any) -> Any:
 
 
 def _stage_indices(trunk: Any) -> list[int]:
-    """Return which feature maps are stages: all but the stem's. Empty where timm cannot give them."""
+    """Return which feature maps are stages: all but the stem's, or four blocks. Empty where timm cannot give them."""
     if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "feature_info"):
         return []
     modules = [info["module"] for info in trunk.feature_info]
+    if all(module.startswith("blocks.") for module in modules) and len(modules) > 4:
+        return [(k + 1) * len(modules) // 4 - 1 for k in range(4)]
     return [k for k, module in enumerate(modules) if module.partition(".")[0] not in STEM_MODULES]
 
 
@@ -103,10 +132,20 @@ def create_backbone(config: BackboneConfig) -> Backbone:
     make = timm.models.model_entrypoint(config.name)
     try:
         # Not timm.create_model: it drops arguments that are None, and None is what turns ConvNeXt's layer scale off.
-        trunk = make(pretrained=False, num_classes=0, **config.args)
+        trunk = _make(make, config.args)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InvalidInputError(f"backbone {config.name!r} cannot be made with args {config.args}: {error}") from error
     return Backbone(config.name, trunk)
+
+
+def _make(make: Callable[..., nn.Module], args: dict[str, Any]) -> nn.Module:
+    """Make the network for images of any size where that is an option (transformers: position embeddings resized)."""
+    try:
+        return make(pretrained=False, num_classes=0, **{"dynamic_img_size": True, **args})
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        return make(pretrained=False, num_classes=0, **args)
 
 
 @register_model

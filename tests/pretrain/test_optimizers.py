@@ -9,6 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config import OptimizerConfig
 from pretrain.optimizers import LARS, learning_rate, make_optimizer, set_learning_rate
+from vicregl.backbones import create_backbone
+from vicregl.config import BackboneConfig
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "optimizers.json").read_text())
 
@@ -142,3 +144,15 @@ def test_adamw_keeps_its_device_s_kernels_when_it_resumes_another_s():
         optimizer.step()
     for one, same in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, same)
+
+
+def test_position_embeddings_and_class_tokens_have_no_decay() -> None:
+    """As timm says for its transformers; they have three dimensions."""
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    backbone = create_backbone(BackboneConfig("vit_small_patch16_224", args))
+    optimizer = make_optimizer(backbone, OptimizerConfig(name="adamw", weight_decay=0.1))
+    names = {id(parameter): name for name, parameter in backbone.named_parameters()}
+    decayed, others = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert {"trunk.pos_embed", "trunk.cls_token"} <= others
+    assert {"trunk.patch_embed.proj.weight", "trunk.blocks.0.attn.qkv.weight"} <= decayed
+    assert decayed | others == set(names.values())

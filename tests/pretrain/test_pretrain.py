@@ -173,7 +173,7 @@ def test_zero_steps_save_the_random_initialisation(tmp_path, arguments, command)
         (["train.accumulate=2"], 2, ["train.accumulate", "BatchNorm", "backbone.trunk.stem", "projector_norm=layer"]),
         (["train.precision=half"], 2, ["half", "float16"]),
         (["loss.local_stage_weights=[1,2]"], 2, ["loss.local_stage_weights", "[1.0, 2.0]", "1 model.local_stages"]),
-        (["model.backbone.name=vit_tiny_patch16_224"], 2, ["vit_tiny_patch16_224", "no map", "convolutional"]),
+        (["model.backbone.name=crossvit_tiny_240"], 2, ["crossvit_tiny_240", "no map", "resnet50"]),
         (["train.duration=10"], 2, ["train.duration", "steps"]),
         (["optimizer.warmup=14 steps"], 2, ["optimizer.warmup", "14"]),
         (["model.backbone.name=resnet51"], 2, ["resnet51", "resnet50"]),

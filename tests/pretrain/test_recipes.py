@@ -42,6 +42,7 @@ PUBLISHED = {
     "convnext_xlarge_in22k": CONVNEXT | {"backbone": "convnext_xlarge"},
 }
 BACKBONES = {recipe: said["backbone"] for recipe, said in PUBLISHED.items()} | {"small_gpu": "resnet50"}
+BACKBONES |= {"vit_small": "vit_small_patch16_224"}
 RECIPES = list(BACKBONES)
 # backbone: (millions as published, parameters here). The publication says 85 M of ConvNeXt-B, which has 88 M.
 PARAMETERS = {
@@ -49,7 +50,9 @@ PARAMETERS = {
     "convnext_small": (50, 49_441_152),
     "convnext_base": (85, 87_548_416),
     "convnext_xlarge": (350, 348_111_872),
+    "vit_small_patch16_224": (22, 21_665_664),  # "as published": DeiT-S
 }
+STRIDES = {"vit_small_patch16_224": 16}  # pixels between positions; 32 of the others
 
 
 def load(recipe: str, *overrides: str) -> PretrainConfig:
@@ -148,7 +151,7 @@ def test_size_and_cost(recipe: str) -> None:
     assert sum(p.numel() for p in model.backbone.trunk.parameters()) == exact
     assert exact / 1e6 == pytest.approx(published, rel=0.035)
     assert (model.projector is None) == (config.loss.alpha == 1)
-    side, cells = config.views.large_size, config.views.large_size // 32
+    side, cells = config.views.large_size, config.views.large_size // STRIDES.get(BACKBONES[recipe], 32)
     assert model.backbone.grid_size(side) == (cells, cells)
 
     views = [torch.empty(2, 3, side, side, device="meta") for side in config.views.sides()]
@@ -173,7 +176,7 @@ def locations(batch: int, model: VICRegLModel, sides: list[int]) -> list[Tensor]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["resnet50_100ep", "convnext_small", "small_gpu"])
+@pytest.mark.parametrize("recipe", ["resnet50_100ep", "convnext_small", "small_gpu", "vit_small"])
 def test_two_steps_at_full_size(recipe: str) -> None:
     """The whole network with its whole heads on the CPU; images of 64 and 32 pixels, four of them, in its precision."""
     config = load(recipe, "views.large_size=64", "views.small_size=32")

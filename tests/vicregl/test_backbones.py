@@ -14,7 +14,7 @@ from vicregl.config import KNOWN_BACKBONES, BackboneConfig
         (["resnet50.a1_in1k"], "without the tag of its weights.*resnet50"),
         (["resnet18", {"no_such": 1}], "cannot be made with args.*no_such"),
         (["resnet18", {"num_classes": 10}], "num_classes"),
-        (["vit_tiny_patch16_224"], r"has no map.*\(1, 197, 192\).*resnet50"),
+        (["crossvit_tiny_240"], r"has no map.*features are list.*resnet50"),
     ],
 )
 def test_what_cannot_be_a_backbone(arguments, expected) -> None:
@@ -48,6 +48,42 @@ def test_any_network_with_a_map(name, args, stages) -> None:
     actual = backbone.stages(images)
     assert [m.shape[1] for m in actual] == stages
     assert torch.equal(actual[-1], feature_map)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "side", "grid", "stages"),
+    [
+        ("vit_small_patch16_224", {"depth": 8}, 320, (20, 20), [384] * 4),
+        ("vit_small_patch16_dinov3", {"depth": 8}, 320, (20, 20), [384] * 4),  # with register tokens
+        ("vit_small_patch14_reg4_dinov2", {"depth": 8}, 224, (16, 16), [384] * 4),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}, 320, (10, 10), [96, 192, 384, 768]),
+        ("hiera_tiny_224", {}, 224, (7, 7), [96, 192, 384, 768]),
+        ("mambaout_femto", {}, 96, (3, 3), [48, 96, 192, 288]),
+    ],
+)
+@torch.no_grad()
+def test_transformers_give_the_map_of_their_patches(name, args, side, grid, stages) -> None:
+    backbone = create_backbone(BackboneConfig(name, args)).eval()
+    images = torch.randn(2, 3, side, side)
+    feature_map, pooled = backbone(images)
+    assert feature_map.shape == (2, backbone.channels, *backbone.grid_size(side)) == (2, stages[-1], *grid)
+    torch.testing.assert_close(pooled, feature_map.mean(dim=(2, 3)))
+    maps = backbone.stages(images)
+    assert [m.shape[1] for m in maps] == backbone.stage_channels == stages
+    torch.testing.assert_close(maps[-1], feature_map)
+    without_norm = ("hiera_tiny_224", "mambaout_femto")  # they norm what is pooled alone
+    assert torch.equal(backbone.last_map(images, final_norm=False), feature_map) == (name in without_norm)
+
+
+@torch.no_grad()
+def test_a_vits_map_is_timms_normed_patch_tokens() -> None:
+    """Row by row, without the class token; another size takes resized position embeddings, its own size none."""
+    backbone = create_backbone(BackboneConfig("vit_small_patch16_224", {"depth": 6})).eval()
+    plain = timm.create_model("vit_small_patch16_224", num_classes=0, depth=6).eval()
+    plain.load_state_dict(backbone.trunk.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    tokens = plain.forward_features(images)[:, 1:]
+    torch.testing.assert_close(backbone(images)[0].flatten(2).transpose(1, 2), tokens)
 
 
 def test_the_scenes_network() -> None:
