@@ -46,7 +46,9 @@ def in_order(steps: Dataset[T], numbers: Sequence[int], workers: int, kind: Work
     """Yield steps[n], a function of n alone, for each n in order; with 0 workers, compute it here when requested.
 
     Threads share memory and start at no cost, but exclude each other where Python itself works: between the calls of
-    the decoder, the resize and OpenCV, which release its lock. Processes do not, but copy through shared memory.
+    the decoder, the resize and OpenCV, which release its lock. Processes do not, but copy through shared memory. With
+    views.execution=device, two threads took half of the CPU time of two processes from a raw cache, and three quarters
+    from JPEGs (two cores; on many cores it was not measured).
     """
     workers = min(workers, len(numbers))
     if workers == 0:
