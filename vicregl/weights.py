@@ -32,10 +32,10 @@ PREFIXES = (
     "trunk.",  # this project's whole model
 )
 # Classifiers and projectors beside the backbone's keys, under the same prefix (torchvision, timm, SwAV, MoCo). Of
-# `head` the classifier alone: head.norm belongs to a ConvNeXt. DINOv3's ConvNeXts hold their last norm twice, once in
-# `norms`.
+# `head` the classifier (or MoCo's layers) alone: head.norm belongs to a ConvNeXt. DINOv3's ConvNeXts hold their last
+# norm twice, once in `norms`; DINOv2's mask token is of its pretraining.
 HEADS = re.compile(
-    r"(fc|classifier|projection_head|prototypes|projector|predictor)\..+|head(\.fc)?\.(weight|bias)|norms\.3\.(weight|bias)"
+    r"(fc|classifier|projection_head|prototypes|projector|predictor)\..+|head(\.fc|\.\d+)?\.\w+|norms\.3\.(weight|bias)|mask_token"
 )
 # lightly makes a backbone of torchvision's ResNet by nn.Sequential(*children), which numbers the parts.
 SEQUENTIAL_RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}

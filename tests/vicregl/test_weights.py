@@ -224,6 +224,27 @@ def test_other_projects_checkpoints(project, tmp_path) -> None:
     assert "left out" in str(report) or project == "solo-learn" or not report.ignored
 
 
+@pytest.mark.parametrize(
+    ("prefix", "more"),
+    [
+        ("", {}),  # DINO's published backbones
+        ("teacher/backbone.", head("dino_head.mlp.0")),
+        ("", {"mask_token": torch.zeros(1, 384)}),  # DINOv2's
+        ("state_dict/module.base_encoder.", head("module.predictor.0")),  # MoCo 3
+    ],
+)
+def test_vision_transformers(prefix, more, tmp_path) -> None:
+    config = BackboneConfig("vit_small_patch16_224", {"depth": 2})
+    torch.manual_seed(1)
+    state = create_backbone(config).trunk.state_dict()
+    container, _, before = prefix.rpartition("/")
+    contents = prefixed(before, dict(state) | (head("head.0") if container == "state_dict" else {})) | more
+    backbone = create_backbone(config)
+    report = load_weights(backbone, saved({container: contents} if container else contents, tmp_path / "file.pth"))
+    assert_loaded(backbone, state)
+    assert (report.container, report.prefix, bool(report.ignored)) == (container, before, bool(more))
+
+
 def test_dinov3_convnext(tmp_path) -> None:
     """The published names, with the last norm a second time in a list of norms."""
     config = BackboneConfig("convnext_atto")
