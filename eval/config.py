@@ -62,8 +62,8 @@ class LinearConfig(Config):
 
     def check(self) -> None:
         require(self.resize >= self.image_size, "resize", self.resize, f"image_size ({self.image_size}) or more")
-        ordered = 0 < self.crop_scale[0] <= self.crop_scale[1]
-        require(ordered, "crop_scale", list(self.crop_scale), "[low, high] within 0 to 1")
+        low, high = scale = self.crop_scale
+        require(0 < low <= high, "crop_scale", list(scale), "[low, high] within 0 to 1")
         rates = self.learning_rates
         require(len(set(rates)) == len(rates), "learning_rates", rates, "each only once")
         several = "above 0, because several learning_rates have to be chosen from"
@@ -101,7 +101,7 @@ class LinearConfig(Config):
 
     @property
     def format_version(self) -> int:
-        # Of scenes, the held-out slice was chosen by image in 1, and is by source digit in 2.
+        # In 1, the held-out slice of scenes was chosen by image; in 2, by source digit.
         return 2 if self.data.name == "scenes" and self.held_out > 0 else 1
 
 
@@ -210,8 +210,7 @@ class OptimizerConfig(Config):
 class SegmentationConfig(Config):
     """BatchNorm and a 1x1 convolution on the backbone's map (`taps: last`) or on all its stages (`taps: all`).
 
-    With torchrun or srun the batch is shared out: `batch_size` is of all processes together. Only dropout and drop path
-    depend on the number of processes: each draws its own.
+    With torchrun or srun, `batch_size` is of all processes together. Only dropout and drop path depend on their number.
     """
 
     stage: ClassVar[str] = "segmentation"
@@ -279,8 +278,8 @@ class SegmentationConfig(Config):
 
     @property
     def format_version(self) -> int:
-        # In 1 images were turned by their EXIF tag and their masks were not, and VOC's train_aug took the masks of
-        # train.txt from SegmentationClassAug. scenes has neither, so its runs keep their names.
+        # In 1, images were turned by their EXIF tag and masks were not, and VOC's train_aug took the masks of train.txt
+        # from SegmentationClassAug. scenes has neither, so its runs keep their names.
         return 1 if self.data.name == "scenes" else 2
 
 
