@@ -156,10 +156,7 @@ def _channels_last(image: Pixels) -> torch.Tensor:
 
 
 # What torch.nn.functional.interpolate(antialias=True) calls: for a small view its checks take as long as the work.
-_RESIZE = {
-    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
-    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
-}
+_RESIZE = {mode: getattr(torch.ops.aten, f"_upsample_{mode}2d_aa").out for mode in ("bicubic", "bilinear")}
 
 
 def shrink(image: Pixels, short_side: int) -> Pixels:
