@@ -17,7 +17,7 @@ from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
 from eval.config import KnnConfig, LinearConfig
 from runtime.config import MachineConfig
-from runtime.errors import NotFiniteError, UserError
+from runtime.errors import NotFiniteError
 from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import outlive_stops, stop_request
@@ -45,15 +45,12 @@ class ImageBatches(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, number: tuple[int, int]) -> Labelled | UserError:
-        """A UserError is returned, not raised: DataLoader would wrap it in the worker's traceback."""
+    def __getitem__(self, number: tuple[int, int]) -> Labelled:
         epoch, step = number
         order = range(len(self)) if self.seed is None else shuffled(len(self), self.seed, epoch)
         self.images.set_epoch(epoch)
-        try:
-            return self.images.batch(order[step * self.batch_size : (step + 1) * self.batch_size])
-        except UserError as error:
-            return error
+        batch: Labelled = self.images.batch(order[step * self.batch_size : (step + 1) * self.batch_size])
+        return batch
 
     def of_epoch(self, epoch: int, first_step: int, workers: int) -> Iterator[Labelled]:
         """The epoch's batches from `first_step` on."""
@@ -69,10 +66,7 @@ class ImageBatches(Dataset):
                 pin_memory=pin,
                 worker_init_fn=outlive_stops,
             )
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        yield from batches
 
 
 def central_crops(images: ImageList, config: LinearConfig | KnnConfig, normalisation: Normalisation) -> ImageBatches:

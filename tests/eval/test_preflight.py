@@ -10,7 +10,10 @@ from PIL import Image
 
 from data.catalog import open_dataset
 from data.config import DataConfig
+from data.transforms import LabelledDataset, eval_transform
 from eval import knn, linear, segmentation
+from eval.features import ImageBatches
+from runtime.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import trees
@@ -48,3 +51,15 @@ def test_an_evaluation_of_a_damaged_dataset_makes_nothing(stage, tree, parent, e
     assert (code, run) == (2, None)
     assert words in error
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pretrain"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_damaged_later_is_named(workers, tree):
+    """Of a set too large to be read at once; a worker's error arrives without its traceback."""
+    images = open_dataset(DataConfig(name="imagefolder", root=str(tree))).images("val")
+    dataset = LabelledDataset(images, eval_transform(8, 8), memory_bytes=0)
+    images.paths[-1].write_bytes(images.paths[-1].read_bytes()[:60])
+    with pytest.raises(UserError) as caught:
+        list(ImageBatches(dataset, 2).of_epoch(0, 0, workers))
+    assert str(images.paths[-1]) in str(caught.value)
+    assert "Traceback" not in str(caught.value)
