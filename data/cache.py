@@ -3,9 +3,10 @@
     python -m data.cache imagenet --short-side 256 root=/path/to/imagenet --workers 8
     python -m data.cache imagenet --short-side 256 root=/path/to/imagenet --check    # every byte against its checksum
 
-Pretraining with `views.short_side=256` uses it in place of the files: the same pixels, hence the same run. It is in
-$VICREGL_DATA/raw (or data/cache/raw) and takes 3 bytes a pixel: about 330 GB for ImageNet at 256. An interrupted build
-continues where it stopped. A cache whose source files have changed is refused. Its folder contains
+Pretraining with `views.short_side=256` uses it in place of the files: the same pixels, hence the same run. Linear and
+kNN evaluations use a cache of unreduced images (--short-side 0) for train. It is in $VICREGL_DATA/raw (or
+data/cache/raw) and takes 3 bytes a pixel: about 330 GB for ImageNet at 256. An interrupted build continues where it
+stopped. A cache whose source files have changed is refused. Its folder contains
 
     pixels.bin   the images one after another, (H, W, 3) uint8
     index.bin    one row an image, little-endian int64: offset, height, width, CRC-32; written after the pixels
@@ -24,6 +25,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,6 +68,14 @@ def open_store(dataset: Dataset, short_side: int, on_bad_image: str, memory_byte
     return ImageStore(dataset.images("train"), on_bad_image, memory_bytes, open_source(dataset, short_side))
 
 
+def open_unreduced(dataset: Dataset) -> CacheReader | None:
+    """Return the cache of unreduced training images, whose pixels are those of the files; None if there is none.
+
+    Raises as `open_source`.
+    """
+    return CacheReader(dataset, 0) if cache_folder(dataset, 0).is_dir() else None
+
+
 class CacheReader:
     """Reads images by number from a complete cache."""
 
@@ -97,6 +107,11 @@ class CacheReader:
             self._pixels = np.asarray(np.memmap(self.folder / "pixels.bin", np.uint8, mode="c"))
         return self._pixels[offset : offset + height * width * 3].reshape(height, width, 3)
 
+    def select(self, paths: Sequence[Path]) -> CachedPart | None:
+        """Return a reader of these training images, by their number in `paths`; None for images of another split."""
+        numbers = {path: number for number, path in enumerate(self.paths)}
+        return CachedPart(self, [numbers[path] for path in paths]) if numbers.keys() >= set(paths) else None
+
     def check(self, number: int) -> None:
         """Raises UserError if the pixels of an image are not those that were written."""
         if self.index[number, 1] and checksum(self(number)) != self.index[number, 3]:
@@ -104,6 +119,17 @@ class CacheReader:
                 f"the cache {self.folder} is damaged: the pixels of {self.paths[number]} have another checksum; "
                 "remove the folder and make it again"
             )
+
+
+@dataclass(frozen=True)
+class CachedPart:
+    """Reads some of a cache's images."""
+
+    cache: CacheReader
+    numbers: list[int]
+
+    def __call__(self, number: int) -> Pixels:
+        return self.cache(self.numbers[number])
 
 
 def describe_source(dataset: Dataset, short_side: int) -> dict[str, Any]:

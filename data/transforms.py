@@ -56,9 +56,10 @@ class LabelledDataset:
         seed: int = 0,
         memory_bytes: int = 1 << 30,
         normalisation: Normalisation = IMAGENET,
+        source: Callable[[int], Pixels] | None = None,  # of an image by number; None: its file
     ) -> None:
         require(images.labels is not None, "dataset", "without labels", "one with class folders")
-        self._store = ImageStore(images, memory_bytes=memory_bytes)
+        self._store = ImageStore(images, memory_bytes=memory_bytes, source=source)
         self._labels = images.labels or []
         self._transform = transform
         self._seed = seed

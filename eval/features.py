@@ -16,6 +16,7 @@ from data.transforms import LabelledDataset, eval_transform
 from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
 from eval.config import KnnConfig, LinearConfig
+from eval.splits import Splits
 from runtime.config import MachineConfig
 from runtime.errors import NotFiniteError
 from runtime.progress import Progress
@@ -69,10 +70,12 @@ class ImageBatches(Dataset):
         yield from batches
 
 
-def central_crops(images: ImageList, config: LinearConfig | KnnConfig, normalisation: Normalisation) -> ImageBatches:
+def central_crops(
+    images: ImageList, config: LinearConfig | KnnConfig, normalisation: Normalisation, splits: Splits
+) -> ImageBatches:
     """Batches of the images as they are scored, in their order."""
-    central = eval_transform(config.resize, config.image_size)
-    return ImageBatches(LabelledDataset(images, central, normalisation=normalisation), config.batch_size)
+    central, source = eval_transform(config.resize, config.image_size), splits.source(images)
+    return ImageBatches(LabelledDataset(images, central, normalisation=normalisation, source=source), config.batch_size)
 
 
 @lru_cache(maxsize=2)

@@ -75,7 +75,7 @@ def compute_tables(
     with a fixed k: one table for both, because joining two would take twice the memory.
     """
     images = {"train": splits.join(), "val": splits.val}
-    parts = {name: central_crops(part, config, parent.normalisation) for name, part in images.items()}
+    parts = {name: central_crops(part, config, parent.normalisation, splits) for name, part in images.items()}
     features = PooledFeatures(load_parent_backbone(parent), device)
     tables = features.tables(parts, run, "knn features", config.machine)
     bank, val = ((normalise_rows(vectors), labels) for vectors, labels in tables.values())

@@ -265,10 +265,11 @@ def open_batches(config: LinearConfig, splits: Splits, normalisation: Normalisat
     """Batches of "train", "val" and, if there is such a slice, "held_out"."""
     parts = {"train": splits.train, "val": splits.val, "held_out": splits.held_out}
     train = parts.pop("train") if config.mode == "augmented" else None
-    batches = {name: central_crops(images, config, normalisation) for name, images in parts.items() if images}
+    batches = {name: central_crops(images, config, normalisation, splits) for name, images in parts.items() if images}
     if train is not None:
         crops = train_transform(config.image_size, config.crop_scale, config.flip)
-        dataset = LabelledDataset(train, crops, config.seed, normalisation=normalisation)
+        source = splits.source(train)
+        dataset = LabelledDataset(train, crops, config.seed, normalisation=normalisation, source=source)
         batches["train"] = ImageBatches(dataset, config.batch_size, config.seed)
     return batches
 

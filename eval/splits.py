@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from data.cache import CachedPart, CacheReader, open_unreduced
 from data.catalog import Dataset, open_dataset
 from data.config import DataConfig
 from data.images import ImageList
@@ -27,6 +28,7 @@ class Splits:
     classes: int
     held_out_by: str | None  # image | source
     subset: Subset | None
+    cache: CacheReader | None  # of the train split
 
     @classmethod
     def open(cls, config: DataConfig, held_out: float, seed: int, subset: str | None = None) -> Splits:
@@ -46,7 +48,12 @@ class Splits:
             len(dataset.classes),
             by if chosen else None,
             selected,
+            open_unreduced(dataset),
         )
+
+    def source(self, images: ImageList) -> CachedPart | None:
+        """Return the reader of images of these splits; None for their files."""
+        return None if self.cache is None else self.cache.select(images.paths)
 
     def join(self) -> ImageList:
         """Train, held_out and unused, in this order."""
