@@ -18,7 +18,6 @@ from analysis.labels import value_text
 from runtime.config import added_defaults
 from runtime.config_keys import flatten
 from sweeps.graph import Graph, Node, Point, as_text
-from sweeps.study import PRETRAIN
 
 # Columns of a run, after "pretrain." or "eval.", that are not fields of its config.
 _NOT_FIELDS = {"name", "stage", "run", "hash", "format", "state", "config_file", "result", "provenance"}
@@ -31,7 +30,7 @@ def changes(frame: pd.DataFrame, graph: Graph) -> list[str]:
 
     A score that is missing is not a change.
     """
-    grid = list(graph.study.pretrain.grid)
+    grid = list(graph.study.grid)
     rows = {_row_key(row, grid): row for row in frame.to_dict("records")}
     planned = {_planned_key(point, name, grid): point for point in graph.points for name in point.evals or [None]}
     texts = _changes_of_the_rows(rows, planned, set(map(str, frame.columns)), grid)
@@ -77,7 +76,7 @@ def _runs(rows: Mapping[Key, Row], planned: Mapping[Key, Point]) -> Iterator[tup
 
 
 def _changes_of_a_run(node: Node, row: Row) -> list[str]:
-    side = "pretrain" if node.part == PRETRAIN else "eval"
+    side = "pretrain" if node.parent is None else "eval"
     if row.get(f"{side}.hash") == node.identity.hash:
         return []
     known, added = flatten(node.identity.config), added_defaults(node.stage.schema())  # type: ignore[arg-type]  # a class can be hashed

@@ -18,6 +18,9 @@ from analysis.tables import estimate_text
 ONE_SEED = "one seed cannot support it"
 
 
+NO_SCORES = "No finding: no run has a score yet."
+
+
 def findings(summary: Summary) -> list[str]:
     """Return, for each curve: against its controls, each score as the varied key falls, then the trade-off itself."""
     report = summary.study.report
@@ -30,7 +33,10 @@ def findings(summary: Summary) -> list[str]:
         sentences += [course(summary, rows, score) for score in scores]
         sentences.append(tradeoff(summary, rows))
         lines += [f"{prefix}: {sentence}" if prefix else sentence for sentence in sentences if sentence]
-    return lines or ["No finding: no run has a score yet."]
+    if lines:
+        return lines
+    scored = any(cell.by_seed for row in summary.rows for cell in row.scores.values())
+    return ["No finding: the study compares no settings in an order, and no control." if scored else NO_SCORES]
 
 
 def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: str) -> str:
@@ -61,7 +67,7 @@ def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: 
 
 
 def _is_untrained(summary: Summary, control: Row) -> bool:
-    changes = summary.study.pretrain.controls[str(control.control)]
+    changes = summary.study.controls[str(control.control)]
     return str(changes.get("train.duration", "")).startswith("0 ")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.provenance import PROJECT
+from sweeps.study import CHECKPOINT
 
 # A score's last part -> (its name, its unit).
 SCORES = {
@@ -56,8 +57,9 @@ def named_values(keys: Sequence[str], values: Sequence[Any]) -> str:
 
 
 def short_named_values(keys: Sequence[str], values: Sequence[Any]) -> str:
-    """Return text such as "α = 0.9, local = both", for figures."""
-    return named_values([symbol(key) for key in keys], values)
+    """Return text such as "α = 0.9, local = both", for figures; a checkpoint is its name alone."""
+    named = zip(keys, values, strict=True)
+    return ", ".join(value_text(v) if key == CHECKPOINT else named_values([symbol(key)], [v]) for key, v in named)
 
 
 def number(value: float, percent: bool, signed: bool = False) -> str:

@@ -59,7 +59,7 @@ def load_report_data(
 
 
 def _of_the_study(frame: pd.DataFrame, study: Study, file: str | Path) -> pd.DataFrame:
-    missing = [f"grid.{key}" for key in study.pretrain.grid if f"grid.{key}" not in frame]
+    missing = [f"grid.{key}" for key in study.grid if f"grid.{key}" not in frame]
     names = sorted(set(frame["study"].astype(str)))
     if missing or not set(names) <= {study.name}:
         lacking = f"; it lacks the columns {', '.join(missing)}" if missing else ""

@@ -182,7 +182,8 @@ def commit_text(commit: str) -> str:
 def provenance(frame: pd.DataFrame, study: Study) -> dict[str, str]:
     """Return which study, configs, code, machines and versions made the runs: a text for each."""
     runs = runs_of(frame)
-    configs = [study.pretrain.config, *(part.config for part in study.evals.values())]
+    pretraining = [] if study.pretrain is None else [study.pretrain.config]
+    configs = [*pretraining, *(part.config for part in study.evals.values())]
     begun = runs.dropna(subset=["provenance.commits"]).rename(columns=lambda name: name.removeprefix("provenance."))
     versions = [str(column) for column in begun.columns if str(column).startswith("versions.")]
     return {

@@ -143,7 +143,7 @@ def summarize(frame: pd.DataFrame, study: Study, scores: Sequence[str]) -> Summa
     versions, row_keys = version_of_each_point(frame), study.row_keys
     if len(set(versions)) > 1:
         frame, row_keys = frame.assign(**{f"grid.{VERSION_KEY}": versions}), [*row_keys, VERSION_KEY]
-    collector = _Collector(frame, row_keys, [key for key in study.pretrain.grid if is_seed(key)])
+    collector = _Collector(frame, row_keys, [key for key in study.grid if is_seed(key)])
     for score in scores:
         collector.add(score)
     rows = collector.rows

@@ -26,7 +26,7 @@ DIAGNOSTICS = tuple(
 def results_table(summary: Summary) -> Table:
     """Return the table of scores: one row for each setting, then the controls, set apart."""
     scores = summary.study.scores
-    columns = [*key_columns(summary), Column("n", lambda row: count_text(row, scores))]
+    columns = [*key_columns(summary), *description_columns(summary), Column("n", lambda row: count_text(row, scores))]
     columns += [column for score in scores for column in score_columns(summary, score)]
     return Table.of(columns, summary.settings, summary.controls)
 
@@ -43,6 +43,21 @@ def _key_column(index: int, key: str) -> Column[Row]:
         return "" if row.values[index] is None else value_text(row.values[index])
 
     return Column(key, text, lambda row: {key: row.values[index]})
+
+
+def description_columns(summary: Summary) -> list[Column[Row]]:
+    """Return the columns that a study of checkpoints gives its rows; none for other studies."""
+    parts = summary.study.checkpoints
+    names = dict.fromkeys(name for part in parts.values() for name in part.columns)
+    return [_description_column(name, {row: part.columns.get(name) for row, part in parts.items()}) for name in names]
+
+
+def _description_column(name: str, values: dict[str, Any]) -> Column[Row]:
+    def text(row: Row) -> str:
+        value = values.get(row.varied)
+        return "" if value is None else value_text(value)
+
+    return Column(name, text, lambda row: {name: values.get(row.varied)})
 
 
 def score_columns(summary: Summary, score: str) -> list[Column[Row]]:

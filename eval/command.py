@@ -13,10 +13,12 @@ import torch
 from data.check import preflight
 from data.config import DataConfig
 from eval.config import DenseKnnConfig, EvalConfig, SegmentationConfig, identity
-from eval.parent import Parent, normalisation_of_run, normalisation_of_weights, open_parent
+from eval.parent import Parent, choose_normalisation, open_parent
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
+from eval.weights_config import WeightsConfig
 from runtime import config as configs
+from runtime.config import MachineConfig
 from runtime.errors import UserError
 from runtime.rundir import Run
 from runtime.stage import refuse_several, run_stage
@@ -50,7 +52,9 @@ def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, several:
             return scores
         mean, std = map(list, parent.normalisation)
         scores |= {"normalisation_mean": mean, "normalisation_std": std}
-        return scores | arguments.describe_weights(parent) | arguments.published(schema.stage, config.data, scores)
+        return (
+            scores | arguments.describe_weights(parent) | arguments.published(parent, schema.stage, config.data, scores)
+        )
 
     run_stage(config, name, scored, world, arguments.describe_weights(parent))
 
@@ -102,26 +106,37 @@ class EvalArguments:
         """Open the run, or import the weights file; with the mean and deviation that its images are normalised by."""
         if self.weights is None:
             parent = open_parent(self.run or "")
-            return replace(parent, normalisation=normalisation_of_run(parent, normalisation))
-        chosen = normalisation_of_weights(self.arch or "", normalisation)
-        args = parse_args(self.arch_args)
-        parent = import_weights(runs, self.weights, self.arch or "", args, self.prefix, self.ignore)
-        return replace(parent, normalisation=chosen)
+        else:
+            parent = import_weights(
+                WeightsConfig(
+                    file=str(self.weights),
+                    arch=self.arch or "",
+                    args=parse_args(self.arch_args),
+                    prefix=self.prefix,
+                    ignore=list(self.ignore),
+                    machine=MachineConfig(runs=runs),
+                )
+            )
+        return replace(parent, normalisation=choose_normalisation(parent, normalisation))
 
     def describe_weights(self, parent: Parent) -> dict[str, Any]:
         """What run.yaml and result.json say of the weights file; nothing of a pretraining run, which has a hash."""
-        if self.weights is None:
+        if (name := self.weights_name(parent)) is None:
             return {}
         backbone, weights = parent.config["model"]["backbone"], parent.config["weights"]
-        return {
-            "weights": {"file": self.weights.name, **weights, "arch": backbone["name"], "args": backbone["args"]},
-        }
+        return {"weights": {"file": name, **weights, "arch": backbone["name"], "args": backbone["args"]}}
 
-    def published(self, stage: str, data: DataConfig, scores: dict[str, Any]) -> dict[str, Any]:
+    def weights_name(self, parent: Parent) -> str | None:
+        """Return the name of the file that the parent was imported from; None for a pretraining run."""
+        if "weights" not in parent.config:
+            return None
+        return str((parent.run.result() or {})["file"]) if self.weights is None else self.weights.name
+
+    def published(self, parent: Parent, stage: str, data: DataConfig, scores: dict[str, Any]) -> dict[str, Any]:
         """The published figure for result.json, and on the terminal; nothing where there is none to compare with."""
-        if self.weights is None:
+        if (name := self.weights_name(parent)) is None:
             return {}
-        figure = published_score(self.weights.name, self.arch or "", stage, data, scores)
+        figure = published_score(name, parent.config["model"]["backbone"]["name"], stage, data, scores)
         if figure is None:
             return {}
         print(f"{figure}; here: {scores[figure.score]:.2f} %", flush=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.config import IMAGENET, Normalisation
 from eval.config import NormalisationName
+from eval.weights_config import STAGE as WEIGHTS_STAGE
 from runtime.errors import UserError
 from runtime.rundir import Run, finished_run
 from vicregl.backbones import Backbone, create_backbone
@@ -19,7 +20,6 @@ from vicregl.config import BackboneConfig
 from vicregl.weights import load_weights
 
 STAGE = "pretrain"
-WEIGHTS_STAGE = "weights"  # of a file that eval/weights.py imported
 WEIGHTS = "backbone.safetensors"
 
 
@@ -65,21 +65,28 @@ def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = N
     return backbone
 
 
+def choose_normalisation(parent: Parent, name: NormalisationName) -> Normalisation:
+    """Return the mean and deviation for the parent's images, by those of its pretraining or of timm's weights of it."""
+    if "weights" in parent.config:
+        return normalisation_of_weights(parent.config["model"]["backbone"]["name"], name)
+    return normalisation_of_run(parent, name)
+
+
 def normalisation_of_run(parent: Parent, name: NormalisationName) -> Normalisation:
-    """As `choose_normalisation`, by the mean and deviation of the run's pretraining."""
+    """As `_choose_normalisation`, by the mean and deviation of the run's pretraining."""
     views = parent.config.get("views", {})
     own = views.get("mean", IMAGENET[0]), views.get("std", IMAGENET[1])
-    return choose_normalisation(parent.run.path.name, own, name)
+    return _choose_normalisation(parent.run.path.name, own, name)
 
 
 def normalisation_of_weights(arch: str, name: NormalisationName) -> Normalisation:
-    """As `choose_normalisation`, by those of timm's default weights of the network.
+    """As `_choose_normalisation`, by those of timm's default weights of the network.
 
     Prints which of timm's other weights have others, because a file does not say which weights it holds.
     """
     default = timm.get_pretrained_cfg(arch)
     own = IMAGENET if default is None else (default.mean, default.std)
-    chosen = choose_normalisation(arch, own, name)
+    chosen = _choose_normalisation(arch, own, name)
     others = [tag for tag in _tags(arch) if _normalisation_of_tag(arch, tag) != own]
     if name is None and others:
         print(
@@ -90,7 +97,7 @@ def normalisation_of_weights(arch: str, name: NormalisationName) -> Normalisatio
     return chosen
 
 
-def choose_normalisation(network: str, own: Normalisation, name: NormalisationName) -> Normalisation:
+def _choose_normalisation(network: str, own: Normalisation, name: NormalisationName) -> Normalisation:
     """The mean and deviation of that name (see config.py): ImageNet's, `own` of the network, or those of a timm tag.
 
     UserError where ImageNet's and the network's differ and the config does not choose. The published pretraining

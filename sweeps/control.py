@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 
 from runtime import files
 from runtime.errors import UserError
+from runtime.provenance import PROJECT
 from sweeps import local, processes
 from sweeps.display import Display
 from sweeps.failures import ASK_OWNER, MAY_SUCCEED_UNCHANGED, mark_cancelled
-from sweeps.graph import Graph, Node
+from sweeps.graph import WEIGHTS, Graph, Node
 from sweeps.slurm import commands
 from sweeps.slurm.config import load_cluster
 from sweeps.status import ACTIVE, NOT_BEGUN, RunStatus, read_status
@@ -105,8 +107,20 @@ def _submit(graph: Graph, options: Namespace, nodes: Collection[Node] | None) ->
     cluster = load_cluster(options.cluster_config)  # its errors come before SLURM is asked
     from sweeps.slurm import submit as slurm  # loads submitit
 
+    _import_checkpoints(graph, options.machine)
     slurm.submit(graph, cluster, options.machine, nodes)
     return 0
+
+
+def _import_checkpoints(graph: Graph, machine: Sequence[str]) -> None:
+    """Import a study's checkpoints here, before anything is queued: it takes seconds, and a file that does not fit in
+    every tensor is refused now. Raises UserError for it."""
+    for node in graph.nodes:
+        if node.stage.name == WEIGHTS and node.run.result() is None:
+            done = subprocess.run(node.argv(machine), cwd=PROJECT, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"{node.title}: {done.stderr.strip().removeprefix('error: ')}")
+            print(done.stdout, end="")
 
 
 def _submit_here(graph: Graph, options: Namespace, nodes: Collection[Node] | None) -> int:

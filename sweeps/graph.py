@@ -24,15 +24,18 @@ from runtime.provenance import PROJECT
 from runtime.rundir import Identity, Run
 from runtime.yaml_files import file_layers, parse_overrides
 from sweeps.stages import Stage, get_stage
-from sweeps.study import PRETRAIN, EvalPart, Study
+from sweeps.study import CHECKPOINT, METHOD, PRETRAIN, CheckpointPart, EvalPart, PretrainPart, Study
+
+WEIGHTS = "weights"  # the stage of a checkpoint
+PARENT_STAGES = (PRETRAIN, WEIGHTS)
 
 
 @dataclass(eq=False)
 class Node:
-    """One run: a pretraining, or one evaluation of it."""
+    """One run: a pretraining (or an imported checkpoint), or one evaluation of it."""
 
     stage: Stage
-    part: str  # "pretrain", or the evaluation's name in the study
+    part: str  # "pretrain", "weights", or the evaluation's name in the study
     label: str  # the values that distinguish it from the other runs of its part
     identity: Identity
     root: str
@@ -123,15 +126,14 @@ def build(study: Study, machine: Sequence[str] = ()) -> Graph:
     """
     _require_machine_keys(machine)
     builder = _Builder(study, tuple(machine))
-    points = [builder.point(varied, control) for varied, control in _grid(study)]
-    return Graph(study, points, list(builder.nodes.values()))
+    return Graph(study, list(builder.points()), list(builder.nodes.values()))
 
 
 def _grid(study: Study) -> Iterator[tuple[dict[str, Any], str | None]]:
-    grid = study.pretrain.grid
+    grid = study.grid
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True)), None
-    for control, changes in study.pretrain.controls.items():
+    for control, changes in study.controls.items():
         kept = {key: values for key, values in grid.items() if key != study.report.vary and key not in changes}
         for values in itertools.product(*kept.values()):
             yield dict(zip(kept, values, strict=True)), control
@@ -145,10 +147,18 @@ class _Builder:
         self.machine = machine
         self.nodes: dict[Path, Node] = {}
         self.pretrain_stage = get_stage(PRETRAIN, study.file)
-        self._check_pretrain_keys()
+        if study.pretrain is not None:
+            self._check_pretrain_keys(study.pretrain)
         self.evals = {name: self._load_eval(name, part) for name, part in study.evals.items()}
-        file = _config_path(study.pretrain.config)
-        self.base = self._read_once(file)
+
+    def points(self) -> Iterator[Point]:
+        """Make the points of the grid, or of the checkpoints."""
+        if self.study.pretrain is None:
+            yield from (self._checkpoint(name, part) for name, part in self.study.checkpoints.items())
+            return
+        base = self._read_once(_config_path(self.study.pretrain.config))
+        for varied, control in _grid(self.study):
+            yield self._pretraining(self.study.pretrain, base, varied, control)
 
     def _read_once(self, file: str) -> dict[str, Any]:
         """Merge the values of the config file and of this command's `machine` keys, once for all runs."""
@@ -158,8 +168,8 @@ class _Builder:
             raise UserError(f"{self.study.file}: pretrain: {error}") from error
         return reduce(merge, (values for _, values in layers))
 
-    def _check_pretrain_keys(self) -> None:
-        part, schema = self.study.pretrain, self.pretrain_stage.schema()
+    def _check_pretrain_keys(self, part: PretrainPart) -> None:
+        schema = self.pretrain_stage.schema()
         sections = {"grid": part.grid, "set": part.set}
         sections |= {f"controls.{name}": changes for name, changes in part.controls.items()}
         for section, values in sections.items():
@@ -168,14 +178,34 @@ class _Builder:
     def _load_eval(self, name: str, part: EvalPart) -> tuple[Stage, str, tuple[str, ...], Any]:
         where = f"{self.study.file}: evals.{name}"
         stage = get_stage(part.stage, where)
-        if stage.name == PRETRAIN:
-            raise UserError(f"{where}: {PRETRAIN} is no evaluation; allowed: any other stage")
+        if stage.name in PARENT_STAGES:
+            raise UserError(f"{where}: {stage.name} is no evaluation; allowed: any other stage")
         _check_keys(f"{where}.set", part.set, stage.schema())
         file, overrides = _config_path(part.config), tuple(as_override(k, v) for k, v in part.set.items())
         return stage, file, overrides, _load(where, stage, file, [*overrides, *self.machine])
 
-    def point(self, varied: dict[str, Any], control: str | None) -> Point:
-        part = self.study.pretrain
+    def _checkpoint(self, name: str, part: CheckpointPart) -> Point:
+        stage = get_stage(WEIGHTS, self.study.file)
+        values = {"file": part.weights, "arch": part.arch, "args": part.arch_args, "ignore": part.ignore}
+        values |= {} if part.prefix is None else {"prefix": part.prefix}
+        overrides = tuple(as_override(key, value) for key, value in values.items())
+        try:
+            config = configs.load(stage.schema(), None, [*overrides, *self.machine])
+            parent = self._node(stage, WEIGHTS, name, config, "", overrides, None)
+        except UserError as error:
+            raise UserError(f"{self.study.file}: checkpoints.{name}: {error}") from error
+        varied = {CHECKPOINT: name, METHOD: part.method}
+        return Point({key: varied[key] for key in self.study.grid}, None, parent, self._evaluations(name, parent))
+
+    def _evaluations(self, label: str, parent: Node) -> dict[str, Node]:
+        return {
+            name: self._node(stage, name, label, config, file, overrides, parent)
+            for name, (stage, file, overrides, config) in self.evals.items()
+        }
+
+    def _pretraining(
+        self, part: PretrainPart, base: dict[str, Any], varied: dict[str, Any], control: str | None
+    ) -> Point:
         changes = part.set | varied | (part.controls[control] if control else {})
         label = ", ".join(
             [*([control] if control else []), *(f"{k}={v}" for k, v in varied.items() if len(part.grid[k]) > 1)]
@@ -183,18 +213,14 @@ class _Builder:
         overrides = tuple(as_override(k, v) for k, v in changes.items())
         file, stage = _config_path(part.config), self.pretrain_stage
         try:
-            layers = [(file, self.base), ("command line", nested(changes))]
+            layers = [(file, base), ("command line", nested(changes))]
             config = configs.from_layers(stage.schema(), layers)
         except UserError as error:
             raise UserError(f"{self.study.file}: pretrain ({label}): {error}") from error
         pretrain = self._node(stage, PRETRAIN, label, config, file, overrides, None)
-        evals = {
-            name: self._node(stage, name, label, config, file, overrides, pretrain)
-            for name, (stage, file, overrides, config) in self.evals.items()
-        }
         resolved = pretrain.identity.config
         values = {key: lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
-        return Point(values, control, pretrain, evals)
+        return Point(values, control, pretrain, self._evaluations(label, pretrain))
 
     def _node(
         self,

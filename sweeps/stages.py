@@ -43,9 +43,13 @@ class Stage:
         return make(config) if parent is None else make(config, parent.hash)
 
     def argv(self, config_file: str, overrides: Sequence[str], parent: Path | None) -> list[str]:
-        """Return the command line of a run; `parent` is the run directory that it evaluates."""
+        """Return the command line of a run; `parent` is the run directory that it evaluates.
+
+        Without a config file, the overrides are the whole config.
+        """
         before = [] if parent is None else [str(parent)]
-        return [sys.executable, *self.command, *before, "--config", config_file, *overrides]
+        config = ["--config", config_file] if config_file else []
+        return [sys.executable, *self.command, *before, *config, *overrides]
 
 
 def _training_length(config: Any) -> float:
@@ -57,6 +61,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length, several=True),
+        Stage("weights", "eval.weights_config", "WeightsConfig", ("-m", "eval.weights")),
         Stage("linear", "eval.config", "LinearConfig", ("-m", "eval.linear"), score="top1"),
         Stage("knn", "eval.config", "KnnConfig", ("-m", "eval.knn"), score="top1"),
         Stage("dense_knn", "eval.config", "DenseKnnConfig", ("-m", "eval.dense_knn"), score="miou"),

@@ -10,6 +10,12 @@ pretrain:
 evals:
   linear: {stage: linear, config: eval/configs/linear_scenes.yaml}
 report: {vary: loss.alpha, baseline: 1.0, x: linear.top1, y: segmentation.miou}
+
+In place of `pretrain`, checkpoints of any origin, each a row:
+
+checkpoints:
+  MoCo 2: {weights: $CHECKPOINTS/moco_v2_800ep.pth.tar, arch: resnet50, method: MoCo, columns: {epochs: 800}}
+report: {vary: checkpoint, x: linear.top1, y: segmentation.miou}
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ from sweeps import stages
 
 # As the source of a score in `report`: the pretraining's own result (its online probe, its loss, its diagnostics).
 PRETRAIN = "pretrain"
+CHECKPOINT, METHOD = "checkpoint", "method"  # the keys in which the rows of a study of checkpoints differ
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NAME_DESCRIPTION = "up to 100 letters, digits, '.', '_' and '-' (it names the folder of the report)"
 _Values = Annotated[list[Any], Field(min_length=1)]
@@ -47,6 +54,18 @@ class PretrainPart(Config):
         for key, values in self.grid.items():
             distinct = {repr(value) for value in values}
             require(len(distinct) == len(values), f"pretrain.grid.{key}", values, "each value once")
+
+
+class CheckpointPart(Config):
+    """A checkpoint that is evaluated in place of a pretraining of this suite."""
+
+    weights: str  # a file; ~ and $VARIABLES are expanded
+    arch: str  # the network, by timm's name
+    arch_args: dict[str, Any] = {}
+    prefix: str | None = None  # of the network's keys in the file; null: recognised
+    ignore: list[str] = []  # beginnings of keys to leave out
+    method: str = ""  # checkpoints of one method have one colour in the figures
+    columns: dict[str, Any] = {}  # what the table says of it, for example {epochs: 800}
 
 
 class EvalPart(Config):
@@ -72,20 +91,27 @@ class Study(Config):
 
     name: Annotated[str, Field(pattern=_NAME, description=_NAME_DESCRIPTION)]
     question: str
-    pretrain: PretrainPart
+    pretrain: PretrainPart | None = None
+    checkpoints: dict[str, CheckpointPart] = {}  # by the name of the row; in place of `pretrain`
     evals: dict[str, EvalPart] = {}
     report: ReportPart
     file: str = ""
 
     def check(self) -> None:
         require(PRETRAIN not in self.evals, "evals", PRETRAIN, "any other name for an evaluation")
+        given = [name for name, part in (("pretrain", self.pretrain), ("checkpoints", self.checkpoints)) if part]
+        require(len(given) == 1, "study", given or "neither", "one of pretrain and checkpoints")
+        columns = {column for part in self.checkpoints.values() for column in part.columns}
+        require(
+            CHECKPOINT not in columns, "checkpoints", CHECKPOINT, "another name for a column: this one is the row's"
+        )
         self._check_report()
 
     def _check_report(self) -> None:
         report = self.report
-        _require_known("report.vary", report.vary, list(self.pretrain.grid))
+        _require_known("report.vary", report.vary, list(self.grid))
         require(not is_seed(report.vary), "report.vary", report.vary, "a key that is not a seed: seeds are repetitions")
-        values = self.pretrain.grid[report.vary]
+        values = self.grid[report.vary]
         fits = report.baseline is None or report.baseline in values
         require(fits, "report.baseline", report.baseline, f"one of the values of {report.vary}: {values}")
         named = [("report.x", report.x), ("report.y", report.y), *(("report.scores", s) for s in report.scores)]
@@ -93,6 +119,18 @@ class Study(Config):
             source, dot, _ = score.partition(".")
             require(bool(dot), key, score, "<evaluation>.<score>, for example linear.top1")
             _require_known(key, source, [*self.evals, PRETRAIN])
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """The values of each key in which points differ. Of checkpoints: their names, and methods if they have any."""
+        if self.pretrain is not None:
+            return self.pretrain.grid
+        methods = list(dict.fromkeys(part.method for part in self.checkpoints.values()))
+        return {CHECKPOINT: list(self.checkpoints)} | ({METHOD: methods} if any(methods) else {})
+
+    @property
+    def controls(self) -> dict[str, dict[str, Any]]:
+        return {} if self.pretrain is None else self.pretrain.controls
 
     @property
     def scores(self) -> list[str]:
@@ -109,7 +147,7 @@ class Study(Config):
     @property
     def row_keys(self) -> list[str]:
         """The keys in which the rows of the table differ: every grid key but the seeds, the varied one first."""
-        others = [key for key in self.pretrain.grid if not is_seed(key) and key != self.report.vary]
+        others = [key for key in self.grid if not is_seed(key) and key != self.report.vary]
         return [self.report.vary, *others]
 
 

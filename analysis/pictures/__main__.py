@@ -133,7 +133,7 @@ class Panel:
 def study_panels(graph: Graph) -> list[Panel]:
     study = graph.study
     keys = study.row_keys[1:]
-    seeds = {key: values[0] for key, values in study.pretrain.grid.items() if is_seed(key)}
+    seeds = {key: values[0] for key, values in study.grid.items() if is_seed(key)}
     points = [p for p in graph.points if all(p.varied[key] in (None, seed) for key, seed in seeds.items())]
     groups = dict.fromkeys(tuple(str(p.varied[key]) for key in keys) for p in points if p.control is None)
     panels = []

@@ -21,7 +21,9 @@ from eval.config import KnnConfig, identity
 from eval.parent import load_parent_backbone, normalisation_of_run, normalisation_of_weights, open_parent
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
+from eval.weights_config import WeightsConfig
 from runtime import config as configs
+from runtime.config import MachineConfig
 from runtime.errors import UserError, run_command
 from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
@@ -46,6 +48,11 @@ def started(tmp_path, monkeypatch, capsys):
         return ended.value.code or 0, output.out, output.err
 
     return run
+
+
+def imported(runs: Path, file: Path, arch: str, args: dict, prefix: str | None = None, ignore: list[str] | None = None):
+    described = {"file": str(file), "arch": arch, "args": args, "prefix": prefix, "ignore": ignore or []}
+    return import_weights(WeightsConfig(**described, machine=MachineConfig(runs=str(runs))))
 
 
 @pytest.fixture
@@ -101,7 +108,7 @@ def test_imported_weights_give_the_published_outputs(arch, tmp_path):
     """Through file, import and parent, the pooled features of the golden backbones (float64)."""
     state = {key: value.float() if value.is_floating_point() else value for key, value in published_state(arch).items()}
     torch.save(as_full_checkpoint(state), tmp_path / "model.pth")
-    parent = import_weights(tmp_path / "runs", tmp_path / "model.pth", arch, ARGS[arch])
+    parent = imported(tmp_path / "runs", tmp_path / "model.pth", arch, ARGS[arch])
     backbone = load_parent_backbone(parent).double().eval()
     with torch.no_grad():
         _, pooled = backbone(golden_images(0))
@@ -114,9 +121,9 @@ def test_imported_weights_give_the_published_outputs(arch, tmp_path):
 
 
 def test_the_same_weights_by_another_name_are_the_same_parent(small_file, tmp_path):
-    first = import_weights(tmp_path / "runs", small_file, "scenes_resnet", {})
+    first = imported(tmp_path / "runs", small_file, "scenes_resnet", {})
     renamed = small_file.rename(tmp_path / "other.pth")
-    assert import_weights(tmp_path / "runs", renamed, "scenes_resnet", {}).run.path == first.run.path
+    assert imported(tmp_path / "runs", renamed, "scenes_resnet", {}).run.path == first.run.path
     assert len(list((tmp_path / "runs" / "weights").iterdir())) == 1
     assert json.loads((first.run.path / "result.json").read_text())["left_out"] == 2  # the heads
 
@@ -126,20 +133,20 @@ def test_prefix_and_ignore_are_part_of_the_name(tmp_path):
     file = tmp_path / "other.pth"
     torch.save({f"net.visual.{key}": value for key, value in state.items()} | {"net.visual.pool": torch.ones(3)}, file)
     with pytest.raises(UserError, match="give prefix and ignore"):
-        import_weights(tmp_path / "runs", file, "scenes_resnet", {})
-    parent = import_weights(tmp_path / "runs", file, "scenes_resnet", {}, "net.visual.", ["pool"])
+        imported(tmp_path / "runs", file, "scenes_resnet", {})
+    parent = imported(tmp_path / "runs", file, "scenes_resnet", {}, "net.visual.", ["pool"])
     assert parent.config["weights"].items() >= {"prefix": "net.visual.", "ignore": ["pool"]}.items()
-    again = import_weights(tmp_path / "runs", file, "scenes_resnet", {}, "net.visual.", ["pool", "other"])
+    again = imported(tmp_path / "runs", file, "scenes_resnet", {}, "net.visual.", ["pool", "other"])
     assert again.hash != parent.hash
 
 
 def test_a_changed_copy_is_refused(small_file, tmp_path):
-    parent = import_weights(tmp_path / "runs", small_file, "scenes_resnet", {})
+    parent = imported(tmp_path / "runs", small_file, "scenes_resnet", {})
     content = bytearray(parent.weights.read_bytes())
     content[-1] ^= 1
     parent.weights.write_bytes(content)
     with pytest.raises(UserError, match="differs from what was imported"):
-        import_weights(tmp_path / "runs", small_file, "scenes_resnet", {})
+        imported(tmp_path / "runs", small_file, "scenes_resnet", {})
 
 
 def test_weights_that_do_not_fit_are_never_scored(started, small_file, tmp_path):
@@ -147,7 +154,7 @@ def test_weights_that_do_not_fit_are_never_scored(started, small_file, tmp_path)
     arguments = [
         (["--weights", tmp_path / "part.pth", "--arch", "scenes_resnet"], "does not fit the backbone 'scenes_resnet'"),
         (["--weights", small_file, "--arch", "scenes_resnet", "--arch-arg", "width_factor=0.5"], "does not fit"),
-        (["--weights", tmp_path / "none.pth", "--arch", "resnet50"], "does not exist"),
+        (["--weights", tmp_path / "none.pth", "--arch", "resnet50"], "do not exist"),
         (["--weights", small_file, "--arch", "resnet_50"], "near it: resnet50"),
         (["--weights", small_file], "--arch NAME"),
         (["--weights", small_file, "--arch", "scenes_resnet", "runs/pretrain/x"], "a run or a file"),
@@ -168,10 +175,10 @@ def test_a_published_convnext_says_which_argument_it_needs(tmp_path):
     without = create_backbone(BackboneConfig("convnext_atto", args | {"ls_init_value": None}))
     torch.save(without.trunk.state_dict(), tmp_path / "model.pth")
     with pytest.raises(UserError, match="--arch-arg ls_init_value=null"):
-        import_weights(tmp_path / "runs", tmp_path / "model.pth", "convnext_atto", args)
+        imported(tmp_path / "runs", tmp_path / "model.pth", "convnext_atto", args)
     assert not (tmp_path / "runs").exists()
     given = parse_args(["depths=[1,1,1,1]", "dims=[8,8,8,8]", "ls_init_value=null"])
-    parent = import_weights(tmp_path / "runs", tmp_path / "model.pth", "convnext_atto", given)
+    parent = imported(tmp_path / "runs", tmp_path / "model.pth", "convnext_atto", given)
     assert parent.config["model"]["backbone"]["args"] == args | {"ls_init_value": None}
 
 
