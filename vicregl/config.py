@@ -116,10 +116,9 @@ class BackboneConfig:
 def _require_timm_network(name: str) -> None:
     import timm
 
-    import vicregl.backbones  # noqa: F401  (registers the networks of this package)
-
     known = timm.is_model(name) and "." not in name
-    near = [] if known else get_close_matches(name.partition(".")[0], timm.list_models(), n=4, cutoff=0.5)
+    names = {*KNOWN_BACKBONES, *timm.list_models()}
+    near = [] if known else get_close_matches(name.partition(".")[0], sorted(names), n=4, cutoff=0.5)
     hint = f"; near it: {', '.join(near)}" if near else ""
     require(known, "name", name, f"a timm network, without the tag of its weights{hint}")
 
