@@ -103,7 +103,7 @@ def tests(check: Check) -> Iterator[Finding]:
     """pytest -m gpu: without a GPU they are all skipped."""
     files = ["tests/pretrain/test_diagnostics.py"] if check.small else []
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
     ran = counts.get("passed", 0) > 0 or check.device.type == "cpu"
     failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
@@ -215,7 +215,9 @@ def pretraining(check: Check) -> Iterator[Finding]:
         command = [sys.executable, "-m", "pretrain", f"--config=pretrain/configs/{recipe}.yaml", *common]
         limit = "machine.max_minutes=0.0001"
         codes = [
-            subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False).returncode
+            subprocess.run(
+                [*command, *more], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False
+            ).returncode
             for more in ([limit], [])
         ]
         (path,) = Path(folder, "runs", "pretrain").iterdir()

@@ -117,7 +117,7 @@ def _import_checkpoints(graph: Graph, machine: Sequence[str]) -> None:
     every tensor is refused now. Raises UserError for it."""
     for node in graph.nodes:
         if node.stage.name == WEIGHTS and node.run.result() is None:
-            done = subprocess.run(node.argv(machine), cwd=PROJECT, capture_output=True, text=True)
+            done = subprocess.run(node.argv(machine), cwd=PROJECT, capture_output=True, text=True, encoding="utf-8")
             if done.returncode:
                 raise UserError(f"{node.title}: {done.stderr.strip().removeprefix('error: ')}")
             print(done.stdout, end="")
