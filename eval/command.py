@@ -13,7 +13,7 @@ import torch
 from data.check import preflight
 from data.config import DataConfig
 from eval.config import DenseKnnConfig, EvalConfig, SegmentationConfig, identity
-from eval.parent import Parent, choose_normalisation, open_parent
+from eval.parent import Parent, choose_normalisation, normalisation_of_weights, open_parent
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from eval.weights_config import WeightsConfig
@@ -106,18 +106,18 @@ class EvalArguments:
         """Open the run, or import the weights file; with the mean and deviation that its images are normalised by."""
         if self.weights is None:
             parent = open_parent(self.run or "")
-        else:
-            parent = import_weights(
-                WeightsConfig(
-                    file=str(self.weights),
-                    arch=self.arch or "",
-                    args=parse_args(self.arch_args),
-                    prefix=self.prefix,
-                    ignore=list(self.ignore),
-                    machine=MachineConfig(runs=runs),
-                )
-            )
-        return replace(parent, normalisation=choose_normalisation(parent, normalisation))
+            return replace(parent, normalisation=choose_normalisation(parent, normalisation))
+        arch = self.arch or ""
+        chosen = normalisation_of_weights(arch, normalisation)  # refused before anything is made
+        config = WeightsConfig(
+            file=str(self.weights),
+            arch=arch,
+            args=parse_args(self.arch_args),
+            prefix=self.prefix,
+            ignore=list(self.ignore),
+            machine=MachineConfig(runs=runs),
+        )
+        return replace(import_weights(config), normalisation=chosen)
 
     def describe_weights(self, parent: Parent) -> dict[str, Any]:
         """What run.yaml and result.json say of the weights file; nothing of a pretraining run, which has a hash."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import annotated_types
@@ -61,6 +62,7 @@ def lookup(values: Mapping[str, Any], key: str, default: Any) -> Any:
 def types_of(schema: Any) -> dict[str, Any]:
     """Map every dotted key of a config class to its type."""
     types: dict[str, Any] = {}
+    schema = _section(schema, ())
     for name in _names(schema, ()):
         kind = get_type_hints(schema)[name]
         inner = types_of(kind) if _names(kind, ()) else {}
@@ -161,10 +163,12 @@ def _names(schema: Any, path: Sequence[str]) -> list[str]:
 
 
 def _section(schema: Any, path: Sequence[str]) -> Any:
-    """Return the class of the section at the path, also through mappings of sections."""
+    """Return the class of the section at the path, also through mappings of sections and sections that may be null."""
     for name in path:
+        schema = _section(schema, ())
         if get_origin(schema) is dict:
             schema = get_args(schema)[1]
         else:
             schema = get_type_hints(schema).get(name) if isinstance(schema, type) else None
-    return schema
+    others = [kind for kind in get_args(schema) if kind is not NoneType]
+    return others[0] if isinstance(schema, UnionType) and len(others) == 1 else schema

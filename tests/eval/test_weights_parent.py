@@ -18,13 +18,14 @@ from data.config import MEAN, STD, DataConfig
 from data.transforms import LabelledDataset, eval_transform
 from eval import knn, linear, segmentation
 from eval.config import KnnConfig, identity
-from eval.parent import load_parent_backbone, normalisation_of_run, normalisation_of_weights, open_parent
+from eval.parent import Parent, load_parent_backbone, normalisation_of_run, normalisation_of_weights, open_parent
 from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from eval.weights_config import WeightsConfig
 from runtime import config as configs
 from runtime.config import MachineConfig
 from runtime.errors import UserError, run_command
+from runtime.rundir import Run
 from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
 
@@ -204,6 +205,9 @@ def test_a_network_of_another_normalisation_needs_a_word(started, image_folder, 
     code, _, err = started(knn.main, *words)
     assert (code, "[0.5, 0.5, 0.5]" in err, "[0.485, 0.456, 0.406]" in err) == (2, True, True), err
     assert not (tmp_path / "runs").exists()
+    by_folder = imported(tmp_path / "runs", tmp_path / "bit.pth", name, {}).run.path
+    code, _, err = started(knn.main, by_folder, "--config", "eval/configs/knn_scenes.yaml", *data)
+    assert (code, "[0.5, 0.5, 0.5]" in err) == (2, True), err
     for chosen, mean in (("network", 0.5), ("imagenet", 0.485), ("goog_in21k", 0.5)):
         code, _, err = started(knn.main, *words, f"normalisation={chosen}")
         assert code == 0, err
@@ -292,7 +296,9 @@ def test_the_published_figure_is_printed_beside_the_result(capsys):
     from eval.command import EvalArguments
 
     arguments = EvalArguments("c.yaml", [], None, Path("x/resnet50_alpha0.9.pth"), "resnet50", [])
-    beside = arguments.published("linear", DataConfig(name="imagenet"), {"protocol": "linear", "top1": 70.9})
+    described = {"model": {"backbone": {"name": "resnet50", "args": {}}}, "weights": {"sha256": "0"}}
+    scores = {"protocol": "linear", "top1": 70.9}
+    beside = arguments.published(Parent(Run(Path("x")), "0", described), "linear", DataConfig(name="imagenet"), scores)
     assert beside["published"] == {"score": "top1", "value": 71.2, "source": beside["published"]["source"]}
     assert "71.2 % (authors' README" in (printed := capsys.readouterr().out)
     assert "here: 70.90 %" in printed
