@@ -92,21 +92,21 @@ class PooledFeatures:
         self.device = device
         self.backbone = backbone.to(device).eval()
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S). NotFiniteError where a feature is NaN or infinite."""
-        _, pooled = self.backbone(images.to(self.device, non_blocking=True))
-        if not torch.isfinite(pooled).all():
-            raise NotFiniteError("the backbone's pooled features are not finite: its training went wrong")
-        return pooled.float()
+        return self._compute(images)[1]
 
-    @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) -> feature maps (B, C, h, w) float32. NotFiniteError where one is NaN or infinite."""
-        maps, _ = self.backbone(images.to(self.device, non_blocking=True))
-        if not torch.isfinite(maps).all():
-            raise NotFiniteError("the backbone's feature maps are not finite: its training went wrong")
-        return maps.float()
+        return self._compute(images)[0]
+
+    @torch.no_grad()
+    def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return maps and pooled features. A pooled feature is a mean of its map's, so it shows what is not finite."""
+        maps, pooled = self.backbone(images.to(self.device, non_blocking=True))
+        if not torch.isfinite(pooled).all():
+            raise NotFiniteError("the backbone's features are not finite: its training went wrong")
+        return maps.float(), pooled.float()
 
     def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None]) -> Labelled:
         """(N, F) features and (N,) labels of all images, in their order; calls on_batch(images done)."""

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import save_file
 
 from eval.parent import WEIGHTS, Parent, open_parent
-from eval.weights_config import WeightsConfig, identity
+from eval.weights_config import WeightsConfig, digest_of_file, identity
 from runtime import config as configs
 from runtime import files
 from runtime.errors import BusyError, UserError, run_command
@@ -47,6 +47,7 @@ def import_weights(config: WeightsConfig) -> Parent:
 def _import(config: WeightsConfig, name: Identity) -> None:
     """Load the file before anything is made; a second process waits for the first."""
     path = config.path
+    digest_of_file(config)  # refuses a file that is not the one of the name
     backbone = create_backbone(BackboneConfig(config.arch, config.args))
     try:
         report = load_weights(backbone, path, config.prefix, config.ignore)

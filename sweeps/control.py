@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from runtime import files
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
+from runtime.provenance import import_path
 from sweeps import local, processes
 from sweeps.display import Display
 from sweeps.failures import ASK_OWNER, MAY_SUCCEED_UNCHANGED, mark_cancelled
@@ -117,7 +117,8 @@ def _import_checkpoints(graph: Graph, machine: Sequence[str]) -> None:
     every tensor is refused now. Raises UserError for it."""
     for node in graph.nodes:
         if node.stage.name == WEIGHTS and node.run.result() is None:
-            done = subprocess.run(node.argv(machine), cwd=PROJECT, capture_output=True, text=True, encoding="utf-8")
+            argv, environment = node.argv(machine), os.environ | import_path()
+            done = subprocess.run(argv, env=environment, capture_output=True, text=True, encoding="utf-8")
             if done.returncode:
                 raise UserError(f"{node.title}: {done.stderr.strip().removeprefix('error: ')}")
             print(done.stdout, end="")

@@ -186,9 +186,9 @@ class _Builder:
 
     def _checkpoint(self, name: str, part: CheckpointPart) -> Point:
         stage = get_stage(WEIGHTS, self.study.file)
-        values = {"file": part.weights, "arch": part.arch, "args": part.arch_args, "ignore": part.ignore}
-        values |= {} if part.prefix is None else {"prefix": part.prefix}
-        overrides = tuple(as_override(key, value) for key, value in values.items())
+        values: dict[str, Any] = {"file": part.weights, "arch": part.arch, "args": part.arch_args}
+        values |= {"ignore": part.ignore, "prefix": part.prefix, "sha256": part.sha256}
+        overrides = tuple(as_override(key, value) for key, value in values.items() if value is not None)
         try:
             config = configs.load(stage.schema(), None, [*overrides, *self.machine])
             parent = self._node(stage, WEIGHTS, name, config, "", overrides, None)

@@ -64,6 +64,7 @@ class CheckpointPart(Config):
     arch_args: dict[str, Any] = {}
     prefix: str | None = None  # of the network's keys in the file; null: recognised
     ignore: list[str] = []  # beginnings of keys to leave out
+    sha256: str | None = None  # of the file: another one is refused, and after the import the file is not needed
     method: str = ""  # checkpoints of one method have one colour in the figures
     columns: dict[str, Any] = {}  # what the table says of it, for example {epochs: 800}
 

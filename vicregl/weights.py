@@ -35,7 +35,8 @@ PREFIXES = (
 # `head` the classifier (or MoCo's layers) alone: head.norm belongs to a ConvNeXt. DINOv3's ConvNeXts hold their last
 # norm twice, once in `norms`; DINOv2's mask token is of its pretraining.
 HEADS = re.compile(
-    r"(fc|classifier|projection_head|prototypes|projector|predictor)\..+|head(\.fc|\.\d+)?\.\w+|norms\.3\.(weight|bias)|mask_token"
+    r"(fc|classifier|projection_head|prototypes|projector|predictor)\..+"
+    r"|head(\.fc)?\.(weight|bias)|head\.\d+\.\w+|norms\.3\.(weight|bias)|mask_token"
 )
 # lightly makes a backbone of torchvision's ResNet by nn.Sequential(*children), which numbers the parts.
 SEQUENTIAL_RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -103,7 +104,7 @@ def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ign
     state = {key: value for key, value in state.items() if key not in heads}
     if published_convnext:
         state = _timm_convnext(state, trunk)
-    if isinstance(trunk, resnet.ResNet):
+    if isinstance(trunk, resnet.ResNet) and "0.weight" in state:
         state = {_named_resnet(key): value for key, value in state.items()}
     _compare(state, wanted, path, name)
     trunk.load_state_dict(state, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -125,6 +126,32 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_queued(checkpoin
     with pytest.raises(UserError, match=r"weights another: .*unexpected \(1\): pool.weight"):
         _import_checkpoints(graph, [])
     assert [node.run.state() for node in graph.nodes if node.parent is None] == ["done", "new"]
+
+
+def test_a_checkpoint_with_its_digest_is_needed_until_it_is_imported(checkpoints, study_file, tmp_path, monkeypatch):
+    """And another file in its place is refused; paths may be relative to where the command is given."""
+    monkeypatch.chdir(tmp_path)
+    digest = hashlib.sha256((checkpoints / "a.pth").read_bytes()).hexdigest()
+
+    def change(values):
+        values["checkpoints"] = {"a": {"weights": "checkpoints/a.pth", "arch": "scenes_resnet", "sha256": digest}}
+
+    machine = ["machine.runs=runs"]
+    plain = build(edited(study_file, lambda values: None), machine)
+    content = (checkpoints / "a.pth").read_bytes()
+    torch.save(state(2), checkpoints / "a.pth")
+    study = edited(study_file, change)
+    graph = build(study, machine)
+    assert graph.nodes[0].name == plain.nodes[0].name
+    with pytest.raises(UserError, match=f"have the SHA-256 .*; expected {digest}, another file"):
+        _import_checkpoints(graph, [])
+    assert not (tmp_path / "runs").exists()
+    (checkpoints / "a.pth").write_bytes(content)
+    _import_checkpoints(graph, [])
+    (checkpoints / "a.pth").unlink()
+    assert build(study, machine).nodes[0].run.state() == "done"
+    with pytest.raises(UserError, match="64 hexadecimal digits"):
+        build(edited(study_file, lambda values: values["checkpoints"]["a"].update(sha256="12ab")), machine)
 
 
 @pytest.mark.slow
