@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.figures import FIGURES
+from analysis.figures.published import write_published
 from analysis.report import RESULTS, STALE, texts_of, write_report
 from analysis.report_data import load_report_data
 from runtime.errors import UserError
@@ -42,7 +43,11 @@ def check(reports: str | Path) -> list[Verdict]:
 
 
 def refresh(reports: str | Path) -> Iterator[Path]:
-    """Write every report again from its results.csv; figures that need the run directories stay."""
+    """Write every report again from its results.csv, and the published figure beside them.
+
+    Figures that need the run directories stay.
+    """
+    write_published(Path(reports))
     for folder in _folders(reports):
         yield write_report(STUDIES / f"{folder.name}.yaml", reports, results=folder / RESULTS)
 

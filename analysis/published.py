@@ -45,6 +45,12 @@ def is_comparable(frame: pd.DataFrame) -> bool:
     return same_backbone and pretrained == {"imagenet"} and bool(evaluated) and evaluated <= {"imagenet", "voc"}
 
 
+def names(rows: pd.DataFrame) -> list[str]:
+    """Return names for a figure, such as "VICRegL, α = 0.9"."""
+    alphas = ["" if pd.isna(alpha) else f", α = {value_text(alpha)}" for alpha in rows["alpha"]]
+    return [f"{method}{alpha}" for method, alpha in zip(rows["method"], alphas, strict=True)]
+
+
 def published_table(rows: pd.DataFrame) -> Table:
     """Return the table of published rows, without the columns that none of them fills."""
     sources = list(dict.fromkeys(rows["source"]))

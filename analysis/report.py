@@ -116,7 +116,7 @@ def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: An
         code=", ".join(dict.fromkeys(commit_text(c) for line in commits(frame) for c in line.split())),
         findings=findings(summary),
         several_seeds=summary.most_seeds > 1,
-        plots={plot.name: plot for plot in plots},
+        plots=plots,
         settings=tables.settings_table(frame, data.study),
         pictures=pictures,
         outdated_pictures=outdated_pictures,

@@ -37,16 +37,23 @@ _METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
 }
 Rgba = tuple[float, float, float, float]
+PLACES = ("findings", "scores", "collapse", "training", "cost")  # sections of the page, which end with their figures
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the report, its caption, and its text for readers who cannot see it."""
+    """A figure of the report, its caption, its text for readers who cannot see it, and its place on the page."""
 
     name: str  # of its files
     draw: Callable[[ReportData], Figure | None]  # in the current style; None where there is nothing to show
     caption: Callable[[ReportData], str]
     alt: Callable[[ReportData], str]
+    place: str  # one of PLACES
+    order: int = 0  # within its place; equal ones stand by name
+
+    def __post_init__(self) -> None:
+        if self.place not in PLACES:
+            raise ValueError(f"figure {self.name}: place {self.place!r}; expected one of {', '.join(PLACES)}")
 
 
 def write(plot: Plot, data: ReportData, folder: Path) -> bool:
@@ -56,14 +63,19 @@ def write(plot: Plot, data: ReportData, folder: Path) -> bool:
     """
     with plt.style.context(STYLE):
         figure = plot.draw(data)
-        for kind in _METADATA:
-            path = folder / f"{plot.name}.{kind}"
-            if figure is None:
-                path.unlink(missing_ok=True)
-            else:
-                _save(figure, path, kind)
-        plt.close(figure)
-    return figure is not None
+        if figure is None:
+            for kind in _METADATA:
+                (folder / f"{plot.name}.{kind}").unlink(missing_ok=True)
+            return False
+        save(figure, folder, plot.name)
+    return True
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure in each format, and close it."""
+    for kind in _METADATA:
+        _save(figure, folder / f"{name}.{kind}", kind)
+    plt.close(figure)
 
 
 def _save(figure: Figure, path: Path, kind: str) -> None:

@@ -128,4 +128,10 @@ def caption(data: ReportData) -> str:
     return f"{text} {missing} of {len(costs)} runs have not measured it." if missing else text
 
 
-PLOT = Plot("cost", draw, caption, lambda data: f"Time and memory of a training step against {data.study.report.vary}")
+PLOT = Plot(
+    "cost",
+    draw,
+    caption,
+    lambda data: f"Time and memory of a training step against {data.study.report.vary}",
+    place="cost",
+)

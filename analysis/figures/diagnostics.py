@@ -83,4 +83,5 @@ PLOT = Plot(
     draw,
     caption,
     lambda data: "Effective rank and standard deviation of the features against the scores",
+    place="collapse",
 )

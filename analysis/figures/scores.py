@@ -93,4 +93,6 @@ PLOT = Plot(
     draw,
     caption,
     lambda data: f"{data.study.report.x} and {data.study.report.y} against {data.study.report.vary}",
+    place="findings",
+    order=1,
 )

@@ -1,7 +1,6 @@
-"""The trade-off: one score against the other, one point for each value of the varied key; and the published one.
+"""The trade-off: one score against the other, one point for each value of the varied key.
 
-Published points lie on the study's own axes where the study measures the same as they do (`is_comparable`). Elsewhere
-they have axes and a figure of their own, for the direction alone.
+Published points lie on the study's own axes where the study measures the same as they do (`is_comparable`).
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.base import GREY, MANY_CURVES, Plot, curve_style, describe_axis
 from analysis.figures.placement import Segment, place_labels
-from analysis.labels import is_percent, number, short_named_values, value_text
-from analysis.published import SOURCES, is_comparable, rows_beside
+from analysis.labels import is_percent, number, short_named_values
+from analysis.published import SOURCES, is_comparable, names, rows_beside
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate
 from analysis.summary import Row, Summary
@@ -27,8 +25,6 @@ from analysis.summary import Row, Summary
 MANY_LABELS = 40  # above this, labels could not be read; the table has the values
 NEAR = 0.6  # of the curves' extent; a control further off would squeeze them, so it is named above the axes instead
 MARGIN = 0.14  # of the extent, on each side, for labels
-# In the published figure: the other methods span far more than the trade-off within VICRegL, and would squeeze it.
-LEAST_TOP1 = 64.0
 
 
 class Point(NamedTuple):
@@ -165,6 +161,18 @@ def _label_points(
     place_labels(figure, axes, labels, segments)
 
 
+def _draw_published(axes: Axes, data: ReportData) -> list[tuple[str, Point]]:
+    """Mark comparable published points, hollow and grey, and return them with their names."""
+    report = data.study.report
+    if not is_comparable(data.frame) or not {report.x, report.y} <= set(SOURCES):
+        return []
+    known = rows_beside(data.frame)
+    rows = known.assign(x=known[SOURCES[report.x]], y=known[SOURCES[report.y]]).dropna(subset=["x", "y"])
+    axes.plot(rows["x"], rows["y"], "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
+    points = [Point(Estimate(x, None, 1), Estimate(y, None, 1)) for x, y in zip(rows["x"], rows["y"], strict=True)]
+    return [(f"{name} (published)", point) for name, point in zip(names(rows), points, strict=True)]
+
+
 def caption(data: ReportData) -> str:
     report, rows = data.study.report, data.summary.rows
     text = f"Each point is one {report.vary}{', joined in its order' if data.summary.varies_a_number else ''}"
@@ -175,71 +183,6 @@ def caption(data: ReportData) -> str:
     return f"{text}; the dashed steps are the Pareto front of the means."
 
 
-PLOT = Plot("tradeoff", draw, caption, lambda data: f"{data.study.report.y} against {data.study.report.x}")
-
-_PUBLISHED_LABELS = {
-    "linear_top1": "Linear top-1, ImageNet-1k (%)",
-    "voc_frozen_miou": "Frozen linear mIoU, Pascal VOC (%)",
-}
-
-
-def _published_points(data: ReportData, comparable: bool) -> pd.DataFrame | None:
-    """Return the published rows with columns x and y.
-
-    None unless the study is comparable to them, or not, as asked: a row is drawn on the study's axes or on axes of its
-    own, never on both.
-    """
-    report = data.study.report
-    if is_comparable(data.frame) != comparable or not {report.x, report.y} <= set(SOURCES):
-        return None
-    rows = rows_beside(data.frame)
-    return rows.assign(x=rows[SOURCES[report.x]], y=rows[SOURCES[report.y]]).dropna(subset=["x", "y"])
-
-
-def _published_names(rows: pd.DataFrame) -> list[str]:
-    alphas = ["" if pd.isna(alpha) else f", α = {value_text(alpha)}" for alpha in rows["alpha"]]
-    return [f"{method}{alpha}" for method, alpha in zip(rows["method"], alphas, strict=True)]
-
-
-def _draw_published(axes: Axes, data: ReportData) -> list[tuple[str, Point]]:
-    """Mark comparable published points, hollow and grey, and return them with their names."""
-    rows = _published_points(data, comparable=True)
-    if rows is None:
-        return []
-    axes.plot(rows["x"], rows["y"], "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
-    points = [Point(Estimate(x, None, 1), Estimate(y, None, 1)) for x, y in zip(rows["x"], rows["y"], strict=True)]
-    return [(f"{name} (published)", point) for name, point in zip(_published_names(rows), points, strict=True)]
-
-
-def draw_published(data: ReportData) -> Figure | None:
-    rows = _published_points(data, comparable=False)
-    if rows is None:
-        return None
-    rows = rows[rows["linear_top1"] >= LEAST_TOP1]
-    family = rows[rows["method"].isin(["VICReg", "VICRegL"])].sort_values("alpha")
-    others = rows.drop(family.index)
-    report = data.study.report
-    figure, axes = plt.subplots()
-    axes.plot(others["x"], others["y"], "D", color=GREY, markerfacecolor="white", markersize=3.5)
-    axes.plot(family["x"], family["y"], "o-", color="C0")
-    axes.set(xlabel=_PUBLISHED_LABELS[SOURCES[report.x]], ylabel=_PUBLISHED_LABELS[SOURCES[report.y]])
-    axes.margins(MARGIN)
-    labels = [
-        (x, y, name, color)
-        for some, color in ((family, "0.1"), (others, GREY))
-        for x, y, name in zip(some["x"], some["y"], _published_names(some), strict=True)
-    ]
-    place_labels(figure, axes, labels, list(pairwise(zip(family["x"], family["y"], strict=True))))
-    return figure
-
-
-def caption_published(data: ReportData) -> str:
-    return (
-        "Published, for the direction alone: ResNet-50, ImageNet-1k and Pascal VOC, not this study's data. "
-        f"Methods below {LEAST_TOP1:g} % top-1 are in the table and not in the figure."
-    )
-
-
-PUBLISHED = Plot(
-    "published", draw_published, caption_published, lambda data: "Published VOC mIoU against published ImageNet top-1"
+PLOT = Plot(
+    "tradeoff", draw, caption, lambda data: f"{data.study.report.y} against {data.study.report.x}", place="findings"
 )

@@ -121,4 +121,5 @@ PLOT = Plot(
     draw,
     caption,
     lambda data: "Training curves: loss and its terms, online probe, effective rank against the step",
+    place="training",
 )

@@ -11,7 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures import cost, diagnostics, scores, tradeoff, training, write
+from analysis.figures import cost, diagnostics, published, scores, tradeoff, training, write
 from analysis.figures.base import STYLE
 from analysis.report_data import ReportData
 
@@ -147,13 +147,17 @@ def test_memory_that_was_not_measured_is_a_gap_and_no_zero(report_data_of: Repor
 
 def test_published_points_lie_on_the_figure_only_where_they_compare(report_data_of: ReportDataOf) -> None:
     data = some_report_data(report_data_of)
-    assert drawn(tradeoff.draw_published, data).axes[0].lines
     same = {"pretrain.model.backbone.name": "resnet50", "pretrain.data.name": "imagenet"}
     voc = ReportData(data.study, data.frame.assign(**same, **{"eval.data.name": "voc"}))
-    assert tradeoff.draw_published(voc) is None
     labels = [text.get_text() for text in drawn(tradeoff.draw, voc).axes[0].texts]
     assert "VICRegL, α = 0.75 (published)" in labels
     assert not any("published" in text.get_text() for text in drawn(tradeoff.draw, data).axes[0].texts)
+
+
+def test_the_published_figure_is_of_the_overview(tmp_path: Path) -> None:
+    published.write_published(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["published.pdf", "published.png", "published.svg"]
+    assert ">VICRegL, α = 0.9</text>" in (tmp_path / "published.svg").read_text(encoding="utf-8")
 
 
 def test_a_figure_without_material_leaves_no_old_file(report_data_of: ReportDataOf, tmp_path: Path) -> None:
