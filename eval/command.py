@@ -18,7 +18,7 @@ from eval.published import published_score
 from eval.weights import import_weights, parse_args
 from eval.weights_config import WeightsConfig
 from runtime import config as configs
-from runtime.config import MachineConfig
+from runtime.config import MachineConfig, parse_moment
 from runtime.errors import UserError
 from runtime.rundir import Run
 from runtime.stage import refuse_several, run_stage
@@ -40,7 +40,7 @@ def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, several:
     arguments = EvalArguments.parse(argv, schema.stage)
     config = configs.load(schema, arguments.config, arguments.overrides)
     parent = arguments.open_parent(config.machine.runs, config.normalisation)
-    name = identity(config, parent.hash)
+    name = identity(config, parent.hash, parent.at)
     if Run.at(config.machine.runs, name).result() is None:
         notes = preflight(config.data, masks=schema in (SegmentationConfig, DenseKnnConfig))
         if world.is_main:
@@ -51,6 +51,7 @@ def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, several:
         if not world.is_main:
             return scores
         mean, std = map(list, parent.normalisation)
+        scores |= {} if parent.at is None else {"at": parent.at}
         scores |= {"normalisation_mean": mean, "normalisation_std": std}
         return (
             scores | arguments.describe_weights(parent) | arguments.published(parent, schema.stage, config.data, scores)
@@ -71,6 +72,7 @@ class EvalArguments:
     arch_args: list[str]
     prefix: str | None = None
     ignore: tuple[str, ...] = ()
+    at: str | None = None
 
     @classmethod
     def parse(cls, argv: Sequence[str], stage: str) -> EvalArguments:
@@ -80,6 +82,7 @@ class EvalArguments:
         )
         parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a finished pretraining run; overrides")
         parser.add_argument("--config", required=True, help=f"a YAML file, as eval/configs/{stage}_scenes.yaml")
+        parser.add_argument("--at", metavar="MOMENT", help='a checkpoint that RUN kept, as "500 steps" or "10 epochs"')
         parser.add_argument("--weights", type=Path, help="in place of RUN: a published file, or a backbone.safetensors")
         parser.add_argument("--arch", help="the network of --weights, by timm's name, as resnet50")
         parser.add_argument(
@@ -95,7 +98,9 @@ class EvalArguments:
             _require(bool(words), "no run was given; expected a directory as runs/pretrain/<run>, or --weights FILE")
             alone = not (options.arch or options.arch_arg or options.prefix or options.ignore)
             _require(alone, "--arch, --arch-arg, --prefix and --ignore describe --weights FILE, which was not given")
-            return cls(options.config, words[1:], words[0], None, None, [])
+            at = None if options.at is None else _moment(options.at)
+            return cls(options.config, words[1:], words[0], None, None, [], at=at)
+        _require(options.at is None, "--at names a checkpoint of RUN, and --weights FILE takes its place")
         _require(bool(options.arch), "--weights needs --arch NAME, the file's network, as --arch resnet50")
         paths = [word for word in words if "=" not in word]
         _require(not paths, f"got --weights and also {paths}; expected one of them, a run or a file")
@@ -105,7 +110,7 @@ class EvalArguments:
     def open_parent(self, runs: str, normalisation: str | None) -> Parent:
         """Open the run, or import the weights file; with the mean and deviation that its images are normalised by."""
         if self.weights is None:
-            parent = open_parent(self.run or "")
+            parent = open_parent(self.run or "", self.at)
             return replace(parent, normalisation=choose_normalisation(parent, normalisation))
         arch = self.arch or ""
         chosen = normalisation_of_weights(arch, normalisation)  # refused before anything is made
@@ -141,6 +146,13 @@ class EvalArguments:
             return {}
         print(f"{figure}; here: {scores[figure.score]:.2f} %", flush=True)
         return {"published": asdict(figure)}
+
+
+def _moment(text: str) -> str:
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise UserError(f'cannot read --at {text!r}; expected a whole number and its unit, as "10 epochs"') from error
 
 
 def _require(ok: bool, message: str) -> None:

@@ -235,9 +235,8 @@ class SegmentationConfig(Config):
     photometric_distortion: bool = True
     inference: Literal["whole", "slide"] = "whole"
     slide_stride: int = 341  # pixels, down and across
-    head: Literal["linear", "fcn"] = added_later(
-        "linear"
-    )  # fcn: mmsegmentation's, two 3x3 convolutions before the last
+    # fcn: mmsegmentation's, two 3x3 convolutions before the last.
+    head: Literal["linear", "fcn"] = added_later("linear")
     # null: none in the linear head, 0.1 in fcn.
     dropout: float | None = added_later(None, ge=0, lt=1, description="a share of channels, or null for the head's own")
     precision: Literal["float32", "bfloat16", "float16"] = added_later("float32")  # of training; float16 on CUDA alone
@@ -286,8 +285,8 @@ class SegmentationConfig(Config):
 EvalConfig = LinearConfig | KnnConfig | DenseKnnConfig | SegmentationConfig
 
 
-def identity(config: EvalConfig, parent_hash: str) -> Identity:
-    """Name the run that evaluates the pretraining run of that hash.
+def identity(config: EvalConfig, parent_hash: str, at: str | None = None) -> Identity:
+    """Name the run that evaluates the pretraining run of that hash, or the checkpoint that it kept `at` a moment.
 
     Raise a config's `format_version` when the same config comes to measure something else. A subset's list
     counts by the images that it names, not by its place: UserError if it cannot be read.
@@ -295,5 +294,7 @@ def identity(config: EvalConfig, parent_hash: str) -> Identity:
     values = split_machine(config)[0]
     if isinstance(config, LinearConfig) and config.subset is not None:
         values["subset"] = {"name": config.subset_name, "sha256": digest(config.subset)}
-    slug = f"{config.data.name}-{config.label}-of-{parent_hash[:6]}-seed{config.seed}"
+    values |= {} if at is None else {"at": at}
+    moment = "" if at is None else f"-at-{at.replace(' ', '-')}"
+    slug = f"{config.data.name}-{config.label}-of-{parent_hash[:6]}{moment}-seed{config.seed}"
     return Identity(config.stage, slug, config.format_version, values, parent_hash)

@@ -75,6 +75,7 @@ def model(config: SegmentationConfig, parent: Parent, channels: list[int], class
         "backbone": {
             "type": "PretrainedBackbone",
             "run": str(parent.run.path.resolve()),
+            **({} if parent.at is None else {"at": parent.at}),
             "taps": config.taps,
             "finetune": config.finetune,
             "final_norm": config.final_norm,

@@ -42,6 +42,8 @@ FUNCTIONS.register_module(name="outlive_stops", module=outlive_stops)  # of a lo
 class PretrainedBackbone(BaseModule):
     """The network of a finished pretraining run, loaded strictly; frozen in eval mode, or finetuned.
 
+    `at` is the moment of a checkpoint that the run kept, as "500 steps"; null: the end of training.
+
     `taps`: last gives one map, all gives every stage's, shallow to deep; the deepest after the network's last norm, if
     `final_norm`. `drop_path` null is the pretraining's own, `output_stride` 0 the network's own. With `sync` the
     statistics of BatchNorm are those of all processes. `loaded` are the run's tensors, if they were read already.
@@ -56,13 +58,14 @@ class PretrainedBackbone(BaseModule):
         drop_path: float | None = None,
         output_stride: int = 0,
         sync: bool = False,
+        at: str | None = None,
         loaded: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(init_cfg=None)
         changed: dict[str, Any] = {"output_stride": output_stride} if output_stride else {}
         if drop_path is not None:
             changed["drop_path_rate"] = drop_path
-        self.network = load_parent_backbone(open_parent(run), loaded, **changed)
+        self.network = load_parent_backbone(open_parent(run, at), loaded, **changed)
         self.taps, self.finetune, self.final_norm = taps, finetune, final_norm
         self.network.requires_grad_(finetune)
         if sync:

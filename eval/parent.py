@@ -13,6 +13,7 @@ from torch import Tensor
 from data.config import IMAGENET, Normalisation
 from eval.config import NormalisationName
 from eval.weights_config import STAGE as WEIGHTS_STAGE
+from runtime.config import kept_checkpoint
 from runtime.errors import UserError
 from runtime.rundir import Run, finished_run
 from vicregl.backbones import Backbone, create_backbone
@@ -31,22 +32,38 @@ class Parent:
     hash: str
     config: dict[str, Any]  # resolved, as run.yaml has it
     normalisation: Normalisation = IMAGENET  # of the images that an evaluation feeds it
+    at: str | None = None  # the moment of a kept checkpoint, as "500 steps"; None: the end of training
 
     @property
     def weights(self) -> Path:
-        return self.run.path / WEIGHTS
+        """The file with the backbone: of a kept checkpoint, with the whole training state."""
+        return self.run.path / (WEIGHTS if self.at is None else kept_checkpoint(self.at))
 
 
-def open_parent(path: str | Path) -> Parent:
-    """Open the finished pretraining run (or imported weights) at `path`.
+def open_parent(path: str | Path, at: str | None = None) -> Parent:
+    """Open the finished pretraining run (or imported weights) at `path`; with `at`, a checkpoint that it kept then.
 
-    UserError as `finished_run`, and where the run has lost its backbone file.
+    UserError as `finished_run`, and where the run lacks the file.
     """
     document = finished_run(Path(path), (STAGE, WEIGHTS_STAGE))
-    parent = Parent(Run(Path(path)), document["hash"], document["config"])
+    parent = Parent(Run(Path(path)), document["hash"], document["config"], at=at)
     if not parent.weights.is_file():
-        raise UserError(f"{parent.weights} is missing, though the run is done; restore it or pretrain again")
+        raise _missing(parent)
     return parent
+
+
+def _missing(parent: Parent) -> UserError:
+    if parent.at is None:
+        return UserError(f"{parent.weights} is missing, though the run is done; restore it or pretrain again")
+    if "weights" in parent.config:
+        return UserError(f"{parent.run.path} was imported from a file: it has no checkpoint of {parent.at}")
+    folder = parent.run.path / "checkpoints"
+    kept = ", ".join(sorted(file.stem for file in folder.glob("*.pt"))) or "none"
+    return UserError(
+        f"{parent.weights} is missing: the run kept no checkpoint after {parent.at}; it kept {kept}. A pretraining "
+        f"keeps those that it is asked for at its start: machine.keep_at=[{parent.at}], or machine.keep_every_epochs. "
+        f"For this one, delete the folder {parent.run.path} and pretrain again"
+    )
 
 
 def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = None, **overrides: Any) -> Backbone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pretrain.diagnostics import OnlineProbe
 from runtime import files
+from runtime.config import kept_checkpoint
 from runtime.errors import CHECKPOINT_ERRORS, UserError, unreadable_checkpoint
 from runtime.world import World
 from vicregl.model import VICRegLModel
@@ -100,10 +102,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def keep_checkpoint(checkpoint: Path, name: str) -> None:
-    """Link the current checkpoint.pt as checkpoints/<name>.pt, without a second copy on the disk."""
-    folder = checkpoint.parent / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    kept = folder / f"{name}.pt"
+    """Link the current checkpoint.pt as `name` (see kept_checkpoint), without a second copy on the disk."""
+    kept = checkpoint.parent / name
+    kept.parent.mkdir(exist_ok=True)
     kept.unlink(missing_ok=True)
     try:
         os.link(checkpoint, kept)  # the next save replaces checkpoint.pt by a new file, which leaves this one unchanged
@@ -111,9 +112,10 @@ def keep_checkpoint(checkpoint: Path, name: str) -> None:
         files.write_atomic(kept, lambda temporary: shutil.copyfile(checkpoint, temporary))
 
 
-def drop_old_checkpoints(checkpoint: Path, count: int) -> None:
-    """Delete all but the last `count` checkpoints that are named by their step."""
-    for old in sorted((checkpoint.parent / "checkpoints").glob("step-*.pt"))[:-count]:
+def drop_old_checkpoints(checkpoint: Path, count: int, moments: Sequence[str]) -> None:
+    """Delete all but the last `count` checkpoints that are named by their step, and those of `moments`."""
+    kept = {checkpoint.parent / kept_checkpoint(moment) for moment in moments}
+    for old in sorted(set((checkpoint.parent / "checkpoints").glob("step-*.pt")) - kept)[:-count]:
         old.unlink()
 
 

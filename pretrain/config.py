@@ -13,6 +13,7 @@ from runtime.config import (
     DurationText,
     Fraction,
     MachineConfig,
+    Moment,
     Momentum,
     PositiveInt,
     added_later,
@@ -77,6 +78,7 @@ class PretrainMachineConfig(MachineConfig):
     save_minutes: NonNegativeFloat = 2.0  # between two checkpoints; 0: every step
     keep_last: NonNegativeInt = 0  # earlier checkpoints to keep, as checkpoints/step-00001200.pt
     keep_every_epochs: NonNegativeInt = 0  # epochs between kept checkpoints/epoch-0010.pt and so on; 0: none
+    keep_at: list[Moment] = []  # further checkpoints to keep, as [100 steps, 2 epochs]
     max_minutes: NonNegativeFloat = 0.0  # then save and exit with code 75: repeat the command; 0: no limit
     compile: bool = False  # torch.compile: takes minutes at the start, faster steps on a GPU
     worker_kind: WorkerKind = "processes"  # of `workers`; data/workers.py compares both

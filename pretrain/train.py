@@ -61,6 +61,6 @@ def request_after_step(training: Training, stop: StopRequest) -> int:
         return stop.signal
     if machine.max_minutes and now - training.launched > 60 * machine.max_minutes:
         return TIME_LIMIT
-    if now - training.saved > 60 * machine.save_minutes or training.ends_kept_epoch():
+    if now - training.saved > 60 * machine.save_minutes or training.kept_moments():
         return SAVE
     return NONE

@@ -17,6 +17,7 @@ from pretrain.checkpoint import TrainingState, drop_old_checkpoints, keep_checkp
 from pretrain.config import PretrainConfig, durations
 from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
+from runtime.config import Duration, kept_checkpoint
 from runtime.device import choose_device, memory_bytes
 from runtime.errors import UserError
 from runtime.progress import describe_bytes
@@ -92,14 +93,19 @@ class Training:
         if not self.world.is_main:
             return
         if self.config.machine.keep_last:
-            keep_checkpoint(checkpoint, f"step-{self.state.step:08}")
-            drop_old_checkpoints(checkpoint, self.config.machine.keep_last)
-        if self.ends_kept_epoch():
-            keep_checkpoint(checkpoint, f"epoch-{self.state.step // self.loader.steps_per_epoch:04}")
+            keep_checkpoint(checkpoint, kept_checkpoint(f"{self.state.step} steps"))
+            drop_old_checkpoints(checkpoint, self.config.machine.keep_last, self.config.machine.keep_at)
+        for moment in self.kept_moments():
+            keep_checkpoint(checkpoint, kept_checkpoint(moment))
 
-    def ends_kept_epoch(self) -> bool:
-        steps = self.config.machine.keep_every_epochs * self.loader.steps_per_epoch
-        return steps > 0 and self.state.step % steps == 0
+    def kept_moments(self) -> set[str]:
+        """Return the names of this step by which its checkpoint is to be kept, as "500 steps" and "2 epochs"."""
+        machine, length = self.config.machine, self.loader.steps_per_epoch
+        moments = {moment for moment in machine.keep_at if Duration.parse(moment).steps(length) == self.state.step}
+        epoch, rest = divmod(self.state.step, length)
+        if machine.keep_every_epochs and rest == 0 and epoch % machine.keep_every_epochs == 0:
+            moments.add(f"{epoch} epochs")
+        return moments
 
 
 def preflight(config: PretrainConfig) -> Dataset:

@@ -74,6 +74,28 @@ DurationText = Annotated[
 ]
 
 
+def parse_moment(text: str) -> str:
+    """Write a moment in one way, which is part of a run's identity: "1 epoch" -> "1 epochs". ValueError for others."""
+    moment = Duration.parse(text)
+    if moment.amount < 1 or not moment.amount.is_integer():
+        raise ValueError(f"{text!r} is not a whole number of steps or epochs")
+    return f"{int(moment.amount)} {moment.unit}"
+
+
+# When a pretraining keeps a checkpoint, counted from its start.
+Moment = Annotated[
+    str,
+    AfterValidator(parse_moment),
+    Field(description='a whole number and its unit, as "500 steps" or "10 epochs"'),
+]
+
+
+def kept_checkpoint(moment: str) -> str:
+    """Return the file that a pretraining keeps at the moment, relative to its directory."""
+    number, unit = moment.split()
+    return f"checkpoints/step-{int(number):08}.pt" if unit == "steps" else f"checkpoints/epoch-{int(number):04}.pt"
+
+
 class Config(BaseModel):
     """A section of settings: frozen, checked when it is made, closed to unknown keys and to values of another type."""
 

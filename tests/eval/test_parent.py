@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from eval import dense_knn, knn, linear, segmentation
+from eval.config import KnnConfig, identity
 from eval.parent import load_parent_backbone, open_parent
 from runtime.errors import UserError
 from runtime.rundir import Identity, open_run
+from vicregl.config import BackboneConfig, ModelConfig
+from vicregl.model import VICRegLModel
 
 
 def test_every_tensor_is_the_files(parent):
@@ -94,3 +98,76 @@ def test_output_stride_dilates_the_same_weights(make_parent):
     parent = open_parent(make_parent("resnet10t"))
     assert load_parent_backbone(parent).grid_size(64) == (2, 2)
     assert load_parent_backbone(parent, output_stride=8).grid_size(64) == (8, 8)
+
+
+@pytest.fixture
+def kept(parent):
+    """The weights of a checkpoint that the run kept after 3 steps; other parts of the training state beside them."""
+    torch.manual_seed(7)
+    backbone = BackboneConfig("scenes_resnet")
+    model = VICRegLModel(ModelConfig(backbone, expander="16-16", projector="8-8"), alpha=0.5)
+    probe = {"weight": torch.zeros(2, 3)}
+    (parent / "checkpoints").mkdir()
+    contents = {"format": 2, "step": 3, "model": model.state_dict(), "optimizer": {"state": {}}, "probe": probe}
+    torch.save(contents, parent / "checkpoints" / "step-00000003.pt")
+    return model.backbone.trunk.state_dict()
+
+
+def test_a_kept_checkpoint_is_read_in_place_of_the_last(parent, kept):
+    opened = open_parent(parent, "3 steps")
+    loaded = load_parent_backbone(opened).trunk.state_dict()
+    assert loaded.keys() == kept.keys()
+    assert all(torch.equal(loaded[key], kept[key]) for key in kept)
+    last = load_parent_backbone(open_parent(parent)).trunk.state_dict()
+    assert not torch.equal(last["stem.conv.weight"], kept["stem.conv.weight"])
+
+
+def test_a_checkpoint_that_was_not_kept_is_refused(parent, kept):
+    with pytest.raises(UserError, match=r"kept no checkpoint after 2 epochs; it kept step-00000003.*machine\.keep_at"):
+        open_parent(parent, "2 epochs")
+
+
+def test_a_kept_checkpoint_of_another_network_is_refused(parent, kept):
+    del kept["stem.conv.weight"]
+    state = {f"backbone.trunk.{key}": value for key, value in kept.items()}
+    torch.save({"model": state}, parent / "checkpoints" / "step-00000003.pt")
+    with pytest.raises(UserError, match=r"step-00000003.*missing \(1\): stem\.conv\.weight"):
+        load_parent_backbone(open_parent(parent, "3 steps"))
+
+
+def test_the_moment_is_part_of_the_name():
+    names = [identity(KnnConfig(), "0123456789", at).name for at in (None, "3 steps", "3 epochs")]
+    assert [name.rpartition("-")[0] for name in names] == [
+        "scenes-knn-of-012345-seed0",
+        "scenes-knn-of-012345-at-3-steps-seed0",
+        "scenes-knn-of-012345-at-3-epochs-seed0",
+    ]
+    assert len({name.rpartition("-")[2] for name in names}) == 3
+    assert names[0].endswith("0224bc5298")
+
+
+EVALUATIONS = {
+    "linear": (linear, "linear_scenes", ["epochs=1", "learning_rates=[0.1]", "held_out=0"], "top1"),
+    "knn": (knn, "knn_scenes", ["neighbours=[3]"], "top1"),
+    "dense_knn": (dense_knn, "dense_knn_scenes", [], "miou"),
+    "segmentation": (segmentation, "seg_scenes", ["iterations=2", "batch_size=2"], "miou"),
+}
+
+
+@pytest.mark.parametrize("stage", EVALUATIONS)
+def test_every_evaluation_takes_a_kept_checkpoint(stage, evaluate, parent, kept, scenes):
+    """Its score is that of a run which ended with those weights."""
+    module, config, quick, score = EVALUATIONS[stage]
+    file, overrides = f"eval/configs/{config}.yaml", [*scenes, *quick]
+    code, err, at_step = evaluate(module.main, parent, file, *overrides, "--at", "3 steps")
+    assert code == 0, err
+    assert at_step.result()["at"] == "3 steps"
+    save_file({key: value.contiguous() for key, value in kept.items()}, parent / "backbone.safetensors")
+    code, err, at_end = evaluate(module.main, parent, file, *overrides)
+    assert (code, at_end.path == at_step.path, "at" in at_end.result()) == (0, False, False), err
+    assert at_end.result()[score] == at_step.result()[score]
+
+
+def test_a_moment_without_unit_is_refused(evaluate, parent, scenes):
+    code, err, _ = evaluate(knn.main, parent, "eval/configs/knn_scenes.yaml", *scenes, "--at", "10")
+    assert (code, 'expected a whole number and its unit, as "10 epochs"' in err) == (2, True), err

@@ -78,6 +78,13 @@ def test_kept_epochs_are_saved_however_rare_other_saves_are(tmp_path, arguments)
     assert kept(tmp_path) == {"epoch-0002.pt": 2 * STEPS_PER_EPOCH}
 
 
+def test_checkpoints_are_kept_at_the_moments_that_are_asked_for(tmp_path, arguments) -> None:
+    """Whatever keep_last drops; moments of both units, at the same step too."""
+    main(arguments(tmp_path, "machine.keep_last=1", "machine.keep_at=[2 steps, 3 steps, 1 epoch, 70 steps]"))
+    step = {f"step-0000000{step}.pt": step for step in (2, 3, STEPS)}
+    assert kept(tmp_path) == step | {"epoch-0001.pt": STEPS_PER_EPOCH}
+
+
 def test_without_being_asked_nothing_is_kept(tmp_path, arguments) -> None:
     main(arguments(tmp_path))
     assert not (only_run(tmp_path).path / "checkpoints").exists()
