@@ -16,6 +16,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean, standard deviation
 IMAGENET: Normalisation = (MEAN, STD)
+# Of an evaluation. null: ImageNet's mean and deviation, refused for a network of others; imagenet; network (its own);
+# or a tag of timm's weights of it.
+NormalisationName = str | None
 
 DatasetName = Literal["scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k"]
 DATASETS: tuple[str, ...] = get_args(DatasetName)  # data/catalog.py opens them

@@ -12,9 +12,10 @@ import torch
 
 from data.check import preflight
 from data.config import DataConfig
-from eval.config import DenseKnnConfig, EvalConfig, SegmentationConfig, identity
+from eval.config import DenseKnnConfig, EvalConfig, identity
 from eval.parent import Parent, choose_normalisation, normalisation_of_weights, open_parent
 from eval.published import published_score
+from eval.segmentation_config import SegmentationConfig
 from eval.weights import import_weights, parse_args
 from eval.weights_config import WeightsConfig
 from runtime import config as configs

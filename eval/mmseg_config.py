@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from data.layout import SegmentationLayout, SegmentationPart
-from eval.config import OptimizerConfig, SegmentationConfig
 from eval.parent import Parent
+from eval.segmentation_config import OptimizerConfig, SegmentationConfig
 
 
 def plain_config(

@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader
 from data.layout import SegmentationLayout
 from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
-from eval.config import SegmentationConfig
 from eval.predictions import PICTURE, draw_predictions, save_predictions, spread
+from eval.segmentation_config import SegmentationConfig
 from runtime import files
 from runtime.distributed import largest
 from runtime.errors import CHECKPOINT_ERRORS, NotFiniteError, UserError, unreadable_checkpoint

@@ -10,8 +10,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from data.config import IMAGENET, Normalisation
-from eval.config import NormalisationName
+from data.config import IMAGENET, Normalisation, NormalisationName
 from eval.weights_config import STAGE as WEIGHTS_STAGE
 from runtime.config import kept_checkpoint
 from runtime.errors import UserError

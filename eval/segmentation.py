@@ -20,9 +20,9 @@ import torch
 
 from data.catalog import open_dataset
 from eval.command import evaluate
-from eval.config import SegmentationConfig
 from eval.mmseg_config import plain_config
 from eval.parent import Parent, load_parent_backbone
+from eval.segmentation_config import SegmentationConfig
 from runtime import compat, files
 from runtime.distributed import barrier, broadcast
 from runtime.errors import UserError, run_command

@@ -28,9 +28,9 @@ from analysis.pictures.matches import draw_matches
 from analysis.pictures.network import Images, Network
 from analysis.pictures.segmentations import add_legend, draw_segmentations, load_segmentation, refuse_different_images
 from analysis.report import CAPTION, PICTURES, SOURCE
-from eval.config import SegmentationConfig
 from eval.parent import STAGE as PRETRAIN
 from eval.predictions import thin
+from eval.segmentation_config import SegmentationConfig
 from runtime import files
 from runtime.config import require
 from runtime.errors import UserError, run_command

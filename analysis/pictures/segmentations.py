@@ -13,8 +13,8 @@ from analysis.figures.base import add_title, grid_size, image_grid
 from data.catalog import open_dataset
 from data.images import Pixels, read_image
 from data.layout import SegmentationLayout
-from eval.config import SegmentationConfig
 from eval.predictions import colour, legend_handles, load_predictions, spread, thin
+from eval.segmentation_config import SegmentationConfig
 from runtime import config as configs
 from runtime.errors import UserError
 from runtime.rundir import Run

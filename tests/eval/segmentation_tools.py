@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from data.catalog import open_dataset
 from eval import segmentation
-from eval.config import SegmentationConfig
 from eval.mmseg_config import plain_config
 from eval.parent import load_parent_backbone, open_parent
+from eval.segmentation_config import SegmentationConfig
 from runtime import config as configs
 from runtime.rundir import Run
 

@@ -12,9 +12,9 @@ from segmentation_tools import CONFIG, HEAD, SMALL, brute_force_iou, count_opens
 from data.catalog import open_dataset
 from data.images import normalise, read_image
 from eval import command, mmseg_runner, segmentation
-from eval.config import SegmentationConfig
 from eval.parent import load_parent_backbone, open_parent
 from eval.predictions import load_predictions
+from eval.segmentation_config import SegmentationConfig
 from runtime import compat, provenance
 from runtime import config as configs
 from runtime.errors import UserError

@@ -8,9 +8,10 @@ import torch
 from segmentation_tools import CONFIG, SMALL, head_of
 
 from eval import segmentation
-from eval.config import OptimizerConfig, SegmentationConfig, identity
+from eval.config import identity
 from eval.mmseg_config import schedule
 from eval.parent import open_parent
+from eval.segmentation_config import OptimizerConfig, SegmentationConfig
 from runtime import config as configs
 from runtime.rundir import Identity, open_run
 

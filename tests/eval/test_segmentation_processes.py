@@ -19,9 +19,9 @@ from torch import nn
 
 from data.catalog import open_dataset
 from eval import segmentation
-from eval.config import SegmentationConfig
 from eval.mmseg_config import plain_config
 from eval.parent import open_parent
+from eval.segmentation_config import SegmentationConfig
 from runtime import compat
 from runtime import config as configs
 from runtime.errors import UserError
