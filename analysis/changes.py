@@ -17,7 +17,8 @@ import pandas as pd
 from analysis.labels import value_text
 from runtime.config import added_defaults
 from runtime.config_keys import flatten
-from sweeps.graph import Graph, Node, Point, as_text
+from sweeps.graph import Graph, Node, Point
+from sweeps.keys import as_text
 
 # Columns of a run, after "pretrain." or "eval.", that are not fields of its config.
 _NOT_FIELDS = {"name", "stage", "run", "hash", "format", "state", "config_file", "result", "provenance"}

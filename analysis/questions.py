@@ -17,7 +17,7 @@ from analysis.summary import Row, Summary, summarize
 from analysis.tables import estimate_text, score_text
 from runtime.errors import UserError
 from runtime.yaml_files import parse_yaml
-from sweeps.graph import as_text
+from sweeps.keys import as_text
 
 
 def compare(data: ReportData, a: str, b: str) -> list[str]:

@@ -23,7 +23,8 @@ import pandas as pd
 from analysis.labels import project_path
 from runtime.config_keys import flatten
 from runtime.errors import UserError
-from sweeps.graph import Graph, Node, Point, as_text, build
+from sweeps.graph import Graph, Node, Point, build
+from sweeps.keys import as_text
 from sweeps.study import PRETRAIN, Study, load_study
 
 # The state of a run whose result.json holds no mapping.

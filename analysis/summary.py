@@ -18,7 +18,7 @@ import pandas as pd
 from analysis.labels import named_values, score_name, value_text
 from analysis.results import score_column
 from analysis.statistics import Estimate, difference, estimate
-from sweeps.graph import as_text
+from sweeps.keys import as_text
 from sweeps.study import Study, is_seed
 
 VERSION_KEY = "version"  # one more key of the rows where the runs are of several versions

@@ -7,22 +7,20 @@ directories, whether this machine made them, another one, or an earlier sweep.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, get_origin
-
-import yaml
+from typing import Any
 
 from runtime import config as configs
-from runtime.config_keys import lookup, merge, nested, types_of
+from runtime.config_keys import lookup, merge, nested
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from runtime.rundir import Identity, Run
 from runtime.yaml_files import file_layers, parse_overrides
+from sweeps.keys import as_override, check_keys, require_machine_keys
 from sweeps.stages import Stage, get_stage
 from sweeps.study import CHECKPOINT, METHOD, PRETRAIN, CheckpointPart, EvalPart, PretrainPart, Study
 
@@ -124,7 +122,7 @@ def build(study: Study, machine: Sequence[str] = ()) -> Graph:
     Raises UserError for a config file that is missing, a grid, set or control key that the stage's
     config does not have, a value that it refuses, or an unknown stage.
     """
-    _require_machine_keys(machine)
+    require_machine_keys(machine)
     builder = _Builder(study, tuple(machine))
     return Graph(study, list(builder.points()), list(builder.nodes.values()))
 
@@ -173,14 +171,14 @@ class _Builder:
         sections = {"grid": part.grid, "set": part.set}
         sections |= {f"controls.{name}": changes for name, changes in part.controls.items()}
         for section, values in sections.items():
-            _check_keys(f"{self.study.file}: pretrain.{section}", values, schema)
+            check_keys(f"{self.study.file}: pretrain.{section}", values, schema)
 
     def _load_eval(self, name: str, part: EvalPart) -> tuple[Stage, str, tuple[str, ...], Any]:
         where = f"{self.study.file}: evals.{name}"
         stage = get_stage(part.stage, where)
         if stage.name in PARENT_STAGES:
             raise UserError(f"{where}: {stage.name} is no evaluation; allowed: any other stage")
-        _check_keys(f"{where}.set", part.set, stage.schema())
+        check_keys(f"{where}.set", part.set, stage.schema())
         file, overrides = _config_path(part.config), tuple(as_override(k, v) for k, v in part.set.items())
         return stage, file, overrides, _load(where, stage, file, [*overrides, *self.machine])
 
@@ -238,53 +236,6 @@ class _Builder:
         if known is node and parent is not None:
             parent.children.append(node)
         return known
-
-
-def as_override(key: str, value: Any) -> str:
-    """Write `key=value` for a command line, whatever the value's type."""
-    if type(value) in (bool, int):  # most of a large grid, and PyYAML is slow
-        return f"{key}={str(value).lower()}"
-    return f"{key}={_scalar_text(value) if type(value) in (float, str) else _yaml_text(value)}"
-
-
-def _yaml_text(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
-    return text.removesuffix("\n").removesuffix("...").strip()  # a scalar's document ends in "..."
-
-
-_scalar_text = lru_cache(maxsize=10_000)(_yaml_text)  # a grid has few values, each many times
-
-
-def as_text(value: Any) -> Any:
-    """Turn lists and mappings into JSON text, which can be compared and shown in a cell; others stay unchanged."""
-    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
-
-
-def _check_keys(where: str, values: dict[str, Any], schema: type) -> None:
-    # A section of the config may be set as a whole, and an open mapping (model.backbone.args) takes any key.
-    types = types_of(schema)
-    known = list(types)
-    open_mappings = [key for key, kind in types.items() if get_origin(kind) is dict]
-    for key in values:
-        if key.split(".")[0] == "machine":
-            raise UserError(
-                f"{where}: {key} cannot change a result, so it has no place in a study; give it to the command instead"
-            )
-        inside = any(key.startswith(f"{mapping}.") for mapping in open_mappings)
-        if key not in known and not inside and not any(k.startswith(f"{key}.") for k in known):
-            near = get_close_matches(key, known, n=3, cutoff=0.5)
-            same_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-            hint = " or ".join(dict.fromkeys([*same_name, *near])) or ", ".join(known)
-            raise UserError(f"{where}: unknown key {key!r}; did you mean {hint}?")
-
-
-def _require_machine_keys(overrides: Sequence[str]) -> None:
-    for text in overrides:
-        if not text.startswith("machine.") or "=" not in text:
-            raise UserError(
-                f"cannot take {text!r}: a study's runs take machine.*=value here, for example machine.device=cuda; "
-                "what changes a result belongs in the study (pretrain.set, evals.<name>.set)"
-            )
 
 
 def _config_path(config: str) -> str:

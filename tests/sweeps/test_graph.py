@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from runtime import config as configs
 from runtime.rundir import open_run
 from runtime.yaml_files import parse_overrides
-from sweeps.graph import Graph, as_override, build
+from sweeps.graph import Graph, build
+from sweeps.keys import as_override
 from sweeps.study import load_study
 
 MakeGraph = Callable[[], Graph]
