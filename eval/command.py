@@ -153,7 +153,7 @@ def _moment(text: str) -> str:
     try:
         return parse_moment(text)
     except ValueError as error:
-        raise UserError(f'cannot read --at {text!r}; expected a whole number and its unit, as "10 epochs"') from error
+        raise UserError(f"cannot read --at {text!r}; expected {error}") from error
 
 
 def _require(ok: bool, message: str) -> None:

@@ -74,11 +74,17 @@ DurationText = Annotated[
 ]
 
 
+_MOMENT = 'a whole number and its unit, as "500 steps" or "10 epochs"'
+
+
 def parse_moment(text: str) -> str:
     """Write a moment in one way, which is part of a run's identity: "1 epoch" -> "1 epochs". ValueError for others."""
-    moment = Duration.parse(text)
+    try:
+        moment = Duration.parse(text)
+    except ValueError:
+        raise ValueError(_MOMENT) from None
     if moment.amount < 1 or not moment.amount.is_integer():
-        raise ValueError(f"{text!r} is not a whole number of steps or epochs")
+        raise ValueError(_MOMENT)
     return f"{int(moment.amount)} {moment.unit}"
 
 
@@ -86,7 +92,7 @@ def parse_moment(text: str) -> str:
 Moment = Annotated[
     str,
     AfterValidator(parse_moment),
-    Field(description='a whole number and its unit, as "500 steps" or "10 epochs"'),
+    Field(description=_MOMENT),
 ]
 
 

@@ -118,15 +118,15 @@ def _allowed(error: ErrorDetails, field: FieldInfo | None) -> str:
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         return str(context["expected"]).replace("'", "")
-    if error["type"] in ("string_pattern_mismatch", "value_error") and field is not None:
-        return str(field.description)
+    if error["type"] in ("string_pattern_mismatch", "value_error") and field is not None and field.description:
+        return field.description
     limits = _limits(context) if field is None else _limits_of(field) or _limits(context)
     if error["type"] in ("too_long", "too_short"):
         lengths = {"min_length": "ge", "max_length": "le"}
         return f"{_limits({lengths[key]: value for key, value in context.items() if key in lengths})} values"
     if "greater" in error["type"] or "less" in error["type"]:
         return limits
-    kind = _KINDS.get(error["type"].partition("_")[0], error["msg"])
+    kind = _KINDS.get(error["type"].partition("_")[0], error["msg"].removeprefix("Value error, "))
     more = limits or (field.description if field is not None else None)
     return f"{kind}, {more}" if more else kind
 

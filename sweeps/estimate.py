@@ -16,10 +16,10 @@ STARTUP_SECONDS = 10.0
 
 @dataclass
 class Estimator:
-    """Predicts the seconds of a run from finished runs of its part (pretrain, linear, ...)."""
+    """Predicts the seconds of a run from finished runs of its kind (pretrain, linear, ...)."""
 
     samples: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))  # (work, seconds)
-    # By part, work and number of samples: a study has thousands of runs, and few lengths of them.
+    # By kind, work and number of samples: a study has thousands of runs, and few lengths of them.
     _cache: dict[tuple[str, float, int], float | None] = field(default_factory=dict)
 
     @classmethod
@@ -39,17 +39,17 @@ class Estimator:
         return estimator
 
     def add(self, node: Node, seconds: float) -> None:
-        self.samples[node.part].append((node.work, seconds))
+        self.samples[node.kind].append((node.work, seconds))
 
     def seconds(self, node: Node) -> float | None:
-        """Return the expected seconds of a whole run; None if no run of its part has been measured."""
-        key = (node.part, node.work, len(self.samples.get(node.part, [])))
+        """Return the expected seconds of a whole run; None if no run of its kind has been measured."""
+        key = (node.kind, node.work, len(self.samples.get(node.kind, [])))
         if key not in self._cache:
             self._cache[key] = self._seconds(node)
         return self._cache[key]
 
     def _seconds(self, node: Node) -> float | None:
-        samples = self.samples.get(node.part, [])
+        samples = self.samples.get(node.kind, [])
         same = [seconds for work, seconds in samples if work == node.work]
         if same:
             return sum(same) / len(same)

@@ -7,7 +7,7 @@ directories, whether this machine made them, another one, or an earlier sweep.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, reduce
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import config as configs
+from runtime.config import kept_checkpoint
 from runtime.config_keys import lookup, merge, nested
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
@@ -33,7 +34,7 @@ class Node:
     """One run: a pretraining (or an imported checkpoint), or one evaluation of it."""
 
     stage: Stage
-    part: str  # "pretrain", "weights", or the evaluation's name in the study
+    part: str  # "pretrain", "weights", or the evaluation's name in the study, with its moment: "linear at 100 steps"
     label: str  # the values that distinguish it from the other runs of its part
     identity: Identity
     root: str
@@ -41,6 +42,8 @@ class Node:
     overrides: tuple[str, ...]
     work: float
     parent: Node | None = None
+    at: str | None = None  # the moment of the checkpoint that it evaluates, as "100 steps"; None: the end
+    keep: tuple[str, ...] = ()  # the moments at which it keeps a checkpoint
     children: list[Node] = field(default_factory=list)
 
     @cached_property
@@ -53,6 +56,11 @@ class Node:
         return f"{self.identity.stage}/{self.run.name}"
 
     @property
+    def kind(self) -> str:
+        """Its part without the moment: runs of one kind take equally long."""
+        return self.part if self.at is None else self.part.removesuffix(f" at {self.at}")
+
+    @property
     def title(self) -> str:
         return f"{self.part} {self.label}".rstrip()
 
@@ -61,7 +69,20 @@ class Node:
         parent = None if self.parent is None else self.parent.run.path
         where = f"machine.runs={self.root}"
         others = [text for text in machine if not text.startswith("machine.runs=")]  # which made `root`
-        return self.stage.argv(self.config_file, [*self.overrides, where, *others], parent)
+        overrides = [*self.overrides, where, *others, *self.keep_overrides]
+        return self.stage.argv(self.config_file, overrides, parent, self.at)
+
+    @property
+    def keep_overrides(self) -> list[str]:
+        """Return the override by which it keeps its checkpoints; it is of the machine, so no part of its identity."""
+        return [as_override("machine.keep_at", list(self.keep))] if self.keep else []
+
+    @property
+    def lacks_checkpoint(self) -> bool:
+        """Whether its pretraining ended without keeping the checkpoint that it evaluates."""
+        if self.parent is None or self.at is None or self.parent.run.result() is None:
+            return False
+        return not (self.parent.run.path / kept_checkpoint(self.at)).is_file()
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,7 @@ class Point:
     varied: dict[str, Any]  # the value of every grid key; None if the control does not take it from the grid
     control: str | None
     pretrain: Node
-    evals: dict[str, Node]
+    evals: dict[str, Node]  # by their part
 
 
 @dataclass(frozen=True)
@@ -195,11 +216,24 @@ class _Builder:
         varied = {CHECKPOINT: name, METHOD: part.method}
         return Point({key: varied[key] for key in self.study.grid}, None, parent, self._evaluations(name, parent))
 
-    def _evaluations(self, label: str, parent: Node) -> dict[str, Node]:
+    def _evaluations(self, label: str, parent: Node, moments: Mapping[str, Sequence[str]] = {}) -> dict[str, Node]:
+        """Make the evaluations of a point, by name; those of kept checkpoints as "linear at 100 steps"."""
         return {
-            name: self._node(stage, name, label, config, file, overrides, parent)
+            part: self._node(stage, part, label, config, file, overrides, parent, at)
             for name, (stage, file, overrides, config) in self.evals.items()
+            for part, at in [(name, None), *((f"{name} at {moment}", moment) for moment in moments.get(name, []))]
         }
+
+    def _keep(self, pretrain: Node) -> dict[str, list[str]]:
+        """Have the pretraining keep its checkpoints, and return the moments at which each evaluation takes one."""
+        duration = pretrain.identity.config["train"]["duration"]
+        try:
+            moments = {name: self.study.moments(name, duration) for name in self.evals}
+            kept = {*self.study.kept_every(duration), *itertools.chain(*moments.values())}
+        except UserError as error:
+            raise UserError(f"{self.study.file}: {error}") from error
+        pretrain.keep = tuple(sorted(kept, key=lambda moment: int(moment.split()[0])))
+        return moments
 
     def _pretraining(
         self, part: PretrainPart, base: dict[str, Any], varied: dict[str, Any], control: str | None
@@ -218,7 +252,7 @@ class _Builder:
         pretrain = self._node(stage, PRETRAIN, label, config, file, overrides, None)
         resolved = pretrain.identity.config
         values = {key: lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
-        return Point(values, control, pretrain, self._evaluations(label, pretrain))
+        return Point(values, control, pretrain, self._evaluations(label, pretrain, self._keep(pretrain)))
 
     def _node(
         self,
@@ -229,9 +263,10 @@ class _Builder:
         file: str,
         overrides: tuple[str, ...],
         parent: Node | None,
+        at: str | None = None,
     ) -> Node:
-        identity = stage.identity(config, None if parent is None else parent.identity)
-        node = Node(stage, part, label, identity, config.machine.runs, file, overrides, stage.work(config), parent)
+        identity = stage.identity(config, None if parent is None else parent.identity, at)
+        node = Node(stage, part, label, identity, config.machine.runs, file, overrides, stage.work(config), parent, at)
         known = self.nodes.setdefault(node.run.path, node)
         if known is node and parent is not None:
             parent.children.append(node)

@@ -195,8 +195,8 @@ class LocalSweep:
         estimator = self.estimator.copy()
         for child in self.running:
             seconds = child.seconds_left()
-            # Until a run of its part is done, the speed of those that are active stands in for a sample.
-            if seconds is not None and child.node.part not in self.estimator.samples:
+            # Until a run of its kind is done, the speed of those that are active stands in for a sample.
+            if seconds is not None and child.node.kind not in self.estimator.samples:
                 estimator.add(child.node, child.seconds + seconds)
             expected = self.estimator.seconds(child.node)
             if seconds is None and expected is not None:

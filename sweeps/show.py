@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from sweeps.status import (
 
 MAX_ROWS = 60  # of a table for readers; --json has all
 MAX_BATCH_ROWS = 30
+MAX_NAMED = 3  # runs that a line names
 FOLLOW_SECONDS = 1.0
 STATUS_SECONDS = 10.0  # between two checks of whether a followed run has ended
 STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "blocked": "yellow", "queued": "blue"}
@@ -62,6 +63,7 @@ def plan(graph: Graph, options: Namespace) -> int:
     if len(statuses) > MAX_ROWS:
         console.print(f"... and {len(statuses) - MAX_ROWS} more; --json has all of them")
     console.print(_jobs_table(jobs) if jobs else _describe_run(statuses, left, workers))
+    console.print("".join(f"{line}\n" for line in _describe_kept(graph)), end="")
     return 0
 
 
@@ -92,6 +94,20 @@ def _describe_run(statuses: Statuses, left: TimeLeft | None, workers: int) -> st
     length = "time unknown: no run was measured yet" if left is None else str(left)
     each = f"{threads} {'thread' if threads == 1 else 'threads'} each"
     return f"`run` would start {count} runs, {workers} at a time with {each}, {length}"
+
+
+def _describe_kept(graph: Graph) -> Iterator[str]:
+    """Yield which checkpoints the pretrainings keep for evaluations, and which of them will never be there."""
+    if moments := list(dict.fromkeys(moment for node in graph.nodes for moment in node.keep)):
+        yield f"each pretraining keeps its checkpoints of {', '.join(moments)} (before its end)"
+    lacking = [node for node in graph.nodes if node.lacks_checkpoint and node.run.result() is None]
+    if lacking:
+        runs = dict.fromkeys(str(node.parent.run.path) for node in lacking if node.parent is not None)
+        first = ", ".join(list(runs)[:MAX_NAMED]) + (", ..." if len(runs) > MAX_NAMED else "")
+        yield (
+            f"evaluations that cannot run: {len(lacking)}; pretrainings that ended without keeping their checkpoints: "
+            f"{len(runs)}. Delete their folders ({first}), and they run again, or take `at` out of the study"
+        )
 
 
 def status(graph: Graph, options: Namespace) -> int:

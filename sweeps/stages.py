@@ -1,7 +1,7 @@
 """The stages that a study may name, each with its config module and its command; none is imported before it is used.
 
-A new stage is one entry here. Its config module has a config class and `identity(config, parent_hash) -> Identity`, or
-`identity(config)` if the stage has no parent.
+A new stage is one entry here. Its config module has a config class and `identity(config, parent_hash, at) -> Identity`
+(`at` where a checkpoint of a moment is evaluated), or `identity(config)` if the stage has no parent.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ class Stage:
     def load(self, file: str | Path, overrides: Sequence[str]) -> Any:
         return configs.load(self.schema(), file, overrides)
 
-    def identity(self, config: Any, parent: Identity | None = None) -> Identity:
+    def identity(self, config: Any, parent: Identity | None = None, at: str | None = None) -> Identity:
         make = importlib.import_module(self.module).identity
-        return make(config) if parent is None else make(config, parent.hash)
+        evaluated = [] if parent is None else [parent.hash, *([] if at is None else [at])]
+        return make(config, *evaluated)
 
-    def argv(self, config_file: str, overrides: Sequence[str], parent: Path | None) -> list[str]:
-        """Return the command line of a run; `parent` is the run directory that it evaluates.
+    def argv(self, config_file: str, overrides: Sequence[str], parent: Path | None, at: str | None = None) -> list[str]:
+        """Return the command line of a run; `parent` is the run directory that it evaluates, `at` a moment of it.
 
         Without a config file, the overrides are the whole config.
         """
-        before = [] if parent is None else [str(parent)]
+        before = [] if parent is None else [str(parent), *([] if at is None else ["--at", at])]
         config = ["--config", config_file] if config_file else []
         return [sys.executable, *self.command, *before, *config, *overrides]
 

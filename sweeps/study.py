@@ -8,7 +8,7 @@ pretrain:
   grid: {loss.alpha: [0.0, 0.5, 1.0], seed: [0, 1]}        # every combination
   controls: {no pretraining: {train.duration: 0 steps}}    # extra rows, over every grid key but the varied one
 evals:
-  linear: {stage: linear, config: eval/configs/linear_scenes.yaml}
+  linear: {stage: linear, config: eval/configs/linear_scenes.yaml}   # with `at`, kept checkpoints too: see EvalPart
 report: {vary: loss.alpha, baseline: 1.0, x: linear.top1, y: segmentation.miou}
 
 In place of `pretrain`, checkpoints of any origin, each a row:
@@ -20,15 +20,17 @@ report: {vary: checkpoint, x: linear.top1, y: segmentation.miou}
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from runtime import config as configs
-from runtime.config import Config, require
+from runtime.config import Config, Duration, Moment, parse_moment, require
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from runtime.yaml_files import file_layers
@@ -36,6 +38,7 @@ from sweeps import stages
 
 # As the source of a score in `report`: the pretraining's own result (its online probe, its loss, its diagnostics).
 PRETRAIN = "pretrain"
+KEPT = "kept"  # in `at`: every checkpoint of pretrain.keep_every
 CHECKPOINT, METHOD = "checkpoint", "method"  # the keys in which the rows of a study of checkpoints differ
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NAME_DESCRIPTION = "up to 100 letters, digits, '.', '_' and '-' (it names the folder of the report)"
@@ -43,12 +46,16 @@ _Values = Annotated[list[Any], Field(min_length=1)]
 
 
 class PretrainPart(Config):
-    """The pretrainings: a base config, the values set for all, the grid, and the controls."""
+    """The pretrainings: a base config, the values set for all, the grid, and the controls.
+
+    `keep_every` ("100 steps") says which checkpoints they keep, for evaluations with `at: kept`.
+    """
 
     config: str
     set: dict[str, Any] = {}
     grid: dict[str, _Values] = {}
     controls: dict[str, dict[str, Any]] = {}
+    keep_every: Moment | None = None
 
     def check(self) -> None:
         for key, values in self.grid.items():
@@ -69,12 +76,29 @@ class CheckpointPart(Config):
     columns: dict[str, Any] = {}  # what the table says of it, for example {epochs: 800}
 
 
+def _kept_or_moment(text: str) -> str:
+    return KEPT if text == KEPT else parse_moment(text)
+
+
+_AT = "kept (see pretrain.keep_every), or moments, as [100 steps, 300 steps]"
+_Moments = Annotated[
+    list[Annotated[str, AfterValidator(_kept_or_moment), Field(description=_AT)]],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}], "description": _AT}),
+]
+
+
 class EvalPart(Config):
-    """One evaluation of every checkpoint."""
+    """One evaluation of every pretraining (or checkpoint): of its end and, with `at`, of moments before that.
+
+    The pretrainings keep their checkpoints of those moments, which are in the unit of train.duration; moments after
+    the end of one are left out of it. To keep other checkpoints by hand: machine.keep_at and machine.keep_every_epochs.
+    """
 
     stage: str
     config: str
     set: dict[str, Any] = {}
+    at: _Moments = []
 
 
 class ReportPart(Config):
@@ -100,6 +124,10 @@ class Study(Config):
 
     def check(self) -> None:
         require(PRETRAIN not in self.evals, "evals", PRETRAIN, "any other name for an evaluation")
+        for name, part in self.evals.items():
+            known = self.pretrain is not None and (KEPT not in part.at or self.pretrain.keep_every is not None)
+            needs = "pretrain.keep_every beside it" if self.pretrain else "evaluations of checkpoints without it"
+            require(known or not part.at, f"evals.{name}.at", part.at, needs)
         given = [name for name, part in (("pretrain", self.pretrain), ("checkpoints", self.checkpoints)) if part]
         require(len(given) == 1, "study", given or "neither", "one of pretrain and checkpoints")
         columns = {column for part in self.checkpoints.values() for column in part.columns}
@@ -133,6 +161,21 @@ class Study(Config):
     def controls(self) -> dict[str, dict[str, Any]]:
         return {} if self.pretrain is None else self.pretrain.controls
 
+    def moments(self, evaluation: str, duration: str) -> list[str]:
+        """Return the moments at which that evaluation takes a checkpoint of a pretraining, before its end, in order."""
+        at = self.evals[evaluation].at
+        kept = self.kept_every(duration) if KEPT in at else []
+        return _before(Duration.parse(duration), [*kept, *(moment for moment in at if moment != KEPT)], evaluation)
+
+    def kept_every(self, duration: str) -> list[str]:
+        """Return the moments of pretrain.keep_every, before the end of a pretraining."""
+        every = None if self.pretrain is None else self.pretrain.keep_every
+        if every is None:
+            return []
+        (step, unit), end = every.split(), Duration.parse(duration)
+        moments = [f"{n} {unit}" for n in range(int(step), math.ceil(end.amount), int(step))] or [every]
+        return _before(end, moments, "")
+
     @property
     def scores(self) -> list[str]:
         """The columns of the table: report.scores; or x, y and the score of every other evaluation, in order."""
@@ -150,6 +193,15 @@ class Study(Config):
         """The keys in which the rows of the table differ: every grid key but the seeds, the varied one first."""
         others = [key for key in self.grid if not is_seed(key) and key != self.report.vary]
         return [self.report.vary, *others]
+
+
+def _before(end: Duration, moments: Sequence[str], evaluation: str) -> list[str]:
+    """Return the moments before the end, in order. UserError for another unit: steps of an epoch are not known here."""
+    key = f"evals.{evaluation}.at" if evaluation else "pretrain.keep_every"
+    for moment in moments:
+        same = moment.endswith(f" {end.unit}") or end.amount == 0
+        require(same, key, moment, f"{end.unit}, the unit of train.duration = {end.amount:g} {end.unit}")
+    return sorted({m for m in moments if int(m.split()[0]) < end.amount}, key=lambda moment: int(moment.split()[0]))
 
 
 def is_name(text: str) -> bool:

@@ -58,12 +58,13 @@ def make_plan(
     needed = [node for node in statuses if node in wanted and statuses[node].state in STARTABLE]
     queued = set(needed)
     size = min(array_size, cluster.max_array_size or array_size)
-    for part, nodes in _by_part(node for node in needed if node.parent is None).items():
+    # Pretrainings that keep other checkpoints have other evaluations: apart, the tasks of each array correspond.
+    for (part, _), nodes in _by_part(node for node in needed if node.parent is None).items():
         for batch in _arrays(part, nodes, cluster, size):
             plan.batches.append(batch)
             plan.batches.extend(_evaluations_after(batch, queued, cluster))
     others = {node: statuses[node.parent] for node in needed if node.parent is not None and node.parent not in queued}
-    for part, nodes in _by_part(node for node, parent in others.items() if parent.state == "done").items():
+    for (part, _), nodes in _by_part(node for node, parent in others.items() if parent.state == "done").items():
         plan.batches.extend(_arrays(part, nodes, cluster, size))
     for node, parent in others.items():
         if parent.state == "done":
@@ -77,10 +78,11 @@ def make_plan(
     return plan
 
 
-def _by_part(nodes: Iterable[Node]) -> dict[str, list[Node]]:
-    parts: dict[str, list[Node]] = defaultdict(list)
+def _by_part(nodes: Iterable[Node]) -> dict[tuple[str, tuple[str, ...]], list[Node]]:
+    """Group the runs by their part and the checkpoints that they keep."""
+    parts: dict[tuple[str, tuple[str, ...]], list[Node]] = defaultdict(list)
     for node in nodes:
-        parts[node.part].append(node)
+        parts[node.part, node.keep].append(node)
     return parts
 
 
@@ -101,7 +103,7 @@ def _evaluations_after(batch: JobBatch, queued: Collection[Node], cluster: Clust
     Otherwise the tasks would not correspond, and each evaluation is a job of its own.
     """
     children = (child for node in batch.nodes for child in node.children if child in queued)
-    for part, nodes in _by_part(children).items():
+    for (part, _), nodes in _by_part(children).items():
         resources = cluster.stages[nodes[0].stage.name]
         if [node.parent for node in nodes] == list(batch.nodes):
             yield JobBatch(part, tuple(nodes), resources, resources.parallel, after_batch=batch)

@@ -154,7 +154,8 @@ class _Submitter:
         values = {**node.identity.config, "machine": self._machine_section(node)}
         config.write_text(yaml.dump(values, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
         parent = None if node.parent is None else (self.runs / node.parent.run.path.relative_to(node.root)).resolve()
-        _, *arguments = node.stage.argv(str(config), [f"machine.runs={self.runs}", *self.machine], parent)
+        machine = [f"machine.runs={self.runs}", *self.machine, *node.keep_overrides]
+        _, *arguments = node.stage.argv(str(config), machine, parent, node.at)
         argv = [resources.python or sys.executable, *arguments]
         return {"run": node.name, "path": str(self.runs / node.name), "argv": argv}
 

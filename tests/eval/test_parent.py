@@ -170,4 +170,4 @@ def test_every_evaluation_takes_a_kept_checkpoint(stage, evaluate, parent, kept,
 
 def test_a_moment_without_unit_is_refused(evaluate, parent, scenes):
     code, err, _ = evaluate(knn.main, parent, "eval/configs/knn_scenes.yaml", *scenes, "--at", "10")
-    assert (code, 'expected a whole number and its unit, as "10 epochs"' in err) == (2, True), err
+    assert (code, "expected a whole number and its unit" in err) == (2, True), err

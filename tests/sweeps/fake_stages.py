@@ -63,8 +63,9 @@ def work_of(config: FakePretrainConfig) -> float:
     return float(config.train.duration.split()[0])
 
 
-def eval_identity(config: FakeEvalConfig, parent_hash: str) -> Identity:
-    return Identity("linear", f"fake-of-{parent_hash[:6]}", 1, configs.split_machine(config)[0], parent_hash)
+def eval_identity(config: FakeEvalConfig, parent_hash: str, at: str | None = None) -> Identity:
+    values = configs.split_machine(config)[0] | ({} if at is None else {"at": at})
+    return Identity("linear", f"fake-of-{parent_hash[:6]}", 1, values, parent_hash)
 
 
 def train(run: Run, config: FakePretrainConfig) -> dict[str, Any]:
