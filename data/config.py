@@ -16,9 +16,11 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean, standard deviation
 IMAGENET: Normalisation = (MEAN, STD)
-# Of an evaluation. null: ImageNet's mean and deviation, refused for a network of others; imagenet; network (its own);
-# or a tag of timm's weights of it.
-NormalisationName = str | None
+_Colours = Annotated[list[float], Field(min_length=3, max_length=3)]
+# Of an evaluation. null: those that came with the weights, else ImageNet's, refused for a network of others; imagenet;
+# network (its own); a tag of timm's weights of it; or both, as [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]].
+NormalisationName = str | Annotated[list[_Colours], Field(min_length=2, max_length=2)] | None
+Interpolation = Literal["bilinear", "bicubic"]
 
 DatasetName = Literal["scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k"]
 DATASETS: tuple[str, ...] = get_args(DatasetName)  # data/catalog.py opens them

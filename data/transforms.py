@@ -16,7 +16,7 @@ from runtime.config import require
 Transform = Callable[[Pixels, np.random.Generator], Pixels]  # (H, W, 3) -> (S, S, 3), both uint8
 
 
-def eval_transform(resize_to: int, size: int) -> Transform:
+def eval_transform(resize_to: int, size: int, interpolation: str = "bilinear") -> Transform:
     """Resize the shorter side to `resize_to` pixels, then take the central `size` x `size` (ImageNet: 256 and 224)."""
     require(0 < size <= resize_to, "evaluation image size", size, f"1 to {resize_to}, the side it is cut from")
 
@@ -24,20 +24,22 @@ def eval_transform(resize_to: int, size: int) -> Transform:
         height, width = image.shape[:2]
         short = min(height, width)
         # torchvision's Resize truncates the longer side
-        image = resize(image, height * resize_to // short, width * resize_to // short, mode="bilinear")
+        image = resize(image, height * resize_to // short, width * resize_to // short, mode=interpolation)
         top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
         return image[top : top + size, left : left + size]
 
     return transform
 
 
-def train_transform(size: int, scale: Sequence[float] = (0.08, 1.0), flip: bool = True) -> Transform:
+def train_transform(
+    size: int, scale: Sequence[float] = (0.08, 1.0), flip: bool = True, interpolation: str = "bilinear"
+) -> Transform:
     """Random resized crop, mirrored half of the time: what the published linear classification trains on."""
 
     def transform(image: Pixels, generator: np.random.Generator) -> Pixels:
         top, left, height, width = draw_box(image.shape[0], image.shape[1], scale, (3 / 4, 4 / 3), generator)
         crop = image[top : top + height, left : left + width]
-        resized = resize(crop, size, size, mode="bilinear")
+        resized = resize(crop, size, size, mode=interpolation)
         return cv2.flip(resized, 1) if flip and generator.random() < 0.5 else resized
 
     return transform

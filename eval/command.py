@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from data.check import preflight
-from data.config import DataConfig
+from data.config import DataConfig, NormalisationName
 from eval.config import DenseKnnConfig, EvalConfig, identity
-from eval.parent import Parent, choose_normalisation, normalisation_of_weights, open_parent
+from eval.parent import Parent, choose_normalisation, normalisation_of_weights, normalisation_source, open_parent
 from eval.published import published_score
 from eval.segmentation_config import SegmentationConfig
 from eval.weights import import_weights, parse_args
@@ -54,6 +54,10 @@ def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, several:
         mean, std = map(list, parent.normalisation)
         scores |= {} if parent.at is None else {"at": parent.at}
         scores |= {"normalisation_mean": mean, "normalisation_std": std}
+        scores |= {"normalisation_source": normalisation_source(parent, config.normalisation)}
+        scores |= {
+            key: getattr(config, key) for key in ("resize", "image_size", "interpolation") if hasattr(config, key)
+        }
         return (
             scores | arguments.describe_weights(parent) | arguments.published(parent, schema.stage, config.data, scores)
         )
@@ -108,7 +112,7 @@ class EvalArguments:
         described = options.weights, options.arch, options.arch_arg, options.prefix, tuple(options.ignore)
         return cls(options.config, words, None, *described)
 
-    def open_parent(self, runs: str, normalisation: str | None) -> Parent:
+    def open_parent(self, runs: str, normalisation: NormalisationName) -> Parent:
         """Open the run, or import the weights file; with the mean and deviation that its images are normalised by."""
         if self.weights is None:
             parent = open_parent(self.run or "", self.at)

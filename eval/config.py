@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from data.config import DataConfig, NormalisationName
+from data.config import DataConfig, Interpolation, NormalisationName
 from eval.segmentation_config import SegmentationConfig
 from eval.subset import digest
 from runtime.config import (
@@ -55,6 +55,7 @@ class LinearConfig(Config):
     finetune: bool = added_later(False)  # augmented, with one of learning_rates
     backbone_learning_rate: float = added_later(0.0)  # with finetune; learning_rates is the head's
     normalisation: NormalisationName = added_later(None)
+    interpolation: Interpolation = added_later("bilinear")  # of every resize
     machine: EvalMachineConfig = EvalMachineConfig()
 
     def check(self) -> None:
@@ -126,6 +127,7 @@ class KnnConfig(Config):
     batch_size: PositiveInt = 256
     seed: NonNegativeInt = 0  # of the held-out slice
     normalisation: NormalisationName = added_later(None)
+    interpolation: Interpolation = added_later("bilinear")  # of every resize
     machine: KnnMachineConfig = KnnMachineConfig()
 
     def check(self) -> None:

@@ -74,7 +74,8 @@ def central_crops(
     images: ImageList, config: LinearConfig | KnnConfig, normalisation: Normalisation, splits: Splits
 ) -> ImageBatches:
     """Batches of the images as they are scored, in their order."""
-    central, source = eval_transform(config.resize, config.image_size), splits.source(images)
+    central = eval_transform(config.resize, config.image_size, config.interpolation)
+    source = splits.source(images)
     return ImageBatches(LabelledDataset(images, central, normalisation=normalisation, source=source), config.batch_size)
 
 

@@ -267,7 +267,7 @@ def open_batches(config: LinearConfig, splits: Splits, normalisation: Normalisat
     train = parts.pop("train") if config.mode == "augmented" else None
     batches = {name: central_crops(images, config, normalisation, splits) for name, images in parts.items() if images}
     if train is not None:
-        crops = train_transform(config.image_size, config.crop_scale, config.flip)
+        crops = train_transform(config.image_size, config.crop_scale, config.flip, config.interpolation)
         source = splits.source(train)
         dataset = LabelledDataset(train, crops, config.seed, normalisation=normalisation, source=source)
         batches["train"] = ImageBatches(dataset, config.batch_size, config.seed)

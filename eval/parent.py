@@ -11,6 +11,7 @@ import timm
 from torch import Tensor
 
 from data.config import IMAGENET, Normalisation, NormalisationName
+from eval.sources import call_loader
 from eval.weights_config import STAGE as WEIGHTS_STAGE
 from runtime.config import kept_checkpoint
 from runtime.errors import UserError
@@ -72,20 +73,45 @@ def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = N
     off, is no checkpoint, or is of another architecture: the weights are never random.
     """
     described = parent.config["model"]["backbone"]
-    config = BackboneConfig(name=described["name"], args={**described.get("args", {}), **overrides})
-    backbone = create_backbone(config)
+    name, args = described["name"], {**described.get("args", {}), **overrides}
+    is_loaders = "loader" in parent.config.get("weights", {})
+    backbone = call_loader(name, args) if is_loaders else create_backbone(BackboneConfig(name=name, args=args))
     if loaded is None:
-        load_weights(backbone, parent.weights)
+        load_weights(backbone, parent.weights, prefix="" if is_loaders else None)  # a loader's names may be any
     else:
         backbone.trunk.load_state_dict(loaded, strict=True)
     return backbone
 
 
 def choose_normalisation(parent: Parent, name: NormalisationName) -> Normalisation:
-    """Return the mean and deviation for the parent's images, by those of its pretraining or of timm's weights of it."""
-    if "weights" in parent.config:
-        return normalisation_of_weights(parent.config["model"]["backbone"]["name"], name)
-    return normalisation_of_run(parent, name)
+    """Return the mean and deviation for the parent's images, by its pretraining, its own weights, or timm's of it."""
+    if "weights" not in parent.config:
+        return normalisation_of_run(parent, name)
+    network, known = parent.config["model"]["backbone"]["name"], _stated(parent)
+    if known is not None:
+        return _choose_normalisation(network, known, "network" if name is None else name)
+    if "loader" not in parent.config["weights"]:
+        return normalisation_of_weights(network, name)
+    if name == "network":
+        raise UserError(
+            f"config: normalisation = network is not possible: the module of {network} does not state its own"
+        )
+    return _choose_normalisation(network, IMAGENET, name)
+
+
+def normalisation_source(parent: Parent, name: NormalisationName) -> str:
+    """Return what the mean and deviation are taken from, for result.json."""
+    if name is not None:
+        return "config"
+    if "weights" not in parent.config:
+        return "pretraining"
+    return "assumed: the file does not say which" if _stated(parent) is None else "weights"
+
+
+def _stated(parent: Parent) -> Normalisation | None:
+    """Return the mean and deviation that came with imported weights (a tag of timm's, a network of timm's), if any."""
+    stated = (parent.run.result() or {}).get("normalisation")
+    return None if stated is None else (tuple(stated[0]), tuple(stated[1]))
 
 
 def normalisation_of_run(parent: Parent, name: NormalisationName) -> Normalisation:
@@ -119,6 +145,8 @@ def _choose_normalisation(network: str, own: Normalisation, name: NormalisationN
     UserError where ImageNet's and the network's differ and the config does not choose. The published pretraining
     divides red by 0.228 and its evaluations by 0.229: that is no difference.
     """
+    if isinstance(name, list):
+        return tuple(name[0]), tuple(name[1])
     if name not in (None, "imagenet", "network"):
         return _normalisation_of_tag(network, str(name))
     differ = max(abs(a - b) for pair in zip(own, IMAGENET, strict=True) for a, b in zip(*pair, strict=True)) > 0.005

@@ -1,29 +1,32 @@
-"""Weights from a file, imported as a parent of evaluations, strictly.
+"""Weights from a file, a tag of timm's or a loader, imported as a parent of evaluations, strictly.
 
 The parent is `runs/weights/<arch>-<hash>/`, made once. It has what an evaluation needs of a pretraining run: run.yaml
-with the architecture and the file's SHA-256 (which name it), backbone.safetensors with exactly the file's tensors, and
-result.json with what was matched.
+with the architecture and the SHA-256 of the weights (which name it), backbone.safetensors with exactly their tensors,
+and result.json with what was matched.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import save_file
 
 from eval.parent import WEIGHTS, Parent, open_parent
-from eval.weights_config import WeightsConfig, digest_of_file, identity
+from eval.sources import call_loader, load_tag
+from eval.weights_config import WeightsConfig, digest_of, identity
 from runtime import config as configs
 from runtime import files
 from runtime.errors import BusyError, UserError, run_command
 from runtime.rundir import Identity, Run, open_run
 from runtime.yaml_files import parse_yaml
-from vicregl.backbones import create_backbone
+from vicregl.backbones import Backbone, create_backbone
 from vicregl.config import BackboneConfig
 from vicregl.weights import LoadReport, load_weights
 
@@ -31,11 +34,7 @@ WAIT_SECONDS = 600.0  # for another process that imports the same file
 
 
 def import_weights(config: WeightsConfig) -> Parent:
-    """Import a file as weights of a network, unless that was done before.
-
-    UserError, with nothing made, if the file is missing or unreadable, or does not fit the network in every key and
-    shape.
-    """
+    """Import weights of a network, unless that was done before. UserError as `read_weights`, with nothing made."""
     name = identity(config)
     run = Run.at(config.machine.runs, name)
     if run.result() is None:
@@ -44,24 +43,49 @@ def import_weights(config: WeightsConfig) -> Parent:
     return open_parent(run.path)
 
 
-def _import(config: WeightsConfig, name: Identity) -> None:
-    """Load the file before anything is made; a second process waits for the first."""
-    path = config.path
-    digest_of_file(config)  # refuses a file that is not the one of the name
-    backbone = create_backbone(BackboneConfig(config.arch, config.args))
+def read_weights(config: WeightsConfig, device: str = "cpu") -> tuple[Backbone, LoadReport]:
+    """Load the weights strictly; on the device "meta", a file is checked as strictly and its values are dropped.
+
+    UserError if they are missing or unreadable, not those that the config expects, or do not fit the network in every
+    key and shape.
+    """
+    digest_of(config)
+    name, args = config.network
+    if config.loader is not None:
+        backbone = call_loader(config.loader, config.args)
+    else:
+        with torch.device(device if config.timm is None else "cpu"):
+            backbone = create_backbone(BackboneConfig(name, args))
+        if config.timm is None:
+            return backbone, _load_file(config, backbone)
+        load_tag(config.timm, config.path, backbone)
+    tensors = backbone.trunk.state_dict()
+    values = sum(tensor.numel() for tensor in tensors.values())
+    return backbone, LoadReport(Path(config.timm or name), len(tensors), values, "", [], "", renamed=False)
+
+
+def _load_file(config: WeightsConfig, backbone: Backbone) -> LoadReport:
     try:
-        report = load_weights(backbone, path, config.prefix, config.ignore)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*parameter in the checkpoint to a meta parameter.*")
+            return load_weights(backbone, config.path, config.prefix, config.ignore)
     except UserError as error:
         hint = ": --arch-arg ls_init_value=null" if "ls_init_value" in str(error) else ""
         raise UserError(f"{error}{hint}") from error
+
+
+def _import(config: WeightsConfig, name: Identity) -> None:
+    """Load the weights before anything is made; a second process waits for the first."""
+    backbone, report = read_weights(config)
     tensors = {key: value.contiguous() for key, value in backbone.trunk.state_dict().items()}
+    source = {"loader": config.loader} if config.loader else {"file": str(config.path.resolve())}
     until = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            with open_run(config.machine.runs, name, {"file": str(path.resolve())}) as run:
+            with open_run(config.machine.runs, name, source) as run:
                 if run.result() is None:
                     files.write_atomic(run.path / WEIGHTS, lambda temporary: save_file(tensors, temporary))
-                    run.write_result(_describe(path, report, run))
+                    run.write_result(_describe(config, backbone, report, run))
             print(report, flush=True)
             return
         except BusyError:
@@ -70,9 +94,9 @@ def _import(config: WeightsConfig, name: Identity) -> None:
             time.sleep(1)
 
 
-def _describe(path: Path, report: LoadReport, run: Run) -> dict[str, Any]:
+def _describe(config: WeightsConfig, backbone: Backbone, report: LoadReport, run: Run) -> dict[str, Any]:
     return {
-        "file": path.name,
+        "file": config.path.name if config.file else report.path.name,
         "tensors": report.tensors,
         "values": report.values,
         "container": report.container,
@@ -80,7 +104,14 @@ def _describe(path: Path, report: LoadReport, run: Run) -> dict[str, Any]:
         "renamed": report.renamed,
         "left_out": len(report.ignored),
         "backbone_sha256": files.sha256(run.path / WEIGHTS),
+        **({} if config.file else _stated_normalisation(backbone)),
     }
+
+
+def _stated_normalisation(backbone: Backbone) -> dict[str, Any]:
+    """Return the mean and deviation that came with the weights: those of a tag, or of a loader's network of timm's."""
+    stated = backbone.trunk.pretrained_cfg
+    return {"normalisation": [list(stated["mean"]), list(stated["std"])]} if "mean" in stated else {}
 
 
 def _refuse_changed(run: Run) -> None:
@@ -111,8 +142,9 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m eval.weights", description="Import weights from a file, strictly.")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as file=resnet50.pth arch=resnet50")
+    parser = argparse.ArgumentParser(prog="python -m eval.weights", description="Import weights, strictly.")
+    help_text = "file=resnet50.pth arch=resnet50; or timm=resnet50.a1_in1k; or loader=my_module:function"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help_text)
     parent = import_weights(configs.load(WeightsConfig, None, parser.parse_args(argv).overrides))
     print(f"{parent.run.path} is done")
 
