@@ -37,6 +37,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler  # of float16 gradients; disabled for other precisions
     device: torch.device
     world: World
+    precision: str  # of the network; a resumed run keeps it
     step: int = 0  # finished steps
     seconds: float = 0.0  # of training, over all attempts
 
@@ -49,6 +50,7 @@ class TrainingState:
             "format": FORMAT,
             "step": self.step,
             "seconds": self.seconds,
+            "precision": self.precision,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "probe": None if self.probe is None else self.probe.state_dict(),
@@ -76,6 +78,7 @@ class TrainingState:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{path} is a checkpoint of another network or optimiser: {error}") from error
         self.step, self.seconds = contents["step"], contents["seconds"]
+        self.precision = contents.get("precision", self.precision)
         random = _random_states(contents)
         if len(random) != self.world.size:
             return False

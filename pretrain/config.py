@@ -45,7 +45,9 @@ class TrainConfig(Config):
     # Images per step, over all processes.
     batch_size: Annotated[int, Field(ge=2, description="statistics need two samples")] = 512
     duration: DurationText = "100 epochs"  # "0 steps" saves the random initialisation, as a control
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # by autocast; the criterion uses float32
+    # Of the network, by autocast; the criterion uses float32. auto: bfloat16 where the first attempt's processor
+    # computes it, else float32; result.json names it.
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     channels_last: bool = True
     clip_norm: NonNegativeFloat = 0.0  # norm of all gradients together; 0: no clipping
     # BatchNorm over the batch of all processes; without it, results depend on the number of processes.

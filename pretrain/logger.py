@@ -110,7 +110,8 @@ def final_scores(training: Training) -> dict[str, Any]:
     state, config = training.state, training.config
     state.model.eval()
     steps = -(-config.diagnostics_images // config.train.batch_size)
-    scores: dict[str, Any] = {"steps": state.step, "seconds": state.seconds, **backbone_diagnostics(training, steps)}
+    scores: dict[str, Any] = {"steps": state.step, "seconds": state.seconds, "precision": state.precision}
+    scores |= backbone_diagnostics(training, steps)
     scores["peak_memory_gb"] = largest(peak_memory(training.device)) / GB
     if state.step:
         scores["seconds_per_step"] = state.seconds / state.step

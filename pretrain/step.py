@@ -105,7 +105,7 @@ def forward(training: Training, network: nn.Module, images: list[Tensor] | tuple
     train = training.config.train
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     views = [view.to(training.device, memory_format=layout, non_blocking=True) for view in images]
-    dtype = AUTOCAST.get(train.precision)
+    dtype = AUTOCAST.get(training.state.precision)
     with torch.autocast(training.device.type, dtype, enabled=dtype is not None):
         return network(views)
 

@@ -18,7 +18,7 @@ from pretrain.config import PretrainConfig, durations
 from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
 from runtime.config import Duration, kept_checkpoint
-from runtime.device import choose_device, memory_bytes
+from runtime.device import choose_device, computes_bfloat16, memory_bytes
 from runtime.errors import UserError
 from runtime.progress import describe_bytes
 from runtime.rundir import Run
@@ -63,7 +63,8 @@ class Training:
         network = wrap_for_processes(model := prepare_model(model, config, device, world), config, device, world)
         probe = make_probe(config, dataset, model, device)
         scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
-        state = TrainingState(model, make_optimizer(model, config.optimizer), probe, scaler, device, world)
+        optimizer, precision = make_optimizer(model, config.optimizer), choose_precision(config.train.precision, device)
+        state = TrainingState(model, optimizer, probe, scaler, device, world, precision)
         criterion = VICRegLCriterion(config.loss)
         training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, launched)
         training.resume()
@@ -106,6 +107,13 @@ class Training:
         if machine.keep_every_epochs and rest == 0 and epoch % machine.keep_every_epochs == 0:
             moments.add(f"{epoch} epochs")
         return moments
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return the precision of the network: `auto` is bfloat16 where the device computes it, else float32."""
+    if name != "auto":
+        return name
+    return "bfloat16" if computes_bfloat16(device) else "float32"
 
 
 def preflight(config: PretrainConfig) -> Dataset:

@@ -106,6 +106,16 @@ def refuse_shared_gpu(device: torch.device, world: World, store: dist.Store) -> 
         raise UserError(f"processes {sharing} share the GPU {mine}; start one process per GPU")
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16; without them it is slower than float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def memory_bytes(device: torch.device) -> int:
     """Return all the memory of a device; of the CPU, what this machine has (a job or a container may have less)."""
     import torch
