@@ -26,7 +26,9 @@ def make_training(config: PretrainConfig, model: VICRegLModel, device: torch.dev
     with device:
         probe = OnlineProbe(model.backbone.channels, CLASSES, config.probe)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
-    state = TrainingState(model, make_optimizer(model, config.optimizer), probe, scaler, device, world, config.train.precision)
+    state = TrainingState(
+        model, make_optimizer(model, config.optimizer), probe, scaler, device, world, config.train.precision
+    )
     parts = {"config": config, "device": device, "world": world, "state": state, "network": model}
     return cast(Training, SimpleNamespace(**parts, criterion=VICRegLCriterion(config.loss)))
 

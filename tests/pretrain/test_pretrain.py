@@ -30,6 +30,7 @@ def arguments(image_folder):
         return [
             "pretrain",
             "--config=pretrain/configs/quickstart.yaml",
+            "train.precision=float32",
             "data.name=imagefolder",
             f"data.root={image_folder}",
             "model.expander=32-32",

@@ -26,6 +26,7 @@ def arguments(image_folder):
     def make(runs, *overrides) -> list[str]:
         return [
             "--config=pretrain/configs/quickstart.yaml",
+            "train.precision=float32",
             "data.name=imagefolder",
             f"data.root={image_folder}",
             "model.expander=32-32",

@@ -20,6 +20,7 @@ def arguments(image_folder):
     def make(runs, *overrides) -> list[str]:
         return [
             "--config=pretrain/configs/quickstart.yaml",
+            "train.precision=float32",
             "data.name=imagefolder",
             f"data.root={image_folder}",
             "model.backbone.name=convnext_atto",
@@ -129,6 +130,22 @@ def test_going_on_in_float16_is_exact(tmp_path, arguments) -> None:
     assert checkpoint(other)["scaler"]["scale"] != torch.amp.GradScaler("cpu").get_scale()
     main(arguments(other, *half))
     assert_equal(whole, other)
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_auto_precision_is_that_of_the_first_attempt(tmp_path, arguments, monkeypatch, computes) -> None:
+    """bfloat16 where the processor computes it; the run goes on in it on a machine that differs."""
+    named, whole, other = tmp_path / "named", tmp_path / "whole", tmp_path / "other"
+    name = "bfloat16" if computes else "float32"
+    main(arguments(named, f"train.precision={name}"))
+    auto = ["train.precision=auto", "machine.keep_last=9"]
+    monkeypatch.setattr("pretrain.training.computes_bfloat16", lambda device: computes)
+    gone_back(whole, arguments(whole, *auto), 4, other)
+    monkeypatch.setattr("pretrain.training.computes_bfloat16", lambda device: not computes)
+    main(arguments(other, *auto))
+    assert_equal(whole, named)
+    assert_equal(whole, other)
+    assert [(only_run(runs).result() or {})["precision"] for runs in (named, whole, other)] == [name] * 3
 
 
 @pytest.mark.gpu

@@ -42,6 +42,7 @@ def make(image_folder, tmp_path):
             "model.projector=16-12",
             f"train.batch_size={IMAGES}",
             "train.duration=100 steps",
+            "train.precision=float32",
             "probe.enabled=false",
             "loss.num_matches=[3,3]",
         ]
