@@ -15,8 +15,8 @@ import torch
 
 from benchmarks import conditions, data_cases
 from data import cache
+from data.batch_colour import mirror_and_colour
 from data.catalog import open_dataset
-from data.colour import mirror_and_colour
 from data.config import ViewsConfig, WorkerKind
 from data.loader import PretrainLoader, ViewBatch, WorkerBatch
 from runtime.device import available_cores

@@ -2,6 +2,7 @@
 
     python -m benchmarks.launches          # the table of benchmarks/launches.md, for this checkout; needs g++
     python -m benchmarks.launches resnet50_100ep:64x8 train.precision=float16      # RECIPE:BATCHxPROCESSES
+    python -m benchmarks.launches colour:256 colour-compiled:256     # mirror, colour, normalise two views of 224 pixels
 
 BATCH is of one process. The step is the project's own, without DDP's all-reduce of the gradients, which reads them.
 """
@@ -24,6 +25,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import pretrain.step
 import vicregl.batch
 from benchmarks.steps import make_batch, make_training
+from data import batch_colour
+from data.config import ViewsConfig
+from data.views import ViewMaker, sample_generator
 from pretrain.config import PretrainConfig
 from pretrain.step import training_step
 from pretrain.training import Training
@@ -33,7 +37,8 @@ from runtime.errors import run_command
 from runtime.world import World
 from vicregl.model import VICRegLModel
 
-CASES = ("resnet50_100ep:256x1", "resnet50_100ep:64x8", "convnext_small:48x8")
+COLOUR = "colour:256", "colour-compiled:256"
+CASES = ("resnet50_100ep:256x1", "resnet50_100ep:64x8", "convnext_small:48x8", *COLOUR)
 PHASES = ("network", "criterion", "backward", "optimizer", "rest")
 
 
@@ -56,6 +61,49 @@ def count(recipe: str, batch: int, processes: int, overrides: Sequence[str] = ()
                 training_step(training, views, 0.1)
                 largest(0)  # as after every step: does any process ask for a stop?
     return asked
+
+
+def count_colour(images: int, compiled: bool) -> Asked:
+    """Count what `views.execution=device` adds to a step of two views, of random choices."""
+    config = ViewsConfig(execution="device")
+    maker = ViewMaker(config, lambda side: (1, 1))
+    drawn = zip(*(maker.draw(375, 500, sample_generator(0, 0, number)) for number in range(images)), strict=True)
+    plans = [batch_colour.plan_batch(view) for view in drawn]
+    with pretend() as asked, ExitStack() as stack:
+        batch_colour.device_constants(tuple(config.mean), tuple(config.std), torch.device("cuda", 0))  # made once
+        if compiled:
+            stack.enter_context(mock.patch.object(batch_colour, "compiled_version", lambda work: as_one(asked, work)))
+        there = [plan.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda:0")) for plan in plans]
+        asked.clear()
+        for plan, side in zip(there, config.sides(), strict=True):
+            levels = torch.empty(images, side, side, 3, dtype=torch.uint8, device="cuda:0")
+            asked.phase = "rest"
+            batch_colour.mirror_and_colour(levels, plan, config, compiled)
+            asked.phase = ""
+    batch_colour.device_constants.cache_clear()  # they are of no use outside of `pretend`
+    for counted in (asked.launches, asked.memory):
+        counted.pop("", None)
+    return asked
+
+
+def as_one(asked: Asked, work: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Count a compiled operation as kernels that read their arguments and write the result once.
+
+    One kernel; for a contrast three, with the mean of each image. tests/data/test_batch_colour.py holds that number.
+    """
+    kernels = 3 if work is batch_colour.JITTER[1] else 1
+
+    def call(*arguments: Any) -> torch.Tensor:
+        with asked.during("within"):
+            result = work(*arguments)
+        for counted in (asked.launches, asked.memory):
+            counted.pop("within", None)
+        read = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        asked.launches[asked.phase] += kernels
+        asked.memory[asked.phase] += sum(t.numel() * t.element_size() for t in [*read, *read[: kernels // 2], result])
+        return result
+
+    return call
 
 
 @contextmanager
@@ -121,7 +169,10 @@ def main(argv: Sequence[str]) -> None:
     for case in [word for word in words if "=" not in word] or CASES:
         recipe, _, size = case.partition(":")
         batch, _, processes = size.partition("x")
-        asked = count(recipe, int(batch), int(processes or 1), overrides)
+        if recipe.startswith("colour"):
+            asked = count_colour(int(batch), recipe == "colour-compiled")
+        else:
+            asked = count(recipe, int(batch), int(processes or 1), overrides)
         print(row(case, asked), flush=True)
         for (phase, operation), number in asked.waits.items():
             print(f"    {number} waits: {operation} in {phase}")

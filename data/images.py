@@ -174,14 +174,11 @@ def normalise(
     std: Sequence[float] = STD,
     allocate: Callable[..., npt.NDArray[Any]] = np.empty,
 ) -> torch.Tensor:
-    """Normalise uint8 (..., H, W, 3) to float32 (..., 3, H, W), channels_last in memory.
+    """Normalise uint8 (..., H, W, 3) to float32 (..., 3, H, W), channels_last in memory; on the CPU.
 
-    `allocate(shape, dtype)` gives the memory of the result on a CPU.
+    `allocate(shape, dtype)` gives the memory of the result. On another device: `normalise_batch` of batch_colour.py.
     """
     levels = torch.as_tensor(images)
-    if levels.device.type != "cpu":
-        middle, spread = (255 * torch.tensor(values, device=levels.device) for values in (mean, std))
-        return levels.float().sub_(middle).div_(spread).movedim(-1, -3)
     # Constants for a whole row of pixels rather than for one pixel: a long innermost loop is fast.
     width = levels.shape[-2]
     scale = (1 / (255 * torch.tensor(std))).repeat(width)

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data.batch_colour import BatchPlan, mirror_and_colour, normalise_batch, plan_batch
 from data.cache import open_store
 from data.catalog import Dataset
-from data.colour import BatchPlan, mirror_and_colour, plan_batch
 from data.config import ViewsConfig, WorkerKind
 from data.images import ImageStore, normalise
 from data.views import GridSize, Purpose, SampleStreams, ViewMaker, sample_generator
@@ -145,7 +145,7 @@ class PretrainLoader:
     that together they make what one process would make.
 
     Batches are on `device`; for CUDA they are copied ahead of time, on a separate stream. `wait_seconds` is how long
-    the caller has waited for them.
+    the caller has waited for them. `compiled`: what the device does to colours is compiled.
 
     Raises UserError if the dataset is smaller than one batch, and for an image that cannot be read: immediately for a
     dataset that fits in `memory_bytes` when decoded (it is read at once), else when its turn comes. With
@@ -166,6 +166,7 @@ class PretrainLoader:
         share: tuple[int, int] = (0, 1),
         on_bad_image: str = "stop",
         memory_bytes: int = 1 << 30,
+        compiled: bool = False,
     ) -> None:
         require(batch_size >= 2, "batch size", batch_size, "2 or more")
         equal = batch_size % share[1] == 0
@@ -177,7 +178,7 @@ class PretrainLoader:
         self._maker = BatchMaker(self._store, ViewMaker(views, grid_size), batch_size, seed, share)
         self._views = views
         self._workers, self._worker_kind = workers, worker_kind
-        self._device = torch.device(device)
+        self._device, self._compiled = torch.device(device), compiled
         self._pool = BufferPool()
         self.wait_seconds = 0.0
         self.bad_files = self._store.bad_files
@@ -213,10 +214,13 @@ class PretrainLoader:
         images, config = [], self._views
         for number, view in enumerate(batch.views):
             levels = self._to_device(view)
-            if batch.plans is None:
+            if batch.plans is not None:
+                plan = batch.plans[number].map(self._to_device)
+                images.append(mirror_and_colour(levels, plan, config, self._compiled))
+            elif self._device.type == "cpu":
                 images.append(normalise(levels, config.mean, config.std, self._pool.take))
             else:
-                images.append(mirror_and_colour(levels, batch.plans[number].map(self._to_device), config))
+                images.append(normalise_batch(levels, config))
         locations = [self._to_device(grid) for grid in batch.locations]
         labels = None if batch.labels is None else self._to_device(batch.labels)
         return ViewBatch(images, locations, labels, batch.step, batch.step // self.steps_per_epoch)

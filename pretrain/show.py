@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.batch_colour import mirror_and_colour, plan_batch
 from data.cache import open_store
 from data.catalog import open_dataset
-from data.colour import mirror_and_colour, plan_batch
 from data.images import Pixels
 from data.views import ViewMaker, ViewPlan, sample_generator
 from runtime import config as configs

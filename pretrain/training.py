@@ -179,6 +179,7 @@ def make_loader(
         device,
         share=(world.rank, world.size),
         on_bad_image=config.data.on_bad_image,
+        compiled=config.machine.compile,
     )
 
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import functional as tf
 from view_statistics import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 
-from data import colour
-from data.colour import mirror_and_colour, plan_batch
+from data import batch_colour, colour
+from data.batch_colour import mirror_and_colour, plan_batch
 from data.config import MEAN, STD, ViewsConfig
 from data.images import normalise
 from data.views import ViewMaker, ViewPlan, sample_generator
@@ -21,9 +21,12 @@ CONFIG = ViewsConfig(
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def as_batch(photos: list[np.ndarray]) -> torch.Tensor:
-    """(n, 3, H, W) float levels."""
-    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float().contiguous()
+KINDS_OF_LEVELS = [torch.float32, torch.uint8]  # on a CPU, on a GPU
+
+
+def as_batch(photos: list[np.ndarray], kind: torch.dtype = torch.float32) -> torch.Tensor:
+    """(n, 3, H, W) levels."""
+    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).to(kind).contiguous()
 
 
 def mean_difference(ours: torch.Tensor, pil: list[Image.Image]) -> float:
@@ -31,29 +34,33 @@ def mean_difference(ours: torch.Tensor, pil: list[Image.Image]) -> float:
     return float((ours.permute(0, 2, 3, 1) - torch.from_numpy(expected)).abs().mean())
 
 
+@pytest.mark.parametrize("kind", KINDS_OF_LEVELS)
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_jitter_equals_pil(photos: list[np.ndarray], name: str) -> None:
+def test_jitter_equals_pil(photos: list[np.ndarray], name: str, kind: torch.dtype) -> None:
     """Every image by a factor of its own; PIL's blend is the same float arithmetic, its HSV in another order."""
     number = ("brightness", "contrast", "saturation", "hue").index(name)
     amounts = np.linspace(-0.1, 0.1, 8) if name == "hue" else np.linspace(0.613, 1.391, 8)
     factors = torch.tensor([int(a * 255) if name == "hue" else a for a in amounts]).float().view(-1, 1, 1, 1)
     adjust = getattr(tf, f"adjust_{name}")
     expected = [adjust(Image.fromarray(photo), float(a)) for photo, a in zip(photos, amounts, strict=True)]
-    ours = colour.JITTER[number](as_batch(photos), factors)
+    ours = batch_colour.JITTER[number](as_batch(photos, kind), factors)
+    assert ours.dtype == kind
     assert mean_difference(ours, expected) < (0.01 if name == "hue" else 0.0001)
 
 
-def test_blur_equals_pil(photos: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("kind", KINDS_OF_LEVELS)
+def test_blur_equals_pil(photos: list[np.ndarray], kind: torch.dtype) -> None:
     sigmas = [0.113, 0.307, 0.517, 0.997, 1.31, 1.42, 1.777, 1.983]  # of filters of three and of five taps
     plans = [ViewPlan((0, 0, 1, 1), False, None, False, sigma, False) for sigma in sigmas]
-    ours = colour.batch_blur(as_batch(photos), plan_batch(plans).kernels)
+    ours = batch_colour.batch_blur(as_batch(photos, kind), plan_batch(plans).kernels)
+    assert ours.dtype == kind
     pil = zip(photos, sigmas, strict=True)
     assert mean_difference(ours, [Image.fromarray(p).filter(ImageFilter.GaussianBlur(s)) for p, s in pil]) < 0.001
 
 
 def test_luma_equals_pil() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
-    assert mean_difference(colour.batch_luma(as_batch([colours])), [Image.fromarray(colours).convert("L")]) == 0
+    assert mean_difference(batch_colour.batch_luma(as_batch([colours])), [Image.fromarray(colours).convert("L")]) == 0
 
 
 def plan_of(**choices: object) -> ViewPlan:
@@ -61,13 +68,15 @@ def plan_of(**choices: object) -> ViewPlan:
     return ViewPlan(box=(0, 0, 120, 160), **(nothing | choices))
 
 
-def test_each_row_gets_its_own_plan(photos: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_row_gets_its_own_plan(photos: list[np.ndarray], compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row by row against the operations of the CPU, which are tested against PIL."""
+    monkeypatch.setattr(batch_colour, "compiled_version", batch_colour.as_it_is)  # compiling is another test
     square = [photo[:, :120] for photo in photos]
     amounts = [colour.Jitter(1.2, 0.8, 1.1, 0.0, order) for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2))]
     plans = [plan_of(), plan_of(mirrored=True), *(plan_of(jitter=j) for j in amounts)]
     plans += [plan_of(gray=True), plan_of(blur_sigma=1.5, solarized=True), plan_of(mirrored=True, gray=True)]
-    ours = mirror_and_colour(torch.from_numpy(np.stack(square)), plan_batch(plans), CONFIG)
+    ours = mirror_and_colour(torch.from_numpy(np.stack(square)), plan_batch(plans), CONFIG, compiled)
     maker = ViewMaker(CONFIG, lambda side: (1, 1))
     for row, (photo, plan) in enumerate(zip(square, plans, strict=True)):
         expected = normalise(maker.colour(photo, plan))
@@ -75,6 +84,40 @@ def test_each_row_gets_its_own_plan(photos: list[np.ndarray]) -> None:
         assert (ours[row] - expected).abs().mean() < tolerance, row
         others = [(ours[row] - ours[n]).abs().mean() for n in range(8) if n != row]
         assert row in (0, 1) or min(others) > 0.02
+
+
+def test_bytes_are_the_levels_of_floats(photos: list[np.ndarray]) -> None:
+    """A GPU keeps levels in bytes, a CPU in floats: bit for bit the same, by the compiled blur's formula too."""
+    factors = torch.linspace(0.55, 1.45, len(photos)).view(-1, 1, 1, 1)
+    operations = [
+        lambda x, n=n: batch_colour.JITTER[n](x, factors if n < 3 else (20 * factors).floor()) for n in range(4)
+    ]
+    operations += [batch_colour.batch_gray, batch_colour.mirror, lambda x: batch_colour.batch_solarize(x, 128)]
+    for operation in operations:
+        floats, levels = (operation(as_batch(photos, kind)) for kind in KINDS_OF_LEVELS)
+        assert levels.dtype == torch.uint8
+        assert torch.equal(floats, levels.float())
+
+
+@pytest.mark.slow
+def test_compiled_operations_are_a_kernel_each_and_give_the_same(photos: list[np.ndarray]) -> None:
+    from torch._inductor import metrics
+
+    sigmas = torch.linspace(0.2, 2, len(photos)).tolist()
+    kernels = plan_batch([plan_of(blur_sigma=sigma) for sigma in sigmas]).kernels
+    x, factors = as_batch(photos, torch.uint8), torch.linspace(0.55, 1.45, len(photos)).view(-1, 1, 1, 1)
+    cases = [(operation, (factors,)) for operation in batch_colour.JITTER[:3]]
+    cases += [(batch_colour.JITTER[3], ((20 * factors).floor(),)), (batch_colour.batch_gray, ())]
+    cases += [(batch_colour.batch_solarize, (128,)), (batch_colour.shifted_sum, (kernels, 3))]
+    for operation, arguments in cases:
+        metrics.reset()
+        found = batch_colour.compiled_version(operation)(x, *arguments)
+        # A contrast needs the mean of each image first.
+        assert metrics.generated_kernel_count <= (3 if operation is batch_colour.JITTER[1] else 1), operation
+        differ = found != operation(x, *arguments)
+        assert differ.float().mean() < 0.0001, operation
+    by_convolution = batch_colour.batch_blur(x, kernels)
+    assert (batch_colour.batch_blur_by_sums(x, kernels) != by_convolution).float().mean() < 0.001
 
 
 def device_statistics(photos: list[np.ndarray], kind: str, device: str) -> np.ndarray:
@@ -103,11 +146,11 @@ def one_gaussian(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
         return BLUR(x, kernels)
 
 
-BLUR = colour.batch_blur
+BLUR = batch_colour.batch_blur
 
 
 def test_without_the_rounding_it_is_another_distribution(
     published, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(colour, "batch_blur", one_gaussian)
+    monkeypatch.setattr(batch_colour, "batch_blur", one_gaussian)
     assert smallest_p(device_statistics(photos, "even", "cpu"), published["even"]) < 0.001

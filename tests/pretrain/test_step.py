@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from data import batch_colour
 from data.loader import ViewBatch
 from pretrain.config import PretrainConfig
 from pretrain.step import training_step
@@ -163,6 +164,18 @@ def test_compiled_is_the_same_step(make, monkeypatch) -> None:
     assert compiled.keys() == whole.keys()
     for key, value in whole.items():
         torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_colour_on_the_device_is_compiled_too(make, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(batch_colour, "compiled_version", lambda work: compiled.append(work) or work)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    first = next(make("views.execution=device").loader.batches(0, 1))
+    assert not compiled
+    again = next(make("views.execution=device", "machine.compile=true").loader.batches(0, 1))
+    assert {batch_colour.standardise, batch_colour.shifted_sum} < set(compiled)
+    for one, other in zip(first.images, again.images, strict=True):
+        assert (one - other).abs().mean() < 1e-3  # blurred by sums, not by a convolution
 
 
 @pytest.mark.parametrize(
