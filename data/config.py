@@ -40,11 +40,11 @@ class ScenesConfig(Config):
     version: Literal[1] = 1  # raise it when the same options come to give other pixels
     seed: NonNegativeInt = 0
     size: Annotated[int, Field(ge=16, le=256)] = 32  # side of an image in pixels
-    train: ImageCount = 10000  # images
-    val: ImageCount = 4000
-    digit: list[int] = [14, 22]  # side of the dominant digit in pixels
-    distractors: NonNegativeInt = 3  # at most
-    distractor: list[int] = [8, 13]  # side in pixels
+    train: ImageCount = 5000  # images
+    val: ImageCount = 1000
+    digit: list[int] = [20, 28]  # side of the dominant digit in pixels
+    distractors: NonNegativeInt = 2  # at most
+    distractor: list[int] = [8, 12]  # side in pixels
     contrast: list[float] = [0.15, 0.4]  # of the photograph
     background: list[int] = [30, 110]  # mean level of the photograph, of 255
     ink: list[int] = [120, 255]  # level of a digit, before its tint

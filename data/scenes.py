@@ -3,15 +3,15 @@
     python -m data.scenes                    # makes it in $VICREGL_DATA or data/cache, and prints where
     python -m data.scenes train=500 val=100  # another composition, in its own folder
 
-One image has one dominant digit (its class) of 14 to 22 pixels and up to three distractors of other classes, of 8 to
-13: the class is that of the tallest digit (a slim one covers less than a distractor in 2.6 % of the images). The
-digits are scikit-learn's `load_digits` (8 x 8, UCI), the backgrounds crops of its two sample photographs at reduced
-contrast: at full contrast the background is a shortcut, because both views share it. Train and val share no source
-digit and no pixel of a photograph. The dataset is written as an ImageFolder tree and as a VOC tree, so the code that
-reads ImageNet and Pascal VOC also reads it; manifest.csv lists the sources of each image.
+One image has one dominant digit (its class) and up to two small distractors of other classes. The digits are
+scikit-learn's `load_digits` (8 x 8, UCI), the backgrounds crops of its two sample photographs at reduced contrast: at
+full contrast the background is a shortcut, because both views share it. Train and val share no source digit and no
+pixel of a photograph. The dataset is written as an ImageFolder tree and as a VOC tree, so the code that reads ImageNet
+and Pascal VOC also reads it; manifest.csv lists the sources of each image.
 
 What it can show: which weights of the global and the local criterion give better features for one label an image, and
-which for a label a pixel. With larger digits and fewer distractors every alpha reached the same top-1, of 98 %.
+which for a label a pixel. After 4,000 steps every alpha classifies 98 % of the default composition, so there only the
+segmentations differ; smaller digits among more distractors (sweeps/studies/scenes_tradeoff.yaml) tell both apart.
 What it cannot show: natural object classes, scale variation beyond a factor of three, photographs as the thing to
 recognise. The digits' writers are not known, so train and val may share writers.
 """
