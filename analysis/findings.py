@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 
-from analysis.labels import is_percent, number, score_name, value_text
+from analysis.labels import is_percent, number, score_name
 from analysis.statistics import Estimate, K, decided_together, rejected
 from analysis.summary import Row, Summary
 from analysis.tables import estimate_text
@@ -51,18 +51,18 @@ def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: 
     spread = f"{low} to {high}" if low != high else low
     caveat = _caveat(differences.values())
     if not _is_untrained(summary, control):
-        doubt = f", undecided at {_values(undecided)}: {_doubt(differences, undecided)}" if undecided else ""
+        doubt = f", undecided at {_values(summary, undecided)}: {_doubt(differences, undecided)}" if undecided else ""
         return f"{name}: every scored {vary} differs from the control {control.control!r} by {spread}{doubt}.{caveat}"
     if below := [value for value, d in differences.items() if d.mean <= 0]:
         return (
-            f"**{name}: pretraining does not beat {control.control!r} at {vary} = {_values(below)}** (differences over "
-            f"all settings: {spread}). Look for the mistake before reading on.{caveat}"
+            f"**{name}: pretraining does not beat {control.control!r} at {vary} = {_values(summary, below)}** "
+            f"(differences over all settings: {spread}). Look for the mistake before reading on.{caveat}"
         )
     text = f"{name}: pretraining beats {control.control!r} at every scored {vary}, by {spread}"
     if all(d.sign > 0 for d in differences.values()):
         text += ", and every 95 % interval of the difference excludes 0"
     elif undecided:
-        text += f", but undecided at {vary} = {_values(undecided)}: {_doubt(differences, undecided)}"
+        text += f", but undecided at {vary} = {_values(summary, undecided)}: {_doubt(differences, undecided)}"
     return f"{text}.{caveat}"
 
 
@@ -73,7 +73,7 @@ def _is_untrained(summary: Summary, control: Row) -> bool:
 
 def course(summary: Summary, rows: Sequence[Row], score: str) -> str:
     """Say where a score goes as the varied key falls: to its extremes in order, and which legs are undecided."""
-    if not summary.varies_a_number:
+    if summary.order is None:
         return ""  # names have no order to fall in
     scored = {row.varied: row for row in reversed(rows) if row.scores[score].by_seed}
     means = {value: mean.mean for value, row in scored.items() if (mean := row.scores[score].estimate)}
@@ -92,7 +92,7 @@ def course(summary: Summary, rows: Sequence[Row], score: str) -> str:
         verdict = f", undecided: {_doubt(pairs, [leg])}" if is_open else ""
         way = "rises" if difference.mean > 0 else "falls" if difference.mean < 0 else "stays the same"
         size = estimate_text(difference, is_percent(score), signed=True)
-        legs.append(f"{way} from {value_text(leg[0])} to {value_text(leg[1])} ({size}{verdict})")
+        legs.append(f"{way} from {summary.label(leg[0])} to {summary.label(leg[1])} ({size}{verdict})")
     vary = summary.study.report.vary
     return f"{score_name(score)}, as {vary} falls, {', then '.join(legs)}.{_caveat(differences)}"
 
@@ -120,12 +120,12 @@ def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
         "both down": "both lose at",
         "undecided": "one or both undecided at",
     }
-    parts = [f"{text} {_values(kinds[kind])}" for kind, text in texts.items() if kind in kinds]
+    parts = [f"{text} {_values(summary, kinds[kind])}" for kind, text in texts.items() if kind in kinds]
     if "trade" not in kinds:
         gains = "is shown to gain" if "undecided" in kinds else "gains"
         parts.insert(0, f"no setting {gains} {y_name} at the cost of {x_name}")
     caveat = _caveat(difference for pair in pairs.values() for difference in pair)
-    return f"Against {report.vary} = {value_text(report.baseline)}: {'; '.join(parts)}.{caveat}"
+    return f"Against {report.vary} = {summary.label(report.baseline)}: {'; '.join(parts)}.{caveat}"
 
 
 def _both_decided(pairs: Mapping[object, tuple[Estimate, Estimate]]) -> set[object]:
@@ -151,8 +151,8 @@ def _doubt(differences: Mapping[K, Estimate | None], undecided: Sequence[K]) -> 
     return "the interval includes 0"
 
 
-def _values(values: Sequence[object]) -> str:
-    return ", ".join(value_text(value) for value in values)
+def _values(summary: Summary, values: Sequence[object]) -> str:
+    return ", ".join(map(summary.label, values))
 
 
 def _caveat(differences: Iterable[Estimate]) -> str:

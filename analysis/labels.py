@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from runtime.provenance import PROJECT
-from sweeps.study import CHECKPOINT
+from sweeps.graph import as_text
+from sweeps.study import CHECKPOINT, METHOD, Study
 
 # A score's last part -> (its name, its unit).
 SCORES = {
@@ -20,7 +23,15 @@ SCORES = {
     "aacc": ("pixel accuracy", "%"),
 }
 SOURCES = {"knn": "kNN", "dense_knn": "dense kNN"}  # an evaluation's name, where a reader writes another
-SYMBOLS = {"loss.alpha": "α"}
+# As in the papers: VICRegL's alpha and gamma, VICReg's lambda, mu and nu.
+SYMBOLS = {
+    "loss.alpha": "α",
+    "loss.num_matches": "γ",
+    "loss.invariance_coefficient": "λ",
+    "loss.variance_coefficient": "μ",
+    "loss.covariance_coefficient": "ν",
+}
+_DURATION = re.compile(r"\d+ \w+")  # 200 steps
 MINUS = "−"
 NONE = "–"  # nothing to show
 
@@ -43,7 +54,7 @@ def is_percent(score: str) -> bool:
 
 def symbol(key: str) -> str:
     """Return "α" for loss.alpha, and the last part of any other key."""
-    return SYMBOLS.get(key, key.rpartition(".")[2])
+    return SYMBOLS.get(key, key.rpartition(".")[2].replace("_", " "))
 
 
 def value_text(value: Any) -> str:
@@ -56,10 +67,34 @@ def named_values(keys: Sequence[str], values: Sequence[Any]) -> str:
     return ", ".join(f"{key} = {value_text(value)}" for key, value in zip(keys, values, strict=True))
 
 
-def short_named_values(keys: Sequence[str], values: Sequence[Any]) -> str:
-    """Return text such as "α = 0.9, local = both", for figures; a checkpoint is its name alone."""
-    named = zip(keys, values, strict=True)
-    return ", ".join(value_text(v) if key == CHECKPOINT else named_values([symbol(key)], [v]) for key, v in named)
+def label(study: Study, key: str, value: Any) -> str:
+    """Return what the study calls a value of a grid key (report.labels); else its text, of a mapping without braces."""
+    names, text = study.report.labels.get(key), as_text(value)
+    values = [as_text(known) for known in study.grid.get(key, [])]
+    if names and text in values:
+        return names[values.index(text)]
+    return _mapping_text(text) if isinstance(text, str) and text.startswith("{") else value_text(text)
+
+
+def _mapping_text(text: str) -> str:
+    """Return "scenes_resnet, width_factor = 0.5" for {"name": "scenes_resnet", "args": {"width_factor": 0.5}}."""
+    parts = json.loads(text)
+    name = [str(parts.pop("name"))] if "name" in parts else []
+    inner = {
+        k: v for key, value in parts.items() for k, v in (value if isinstance(value, dict) else {key: value}).items()
+    }
+    return ", ".join([*name, *(f"{key} = {value_text(as_text(value))}" for key, value in inner.items())])
+
+
+def short_labels(study: Study, keys: Sequence[str], values: Sequence[Any]) -> str:
+    """Return text such as "α = 0.9, local = both", for figures; what the study names is its name alone."""
+    return ", ".join(_short_label(study, key, value) for key, value in zip(keys, values, strict=True))
+
+
+def _short_label(study: Study, key: str, value: Any) -> str:
+    text = label(study, key, value)
+    is_name = key in (CHECKPOINT, METHOD) or key in study.report.labels or str(as_text(value)).startswith("{")
+    return text if is_name or _DURATION.fullmatch(text) else f"{symbol(key)} = {text}"
 
 
 def number(value: float, percent: bool, signed: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from yaml import YAMLError
 
-from analysis.labels import is_percent, named_values, score_name
+from analysis.labels import is_percent, label, named_values, score_name
 from analysis.report_data import ReportData
 from analysis.statistics import difference, seeds_to_settle
 from analysis.summary import Row, Summary, summarize
@@ -102,7 +102,8 @@ def row_name(summary: Summary, row: Row) -> str:
     """Return text such as "loss.alpha = 0.9, loss.local = both"; of a control its name first."""
     # A control has no value of a key that it does not take from the grid; in a setting, None is a value.
     own = {k: v for k, v in zip(summary.row_keys, row.values, strict=True) if v is not None or row.control is None}
-    return ", ".join(filter(None, [row.control, named_values(list(own), list(own.values()))]))
+    labels = [label(summary.study, key, value) for key, value in own.items()]
+    return ", ".join(filter(None, [row.control, named_values(list(own), labels)]))
 
 
 def find_row(summary: Summary, text: str) -> Row:
@@ -110,7 +111,7 @@ def find_row(summary: Summary, text: str) -> Row:
 
     Raises UserError where no row fits, and where several do, with their names.
     """
-    rows = [row for row in summary.controls if row.control == text]
+    rows = [row for row in summary.rows if text in (row.control, row_name(summary, row))]
     if not rows:
         # Only at a comma before the next KEY=: a value may hold commas of its own, as loss.num_matches=[64, 4] does.
         wanted = dict(_key_and_value(summary, part) for part in re.split(r",(?=[^,=\[\]{}]+=)", text))
@@ -140,7 +141,10 @@ def _key_and_value(summary: Summary, part: str) -> tuple[str, Any]:
 
 def _fits(summary: Summary, row: Row, wanted: Mapping[str, Any]) -> bool:
     values = dict(zip(summary.row_keys, row.values, strict=True))
-    return all(values[key] == value or str(values[key]) == str(value) for key, value in wanted.items())
+    return all(
+        values[key] == value or str(value) in (str(values[key]), label(summary.study, key, values[key]))
+        for key, value in wanted.items()
+    )
 
 
 def find_score(data: ReportData, text: str) -> str:

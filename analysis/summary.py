@@ -7,15 +7,17 @@ contradict each other counts.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.labels import named_values, score_name, value_text
+from analysis.labels import label, named_values, score_name, value_text
 from analysis.results import score_column
 from analysis.statistics import Estimate, difference, estimate
 from sweeps.keys import as_text
@@ -87,19 +89,25 @@ class Summary:
         return [row for row in self.rows if row.control is not None]
 
     @property
-    def varies_a_number(self) -> bool:
-        """Whether values of the varied key have an order, so that a line between two of them means something."""
-        return all(isinstance(r.varied, int | float) and not isinstance(r.varied, bool) for r in self.settings)
+    def order(self) -> dict[Any, tuple[float, ...]] | None:
+        """The varied values with the numbers that order them, so that a line between two means something; else None."""
+        return order_of(self.study.report.vary, [row.varied for row in self.settings])
 
     def groups(self) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
         """Yield the group of each curve and its rows: numbers by size, names in the order of the study."""
+        order = self.order
         for group in dict.fromkeys(row.group for row in self.settings):
             rows = [row for row in self.settings if row.group == group]
-            yield group, sorted(rows, key=lambda row: row.varied) if self.varies_a_number else rows
+            yield group, rows if order is None else sorted(rows, key=lambda row: order[row.varied])
+
+    def label(self, value: Any) -> str:
+        """Return what a report calls a value of the varied key."""
+        return label(self.study, self.study.report.vary, value)
 
     def group_name(self, group: tuple[Any, ...]) -> str:
         """Name a curve by what distinguishes it from the others (loss.local = both, ...); empty for the only one."""
-        return named_values(self.row_keys[1:], group)
+        labels = [label(self.study, key, value) for key, value in zip(self.row_keys[1:], group, strict=True)]
+        return named_values(self.row_keys[1:], labels)
 
     def baseline(self, row: Row) -> Row | None:
         """Return the row that this one is compared with; None where the study names none.
@@ -136,6 +144,36 @@ class Summary:
         top, *others = sorted(scored, key=lambda row: -np.mean(list(row.scores[score].by_seed.values())))
         differences = [self.difference(top, other, score) for other in others]
         return top if all(d is not None and d.sign > 0 for d in differences) else None
+
+
+# [20, 4], 200 steps, 512-512-512: texts that differ in their numbers alone.
+_ORDERED_TEXT = re.compile(r"\[.*\]|\d+(\.\d+)? \w+|\d+(-\d+)+")
+_NUMBER = re.compile(r"(?<!\d)-?\d+(?:\.\d+)?")
+
+
+def order_of(key: str, values: Sequence[Any]) -> dict[Any, tuple[float, ...]] | None:
+    """Return the numbers by which values of a key are sorted; None where they have no order.
+
+    Numbers have one, and lists or texts whose numbers all grow together: [4, 4], [20, 4]. As a count of matches, 0 is
+    all of them.
+    """
+    texts = [str(value) for value in values]
+    if any(isinstance(value, bool) or value is None for value in values):
+        return None
+    if not all(isinstance(value, int | float) for value in values) and (
+        not all(map(_ORDERED_TEXT.fullmatch, texts)) or len({_NUMBER.sub("", text) for text in texts}) > 1
+    ):
+        return None
+    found = {value: _numbers(value) for value in values}
+    if key.endswith("matches"):
+        found = {value: tuple(n or math.inf for n in numbers) for value, numbers in found.items()}
+    ordered = sorted(found.values())
+    grow = all(a <= b for lower, upper in pairwise(ordered) for a, b in zip(lower, upper, strict=True))
+    return found if grow else None
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(map(float, _NUMBER.findall(value))) if isinstance(value, str) else (float(value),)
 
 
 def summarize(frame: pd.DataFrame, study: Study, scores: Sequence[str]) -> Summary:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.labels import NONE, is_percent, number, score_label, symbol, value_text
+from analysis.labels import NONE, is_percent, label, number, score_label, short_labels, value_text
 from analysis.published import SOURCES
 from analysis.render import Column, Table
 from analysis.statistics import Estimate
@@ -33,14 +33,14 @@ def results_table(summary: Summary) -> Table:
 
 def key_columns(summary: Summary) -> list[Column[Row]]:
     """Return the columns of what the study varies; a control has its name in the first of them."""
-    return [_key_column(index, key) for index, key in enumerate(summary.row_keys)]
+    return [_key_column(summary, index, key) for index, key in enumerate(summary.row_keys)]
 
 
-def _key_column(index: int, key: str) -> Column[Row]:
+def _key_column(summary: Summary, index: int, key: str) -> Column[Row]:
     def text(row: Row) -> str:
         if row.control is not None and index == 0:
             return f"*{row.control} (control)*"
-        return "" if row.values[index] is None else value_text(row.values[index])
+        return "" if row.values[index] is None else label(summary.study, key, row.values[index])
 
     return Column(key, text, lambda row: {key: row.values[index]})
 
@@ -69,7 +69,7 @@ def score_columns(summary: Summary, score: str) -> list[Column[Row]]:
         lambda row: _mean_fields(summary, row, score),
     )
     difference = Column[Row](
-        f"Δ to {symbol(report.vary)} = {value_text(report.baseline)}",
+        f"Δ to {short_labels(summary.study, [report.vary], [report.baseline])}",
         lambda row: difference_text(summary, row, score),
         lambda row: _difference_fields(summary, row, score),
     )
@@ -178,7 +178,7 @@ def notes(summary: Summary, against: str | None = None) -> list[str]:
     else:
         texts = ["n: number of seeds. One seed gives no interval: another seed may give other figures."]
     if report.baseline is not None:
-        row = against or f"the row {report.vary} = {value_text(report.baseline)}"
+        row = against or f"the row {report.vary} = {summary.label(report.baseline)}"
         texts.append(f"Δ: difference to {row}, paired by seed.")
     if any(is_best(summary, row, score) for row in summary.settings for score in summary.study.scores):
         texts.append("Bold: the best row, if the intervals of its differences to all other rows exclude 0.")

@@ -109,6 +109,7 @@ class ReportPart(Config):
     x: str
     y: str
     scores: list[str] = []  # columns of the table; empty: see Study.scores
+    labels: dict[str, list[str]] = {}  # by key of the grid: what the report calls its values, in the grid's order
 
 
 class Study(Config):
@@ -143,6 +144,10 @@ class Study(Config):
         values = self.grid[report.vary]
         fits = report.baseline is None or report.baseline in values
         require(fits, "report.baseline", report.baseline, f"one of the values of {report.vary}: {values}")
+        for key, labels in report.labels.items():
+            _require_known("report.labels", key, list(self.grid))
+            count = len(self.grid[key])
+            require(len(labels) == count, f"report.labels.{key}", labels, f"{count} labels, one for each of its values")
         named = [("report.x", report.x), ("report.y", report.y), *(("report.scores", s) for s in report.scores)]
         for key, score in named:
             source, dot, _ = score.partition(".")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from textwrap import wrap
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -15,12 +16,14 @@ mpl.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import AutoLocator
 
-from analysis.labels import is_percent, score_label, short_named_values, symbol, value_text
+from analysis.labels import is_percent, score_label, short_labels, symbol
 from analysis.report_data import ReportData
+from analysis.statistics import Estimate
+from analysis.summary import Scores
 from runtime import files
 
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -29,6 +32,11 @@ COLUMN = 3.4  # inches, of a two-column paper
 PAGE = 6.9  # inches, both columns
 MANY_POINTS = 500  # above this, points are pixels in the PDF and the SVG too: as shapes they would take megabytes
 MANY_CURVES = 8  # above this, the legend stands above the axes: inside there would be no room for it
+MARGIN = 0.12  # of an axis' extent, on each side of the points, for labels
+FAR, WIDE = 1.0, 0.3  # of the extent of the means: a seed, and an interval's end, that lie further beyond are cut off
+LEAST_EXTENT = 2.0  # percentage points; means closer together than that count as this far apart
+LIGHTEST = 0.62  # of the colour map plasma; beyond, the contrast to white is below 3:1
+TICK_LETTERS = 32  # that fit below an axis of one column
 _MARKERS = "os^Dv<>"
 # Without dates and versions, so that the same results give the same bytes.
 _METADATA: dict[str, dict[str, Any]] = {
@@ -82,19 +90,54 @@ def _save(figure: Figure, path: Path, kind: str) -> None:
     files.write_atomic(path, lambda to: figure.savefig(to, format=kind, metadata=_METADATA[kind]))
 
 
-class _PercentLocator(AutoLocator):
-    """Ticks from 0 to 100 only, even where an error bar reaches beyond."""
-
-    def tick_values(self, vmin: float, vmax: float) -> list[float]:
-        return [float(tick) for tick in super().tick_values(vmin, vmax) if 0 <= tick <= 100]
-
-
 def describe_axis(axis: Axis, score: str) -> None:
-    """Label an axis that shows a score, with suitable ticks."""
+    """Label an axis that shows a score."""
     label = score_label(score)
     axis.set_label_text(label[0].upper() + label[1:])
-    if is_percent(score):
-        axis.set_major_locator(_PercentLocator())
+
+
+def interval(estimate: Estimate, score: str) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean, of a percentage within 0 to 100; None for one seed."""
+    if estimate.half is None:
+        return None
+    low, high = estimate.mean - estimate.half, estimate.mean + estimate.half
+    return (max(low, 0.0), min(high, 100.0)) if is_percent(score) else (low, high)
+
+
+def data_limits(scores: Sequence[Scores], name: str, others: Sequence[float] = ()) -> tuple[float, float]:
+    """Return limits of an axis that show the means of a score, `others`, and seeds and intervals not far beyond them.
+
+    One far off does not set them, because it would squeeze what the figure is for. A percentage is within 0 to 100.
+    """
+    estimates = [found for cell in scores if (found := cell.estimate)]
+    means = [*others, *(found.mean for found in estimates)]
+    low, high = min(means), max(means)
+    extent = max(high - low, LEAST_EXTENT if is_percent(name) else 0.0)
+    seeds = [value for cell in scores for value in cell.by_seed.values()]
+    ends = [end for found in estimates for end in interval(found, name) or ()]
+    for values, reach in ((seeds, FAR * extent), (ends, WIDE * extent)):
+        near = [value for value in values if low - reach <= value <= high + reach]
+        low, high = min([low, *near]), max([high, *near])
+    margin = MARGIN * (high - low or abs(high) or 1.0)
+    low, high = low - margin, high + margin
+    return (max(low, 0.0), min(high, 100.0)) if is_percent(name) else (low, high)
+
+
+def draw_interval(axes: Axes, along: Literal["x", "y"], at: float, ends: tuple[float, float], color: Any) -> None:
+    """Draw an interval parallel to an axis, whose limits are set; an end beyond them becomes an arrow."""
+    limits = axes.get_xlim() if along == "x" else axes.get_ylim()
+    shown = [min(max(end, limits[0]), limits[1]) for end in ends]
+    if shown[0] == shown[1]:
+        return
+    caps = ("|", "<", ">") if along == "x" else ("_", "v", "^")
+    style: dict[str, Any] = {"color": color, "alpha": 0.8, "zorder": 2, "scalex": False, "scaley": False}
+    marks = [
+        cap if end == was else arrow for end, was, cap, arrow in zip(shown, ends, caps[:1] * 2, caps[1:], strict=True)
+    ]
+    points = [(end, at) if along == "x" else (at, end) for end in shown]
+    axes.plot(*zip(*points, strict=True), linewidth=0.6, **style)
+    for point, mark in zip(points, marks, strict=True):
+        axes.plot(*point, mark, markersize=3, markeredgewidth=0.6, clip_on=False, **style)
 
 
 def curve_style(index: int) -> tuple[str, str]:
@@ -108,24 +151,35 @@ def varied_values(data: ReportData) -> list[object]:
 
 
 def varied_positions(data: ReportData) -> dict[object, float]:
-    """Return where each value of the varied key lies on an axis: numbers in scale, names one after another."""
-    values = varied_values(data)
-    if data.summary.varies_a_number:
-        return {value: float(value) for value in values}  # type: ignore[arg-type]
+    """Return where each value of the varied key lies on an axis: numbers in scale, others one after another."""
+    values, order = varied_values(data), data.summary.order
+    if order and all(len(order[value]) == 1 for value in values):
+        return {value: order[value][0] for value in values}
     return {value: float(index) for index, value in enumerate(values)}
 
 
 def describe_varied_axis(axes: Axes, data: ReportData, positions: Mapping[object, float]) -> None:
     """Label the x axis with the varied key and its values."""
     axes.set_xlabel(symbol(data.study.report.vary))
-    axes.set_xticks(list(positions.values()), [value_text(value) for value in positions])
+    texts = [data.summary.label(value) for value in positions]
+    if max(map(len, texts)) * len(texts) > TICK_LETTERS:
+        texts = ["\n".join(wrap(text, TICK_LETTERS // len(texts) + 1)) for text in texts]
+    axes.set_xticks(list(positions.values()), texts)
+    if data.summary.order is None:
+        axes.set_xlim(-0.5, len(positions) - 0.5)  # room for names, which are wider than numbers
 
 
 def varied_colors(data: ReportData) -> dict[object, Rgba]:
-    """Return a colour for each value of the varied key, light to dark in its order, so that grey print shows it too."""
+    """Return a colour for each value of the varied key, all with a contrast of 3:1 or more to white.
+
+    Values with an order get light to dark, which grey print shows too; a few names get colours told apart by hue.
+    """
     values = varied_values(data)
-    shades = np.linspace(0.88, 0.0, len(values)) if len(values) > 1 else [0.3]
-    return {value: mpl.colormaps["viridis"](shade) for value, shade in zip(values, shades, strict=True)}
+    hues = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+    if data.summary.order is None and len(values) <= len(hues):
+        return {value: to_rgba(hue) for value, hue in zip(values, hues, strict=False)}
+    shades = np.linspace(LIGHTEST, 0.0, len(values)) if len(values) > 1 else [0.3]
+    return {value: mpl.colormaps["plasma"](shade) for value, shade in zip(values, shades, strict=True)}
 
 
 def add_varied_legend(figure: Figure, data: ReportData, columns: int, marker: str | None = None) -> None:
@@ -138,7 +192,7 @@ def add_varied_legend(figure: Figure, data: ReportData, columns: int, marker: st
             marker=marker,
             linestyle="-" if marker is None else "",
             color=color,
-            label=short_named_values([vary], [value]),
+            label=short_labels(data.study, [vary], [value]),
         )
         for value, color in varied_colors(data).items()
     ]

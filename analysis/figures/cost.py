@@ -19,7 +19,7 @@ from analysis.figures.base import (
     describe_varied_axis,
     varied_positions,
 )
-from analysis.labels import NONE, number, short_named_values, value_text
+from analysis.labels import NONE, number, short_labels
 from analysis.render import Table
 from analysis.report_data import ReportData
 from analysis.results import runs_of
@@ -55,7 +55,9 @@ def step_costs(data: ReportData) -> pd.DataFrame:
         return pd.DataFrame({name: [] for name in ("varied", "group", TIME, MEMORY)})
     runs = frame[frame["control"].isna()].drop_duplicates("pretrain.run").dropna(subset=wanted)
     runs = runs[runs["pretrain.result.steps"] > 0]
-    groups = [short_named_values(others, [run[f"grid.{key}"] for key in others]) for run in runs.to_dict("records")]
+    groups = [
+        short_labels(data.study, others, [run[f"grid.{key}"] for key in others]) for run in runs.to_dict("records")
+    ]
     milliseconds = 1000 * runs["pretrain.result.seconds"] / runs["pretrain.result.steps"]
     memory = runs.get("pretrain.result.peak_memory_gb", pd.Series(math.nan, runs.index))
     columns = {"varied": runs[f"grid.{vary}"], "group": groups, TIME: milliseconds}
@@ -71,7 +73,7 @@ def step_table(data: ReportData) -> Table | None:
     header = [data.study.report.vary, *(["curve"] if several else []), "runs", *_LABELS.values()]
     lines = []
     for (varied, group), rows in costs.groupby(["varied", "group"], sort=False):
-        name = [value_text(varied), *([str(group)] if several else [])]
+        name = [data.summary.label(varied), *([str(group)] if several else [])]
         lines.append([*name, str(len(rows)), _spread(rows[TIME]), _spread(rows[MEMORY])])
     return Table(header, [lines])
 
@@ -93,7 +95,7 @@ def draw(data: ReportData) -> Figure | None:
     known = [name for name in _LABELS if costs.dropna(subset=[name])["varied"].nunique() > 1]
     if not known:
         return None
-    positions, line = varied_positions(data), "-" if data.summary.varies_a_number else ""
+    positions, line = varied_positions(data), "-" if data.summary.order else ""
     size = (COLUMN if len(known) == 1 else PAGE, 2.2)
     figure, panels = plt.subplots(1, len(known), figsize=size, squeeze=False)
     for axes, name in zip(panels[0], known, strict=True):

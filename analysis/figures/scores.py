@@ -1,28 +1,33 @@
-"""Both scores against the varied key, each on its own axis: this shows where one rises and the other falls."""
+"""Both scores against the varied key, one panel above the other: where one rises and the other falls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis.figures.base import (
-    GREY,
+    COLUMN,
+    MANY_CURVES,
     MANY_POINTS,
     Plot,
+    curve_style,
+    data_limits,
     describe_axis,
     describe_varied_axis,
+    draw_interval,
+    interval,
     varied_positions,
 )
+from analysis.labels import short_labels
 from analysis.report_data import ReportData
 from analysis.summary import Row, Summary
 
 _LINES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
-SHIFT = 0.006  # of the horizontal extent, between the bars of the two scores
+SHIFT = 0.012  # of the horizontal extent, between the bars of two curves
 
 
 def draw(data: ReportData) -> Figure | None:
@@ -31,60 +36,63 @@ def draw(data: ReportData) -> Figure | None:
     positions = varied_positions(data)
     if len(positions) < 2 or not any(row.scores[score].by_seed for row in summary.settings for score in scores):
         return None
-    figure, left = plt.subplots()
-    shift = SHIFT * (max(positions.values()) - min(positions.values()))
-    _draw_score(left, summary, scores[0], "C0", "o", {value: x - shift for value, x in positions.items()})
-    _colour_axis(left, scores[0], "C0")
-    if len(scores) == 2:
-        right = left.twinx()
-        _draw_score(right, summary, scores[1], "C1", "s", {value: x + shift for value, x in positions.items()})
-        _colour_axis(right, scores[1], "C1")
-        right.spines["right"].set_visible(True)
-        right.grid(False)
-    describe_varied_axis(left, data, positions)
-    names = [summary.group_name(group) for group, _ in summary.groups()]
-    if len(names) > 1:
-        lines = [Line2D([], [], color=GREY, linestyle=_LINES[i % len(_LINES)], label=n) for i, n in enumerate(names)]
-        figure.legend(handles=lines, loc="outside upper center", ncols=2, fontsize=6)
+    size = (COLUMN, 0.6 + 1.6 * len(scores))
+    figure, panels = plt.subplots(len(scores), 1, figsize=size, squeeze=False, sharex=True)
+    for axes, score in zip(panels[:, 0], scores, strict=True):
+        _draw_panel(axes, summary, score, positions)
+    describe_varied_axis(panels[-1, 0], data, positions)
+    figure.align_ylabels(panels[:, 0])
+    if 1 < len(list(summary.groups())) <= MANY_CURVES:
+        handles, names = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=6)
     return figure
 
 
-def _draw_score(
-    axes: Axes, summary: Summary, score: str, color: str, marker: str, positions: Mapping[object, float]
+def _draw_panel(axes: Axes, summary: Summary, score: str, positions: Mapping[object, float]) -> None:
+    describe_axis(axes.yaxis, score)
+    scored = [row.scores[score] for row in summary.settings if row.scores[score].by_seed]
+    if scored:
+        axes.set_ylim(data_limits(scored, score))
+    groups = list(summary.groups())
+    extent = max(positions.values()) - min(positions.values())
+    for index, (group, rows) in enumerate(groups):
+        shift = SHIFT * extent * (index - (len(groups) - 1) / 2)
+        own = {value: x + shift for value, x in positions.items()}
+        color, marker = curve_style(index)
+        name = short_labels(summary.study, summary.row_keys[1:], group)
+        style = {"color": color, "marker": marker, "linestyle": _LINES[index % len(_LINES)], "label": name}
+        _draw_curve(axes, summary, [row for row in rows if row.scores[score].by_seed], score, own, style)
+
+
+def _draw_curve(
+    axes: Axes,
+    summary: Summary,
+    rows: Sequence[Row],
+    score: str,
+    positions: Mapping[object, float],
+    style: Mapping[str, Any],
 ) -> None:
-    for index, (_, rows) in enumerate(summary.groups()):
-        scored = [row for row in rows if row.scores[score].by_seed]
-        x = [positions[row.varied] for row in scored]
-        estimates = [row.scores[score].estimate for row in scored]
-        y, half = [e.mean for e in estimates if e], [e.half or 0.0 for e in estimates if e]
-        line = _LINES[index % len(_LINES)] if summary.varies_a_number else ""
-        axes.plot(x, y, marker=marker, color=color, linestyle=line, zorder=3)
-        if any(half):
-            axes.errorbar(x, y, yerr=half, fmt="none", ecolor=color, elinewidth=0.6, alpha=0.7, zorder=2)
-        _draw_seeds(axes, scored, score, color, positions)
-
-
-def _draw_seeds(axes: Axes, rows: list[Row], score: str, color: str, positions: Mapping[object, float]) -> None:
-    """Draw the single seeds of each mean as small dots."""
+    """Draw the means, joined where the key has an order, over the single seeds and the intervals."""
+    color = style["color"]
+    estimates = [(positions[row.varied], e) for row in rows if (e := row.scores[score].estimate)]
+    for x, estimate in estimates:
+        if (ends := interval(estimate, score)) is not None:
+            draw_interval(axes, "y", x, ends, color)
     several = [row for row in rows if len(row.scores[score].by_seed) > 1]
     points = [(positions[row.varied], value) for row in several for value in row.scores[score].by_seed.values()]
     if points:
-        x, y = zip(*points, strict=True)
         many = len(points) > MANY_POINTS
-        axes.plot(x, y, ".", color=color, markersize=2.5, alpha=0.55, zorder=2, rasterized=many)
-
-
-def _colour_axis(axes: Axes, score: str, color: str) -> None:
-    describe_axis(axes.yaxis, score)
-    axes.yaxis.label.set_color(color)
-    axes.tick_params(axis="y", labelcolor=color)
+        axes.plot(*zip(*points, strict=True), ".", color=color, markersize=4, alpha=0.4, zorder=1, rasterized=many)
+    line = style["linestyle"] if summary.order is not None else ""
+    means = [(x, estimate.mean) for x, estimate in estimates]
+    axes.plot(*zip(*means, strict=True), **{**style, "linestyle": line}, zorder=4)
 
 
 def caption(data: ReportData) -> str:
     report = data.study.report
-    text = f"Both scores against {report.vary}: {report.x} left (circles), {report.y} right (squares)"
+    text = f"Both scores against {report.vary}"
     if any(len(row.scores[report.x].by_seed) > 1 for row in data.summary.rows):
-        text += "; bars are 95 % intervals over seeds, dots the single runs"
+        text += "; bars are 95 % intervals of the mean over seeds (within 0 to 100 %), faint points the single seeds"
     return f"{text}."
 
 

@@ -14,9 +14,21 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.base import GREY, MANY_CURVES, Plot, curve_style, describe_axis
+from analysis.figures.base import (
+    GREY,
+    LEAST_EXTENT,
+    MANY_CURVES,
+    MANY_POINTS,
+    Plot,
+    curve_style,
+    data_limits,
+    describe_axis,
+    draw_interval,
+    interval,
+    varied_colors,
+)
 from analysis.figures.placement import Segment, place_labels
-from analysis.labels import is_percent, number, short_named_values
+from analysis.labels import is_percent, number, short_labels
 from analysis.published import SOURCES, is_comparable, names, rows_beside
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate
@@ -24,17 +36,15 @@ from analysis.summary import Row, Summary
 
 MANY_LABELS = 40  # above this, labels could not be read; the table has the values
 NEAR = 0.6  # of the curves' extent; a control further off would squeeze them, so it is named above the axes instead
-MARGIN = 0.14  # of the extent, on each side, for labels
 
 
 class Point(NamedTuple):
     x: Estimate
     y: Estimate
 
-    def bars(self) -> list[Segment]:
-        """Return the two error bars as lines."""
-        x, y, width, height = self.x.mean, self.y.mean, self.x.half or 0.0, self.y.half or 0.0
-        return [((x - width, y), (x + width, y)), ((x, y - height), (x, y + height))]
+    @property
+    def mean(self) -> tuple[float, float]:
+        return self.x.mean, self.y.mean
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Curve:
 
     @property
     def means(self) -> list[tuple[float, float]]:
-        return [(point.x.mean, point.y.mean) for point in self.points]
+        return [point.mean for point in self.points]
 
 
 def draw(data: ReportData) -> Figure:
@@ -59,18 +69,26 @@ def draw(data: ReportData) -> Figure:
     if not curves:
         axes.text(0.5, 0.5, "no run has both scores yet", transform=axes.transAxes, ha="center", color=GREY)
         return figure
-    for index, curve in enumerate(curves):
-        _draw_curve(axes, curve, *curve_style(index), summary)
-    marked = _draw_published(axes, data)
-    axes.margins(MARGIN)
+    controls, far = _controls(summary, curves)
+    published = _published(data)
+    marked = [*controls, *published]
+    _set_limits(axes, summary, curves, [point for _, point in marked])
+    bars: list[Segment] = []
+    for curve, colors, marker in zip(curves, _colors(data, curves), _markers(curves), strict=True):
+        bars += _draw_curve(axes, curve, colors, marker, summary)
+    for _, point in controls:
+        bars += _draw_bars(axes, point, GREY, summary)
+        axes.plot(*point.mean, "x", color=GREY, zorder=3)
+    for _, point in published:
+        axes.plot(*point.mean, "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
+    axes.set_title("\n".join(far), loc="left", color=GREY, fontsize=6.5)
     _draw_front(axes, pareto_front([mean for curve in curves for mean in curve.means]))
-    marked = [*_draw_controls(axes, summary), *marked]
     if len(curves) > MANY_CURVES:
         figure.legend(loc="outside upper center", ncols=2, fontsize=5)
     elif len(curves) > 1:
         axes.legend(loc="best")
     if sum(len(curve.rows) for curve in curves) <= MANY_LABELS:
-        _label_points(figure, axes, summary, curves, marked)
+        _label_points(figure, axes, summary, curves, marked, bars)
     return figure
 
 
@@ -83,22 +101,96 @@ def _curves(summary: Summary) -> Iterator[Curve]:
     for group, rows in summary.groups():
         points = {id(row): point for row in rows if (point := _point(row, summary)) is not None}
         if points:
-            name = short_named_values(summary.row_keys[1:], group)
+            name = short_labels(summary.study, summary.row_keys[1:], group)
             yield Curve(name, [row for row in rows if id(row) in points], list(points.values()))
 
 
-def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str, summary: Summary) -> None:
-    """Draw the points, joined where the varied key is a number; the marker of the baseline is hollow."""
-    x, y = zip(*curve.means, strict=True)
-    if summary.varies_a_number:
-        axes.plot(x, y, color=color, zorder=2)
-    width, height = [p.x.half or 0.0 for p in curve.points], [p.y.half or 0.0 for p in curve.points]
-    if any(width + height):
-        axes.errorbar(x, y, xerr=width, yerr=height, fmt="none", ecolor=color, elinewidth=0.6, alpha=0.6, zorder=1)
-    for row, mean in zip(curve.rows, curve.means, strict=True):
+def _colors(data: ReportData, curves: Sequence[Curve]) -> list[list[Any]]:
+    """Return the colours of each curve's points: for a single curve those of the varied values, else the curve's."""
+    if len(curves) == 1:
+        shades = varied_colors(data)
+        return [[shades[row.varied] for row in curves[0].rows]]
+    return [[curve_style(index)[0]] * len(curve.rows) for index, curve in enumerate(curves)]
+
+
+def _markers(curves: Sequence[Curve]) -> list[str]:
+    return [curve_style(index)[1] for index in range(len(curves))]
+
+
+def _controls(summary: Summary, curves: Sequence[Curve]) -> tuple[list[tuple[str, Point]], list[str]]:
+    """Return the controls near the curves with their names, and a text for each of the others."""
+    report = summary.study.report
+    near: list[tuple[str, Point]] = []
+    far: list[str] = []
+    for row in summary.controls:
+        if (point := _point(row, summary)) is None:
+            continue
+        lists = zip(*(mean for curve in curves for mean in curve.means), strict=True)
+        if all(_is_near(value, min(means), max(means)) for value, means in zip(point.mean, lists, strict=True)):
+            near.append((str(row.control), point))
+        else:
+            x, y = (number(e.mean, is_percent(s)) for e, s in zip(point, (report.x, report.y), strict=True))
+            far.append(f"{row.control}: ({x}, {y}), off these axes")
+    return near, list(dict.fromkeys(far))
+
+
+def _is_near(value: float, low: float, high: float) -> bool:
+    reach = NEAR * max(high - low, LEAST_EXTENT)
+    return low - reach <= value <= high + reach
+
+
+def _set_limits(axes: Axes, summary: Summary, curves: Sequence[Curve], marked: Sequence[Point]) -> None:
+    report, rows = summary.study.report, [row for curve in curves for row in curve.rows]
+    axes.set_xlim(data_limits([row.scores[report.x] for row in rows], report.x, [point.x.mean for point in marked]))
+    axes.set_ylim(data_limits([row.scores[report.y] for row in rows], report.y, [point.y.mean for point in marked]))
+
+
+def _draw_curve(axes: Axes, curve: Curve, colors: Sequence[Any], marker: str, summary: Summary) -> list[Segment]:
+    """Draw the points over their seeds and intervals, joined by arrows in the order of the key; return the bars.
+
+    The marker of the baseline is hollow.
+    """
+    _draw_seeds(axes, curve, colors, summary)
+    bars: list[Segment] = []
+    for row, point, color in zip(curve.rows, curve.points, colors, strict=True):
+        bars += _draw_bars(axes, point, color, summary)
         fill = "white" if summary.baseline(row) is row else color
-        axes.plot(*mean, marker, color=color, markerfacecolor=fill, zorder=3)
-    axes.plot([], [], marker=marker, color=color, label=curve.name)
+        axes.plot(*point.mean, marker, color=color, markerfacecolor=fill, zorder=4)
+    if summary.order is not None:
+        for start, end in pairwise(curve.means):
+            _draw_step(axes, start, end, colors[0] if len(set(colors)) == 1 else GREY)
+    axes.plot([], [], marker=marker, color=colors[0], label=curve.name)
+    return bars
+
+
+def _draw_seeds(axes: Axes, curve: Curve, colors: Sequence[Any], summary: Summary) -> None:
+    """Draw the single seeds that have both scores as faint points."""
+    for row, color in zip(curve.rows, colors, strict=True):
+        x, y = (row.scores[score].by_seed for score in (summary.study.report.x, summary.study.report.y))
+        both = [(x[seed], y[seed]) for seed in x if seed in y]
+        if len(both) > 1:
+            many = len(both) * len(curve.rows) > MANY_POINTS
+            axes.plot(*zip(*both, strict=True), ".", color=color, markersize=4, alpha=0.4, zorder=1, rasterized=many)
+
+
+def _draw_bars(axes: Axes, point: Point, color: Any, summary: Summary) -> list[Segment]:
+    """Draw both intervals of a point and return them as lines."""
+    bars: list[Segment] = []
+    if (ends := interval(point.x, summary.study.report.x)) is not None:
+        draw_interval(axes, "x", point.y.mean, ends, color)
+        bars.append(((ends[0], point.y.mean), (ends[1], point.y.mean)))
+    if (ends := interval(point.y, summary.study.report.y)) is not None:
+        draw_interval(axes, "y", point.x.mean, ends, color)
+        bars.append(((point.x.mean, ends[0]), (point.x.mean, ends[1])))
+    return bars
+
+
+def _draw_step(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: Any) -> None:
+    """Join two points by a line with an arrowhead in its middle, which shows where the key rises."""
+    axes.plot(*zip(start, end, strict=True), color=color, linewidth=0.9, zorder=3)
+    middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+    arrow = {"arrowstyle": "-|>", "color": color, "linewidth": 0, "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", xy=middle, xytext=start, arrowprops=arrow, zorder=3)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -111,76 +203,62 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
-    """Draw the front as steps: a straight line would claim settings between two points that nobody measured."""
+    """Draw a front of two points or more as steps: a straight line would claim settings that nobody measured."""
+    if len(front) < 2:
+        return
     (left, _), (low, _) = axes.get_xlim(), axes.get_ylim()
     corners = [(front[0][0], low)]
     for (x, y), (following, _) in zip(front, [*front[1:], (left, 0.0)], strict=True):
         corners += [(x, y), (following, y)]
     x_values, y_values = zip(*corners, strict=True)
     dashes = (0, (4, 2))
-    axes.plot(x_values, y_values, color="0.75", linewidth=0.7, linestyle=dashes, zorder=0, scalex=False, scaley=False)
-
-
-def _draw_controls(axes: Axes, summary: Summary) -> list[tuple[str, Point]]:
-    """Mark the controls near the curves and return them with their names; name the others above the axes."""
-    report, limits = summary.study.report, (axes.get_xlim(), axes.get_ylim())
-    near, far = [], []
-    for row in summary.controls:
-        point = _point(row, summary)
-        if point is None:
-            continue
-        if all(_is_near(estimate.mean, *limit) for estimate, limit in zip(point, limits, strict=True)):
-            style: dict[str, Any] = {"color": GREY, "ecolor": GREY, "elinewidth": 0.6, "capsize": 1.5, "zorder": 3}
-            x, y = point
-            axes.errorbar(x.mean, y.mean, xerr=x.half, yerr=y.half, fmt="x", **style)
-            near.append((str(row.control), point))
-        else:
-            x_text, y_text = (number(e.mean, is_percent(s)) for e, s in zip(point, (report.x, report.y), strict=True))
-            far.append(f"{row.control}: ({x_text}, {y_text}), off these axes")
-    if far:
-        axes.set_title("\n".join(dict.fromkeys(far)), loc="left", color=GREY, fontsize=6.5)
-    return near
-
-
-def _is_near(value: float, low: float, high: float) -> bool:
-    return low - NEAR * (high - low) <= value <= high + NEAR * (high - low)
+    axes.plot(x_values, y_values, color="0.6", linewidth=0.7, linestyle=dashes, zorder=0, scalex=False, scaley=False)
 
 
 def _label_points(
-    figure: Figure, axes: Axes, summary: Summary, curves: Sequence[Curve], marked: Sequence[tuple[str, Point]]
+    figure: Figure,
+    axes: Axes,
+    summary: Summary,
+    curves: Sequence[Curve],
+    marked: Sequence[tuple[str, Point]],
+    bars: Sequence[Segment],
 ) -> None:
     vary = summary.study.report.vary
-    labels = [(point.x.mean, point.y.mean, text, GREY) for text, point in marked]
-    segments = [bar for _, point in marked for bar in point.bars()]
+    labels = [(*point.mean, text, GREY) for text, point in marked]
+    segments = list(bars)
     for index, curve in enumerate(curves):
-        segments += list(pairwise(curve.means)) if summary.varies_a_number else []
+        segments += list(pairwise(curve.means)) if summary.order is not None else []
         color = curve_style(index)[0] if len(curves) > 1 else "0.1"
         for point, row in zip(curve.points, curve.rows, strict=True):
-            segments += point.bars()
-            labels.append((point.x.mean, point.y.mean, short_named_values([vary], [row.varied]), color))
+            labels.append((*point.mean, short_labels(summary.study, [vary], [row.varied]), color))
     place_labels(figure, axes, labels, segments)
 
 
-def _draw_published(axes: Axes, data: ReportData) -> list[tuple[str, Point]]:
-    """Mark comparable published points, hollow and grey, and return them with their names."""
+def _published(data: ReportData) -> list[tuple[str, Point]]:
+    """Return the published points that the study may be compared with, with their names."""
     report = data.study.report
     if not is_comparable(data.frame) or not {report.x, report.y} <= set(SOURCES):
         return []
-    known = rows_beside(data.frame)
-    rows = known.assign(x=known[SOURCES[report.x]], y=known[SOURCES[report.y]]).dropna(subset=["x", "y"])
-    axes.plot(rows["x"], rows["y"], "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
-    points = [Point(Estimate(x, None, 1), Estimate(y, None, 1)) for x, y in zip(rows["x"], rows["y"], strict=True)]
+    rows = rows_beside(data.frame)
+    rows = rows.dropna(subset=[SOURCES[report.x], SOURCES[report.y]])
+    x_values, y_values = rows[SOURCES[report.x]], rows[SOURCES[report.y]]
+    points = [Point(Estimate(x, None, 1), Estimate(y, None, 1)) for x, y in zip(x_values, y_values, strict=True)]
     return [(f"{name} (published)", point) for name, point in zip(names(rows), points, strict=True)]
 
 
 def caption(data: ReportData) -> str:
-    report, rows = data.study.report, data.summary.rows
-    text = f"Each point is one {report.vary}{', joined in its order' if data.summary.varies_a_number else ''}"
+    report, summary = data.study.report, data.summary
+    text = f"Each point is one {report.vary}{', joined in its order; arrows: where it rises' if summary.order else ''}"
     if report.baseline is not None:
         text += "; the hollow one is the baseline"
-    if any(len(row.scores[report.x].by_seed) > 1 for row in rows):
-        text += "; bars are 95 % intervals over seeds"
-    return f"{text}; the dashed steps are the Pareto front of the means."
+    if any(len(row.scores[report.x].by_seed) > 1 for row in summary.rows):
+        text += (
+            "; faint points are single seeds, bars 95 % intervals of the mean over seeds (within 0 to 100 %), an arrow "
+            "at the edge stands for an end beyond the axes"
+        )
+    if len(pareto_front([mean for curve in _curves(summary) for mean in curve.means])) > 1:
+        text += "; the dashed steps are the Pareto front of the means"
+    return f"{text}."
 
 
 PLOT = Plot(

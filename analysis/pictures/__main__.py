@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from analysis.figures.base import PAGE, STYLE, add_title, image_grid
-from analysis.labels import is_percent, number, score_label, short_named_values
+from analysis.labels import is_percent, number, score_label, short_labels
 from analysis.pictures.maps import FITTED, RULE, draw_maps, fit
 from analysis.pictures.matches import draw_matches
 from analysis.pictures.network import Images, Network
@@ -140,7 +140,7 @@ def study_panels(graph: Graph) -> list[Panel]:
     for group in groups:
         # A control that does not take a key from the grid (None) stands beside every curve.
         own = [p for p in points if all(str(p.varied[k]) in ("None", v) for k, v in zip(keys, group, strict=True))]
-        panels.append(Panel(study, short_named_values(keys, group), own))
+        panels.append(Panel(study, short_labels(study, keys, group), own))
     return panels
 
 
@@ -228,7 +228,7 @@ def _draw_panel(
 def _point_title(study: Study, point: Point) -> str:
     """Return the setting of a point, and the scores of the very run that is shown."""
     vary = study.report.vary
-    lines = [point.control or short_named_values([vary], [point.varied[vary]])]
+    lines = [point.control or short_labels(study, [vary], [point.varied[vary]])]
     for score in dict.fromkeys([study.report.x, study.report.y]):
         stage, _, key = score.partition(".")
         node = point.pretrain if stage == PRETRAIN else point.evals[stage]

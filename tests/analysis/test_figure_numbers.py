@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import cost, diagnostics, published, scores, tradeoff, training, write
-from analysis.figures.base import STYLE
+from analysis.figures.base import STYLE, interval, varied_colors
 from analysis.report_data import ReportData
+from analysis.statistics import Estimate
 
 ReportDataOf = Callable[..., ReportData]
 ALPHAS = [0.0, 0.5, 1.0]
@@ -54,16 +56,17 @@ def drawn(draw: Callable[[ReportData], Figure | None], data: ReportData) -> Figu
     return figure
 
 
-def test_no_tick_of_a_share_lies_beyond_all_of_it(report_data_of: ReportDataOf) -> None:
-    rows = [(None, {"loss.alpha": a, "seed": s}, 97 - 8 * s, 3 + 8 * s) for a in (0.0, 1.0) for s in range(2)]
+def test_no_axis_of_a_share_reaches_beyond_all_of_it(report_data_of: ReportDataOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": s}, 99 - 2 * s, 1 + 2 * s) for a in (0.0, 1.0) for s in range(2)]
     data = report_data_of({"loss.alpha": [0.0, 1.0], "seed": [0, 1]}, rows)
     for draw in (tradeoff.draw, scores.draw):
         for axes in drawn(draw, data).axes:
             for score, axis in ((axes.get_xlabel(), axes.xaxis), (axes.get_ylabel(), axes.yaxis)):
                 if "%" in score:
-                    low, high = sorted(axis.get_view_interval())
-                    assert low < 0 or high > 100  # the intervals of two seeds are wide
-                    assert 0 <= min(axis.get_majorticklocs()) < max(axis.get_majorticklocs()) <= 100
+                    low, high = axis.get_view_interval()  # the intervals of two seeds are wide, and beyond it
+                    assert 0 <= low < high <= 100
+            for line in axes.lines:
+                assert all(0 <= value <= 100 for value in line.get_ydata())
 
 
 def test_the_pareto_front() -> None:
@@ -72,11 +75,67 @@ def test_the_pareto_front() -> None:
     assert tradeoff.pareto_front(points) == sorted(brute, reverse=True) == [(4.0, 1.0), (3.0, 4.5), (1.0, 5.0)]
 
 
-def test_two_axes_one_score_each(report_data_of: ReportDataOf) -> None:
-    left, right = drawn(scores.draw, some_report_data(report_data_of)).axes
-    assert left.lines[0].get_ydata() == pytest.approx([61.0, 61.5, 62.0])
-    assert right.lines[0].get_ydata() == pytest.approx([31.0, 27.0, 23.0])
-    assert [label.get_text() for label in left.get_xticklabels()] == ["0", "0.5", "1"]
+def test_two_panels_one_score_each(report_data_of: ReportDataOf) -> None:
+    upper, lower = drawn(scores.draw, some_report_data(report_data_of)).axes
+    assert upper.lines[-1].get_ydata() == pytest.approx([61.0, 61.5, 62.0])
+    assert lower.lines[-1].get_ydata() == pytest.approx([31.0, 27.0, 23.0])
+    assert [label.get_text() for label in lower.get_xticklabels()] == ["0", "0.5", "1"]
+    assert lower.get_position().y1 < upper.get_position().y0
+
+
+def tradeoff_axes(report_data_of: ReportDataOf, top1: dict[tuple[float, int], float]) -> Axes:
+    alphas, seeds = (sorted({key[i] for key in top1}) for i in (0, 1))
+    rows = [(None, {"loss.alpha": a, "seed": s}, x, 40 - 10 * a + 0.01 * s) for (a, s), x in top1.items()]
+    return drawn(tradeoff.draw, report_data_of({"loss.alpha": alphas, "seed": seeds}, rows)).axes[0]
+
+
+def test_a_wide_interval_does_not_set_the_axes_and_ends_in_an_arrow(report_data_of: ReportDataOf) -> None:
+    values = {(0.0, 0): 60.0, (0.0, 1): 60.2, (0.5, 0): 64.0, (0.5, 1): 64.2, (1.0, 0): 20.0, (1.0, 1): 104.4}
+    axes = tradeoff_axes(report_data_of, {key: value - 1 for key, value in values.items()})
+    low, high = axes.get_xlim()
+    assert 50 < low < 59
+    assert 63.5 < high < 72
+    arrows = {line.get_marker(): line.get_xdata()[0] for line in axes.lines if line.get_marker() in ("<", ">")}
+    assert arrows == {"<": low, ">": high}
+    narrow = tradeoff_axes(report_data_of, {(a, s): 60 + 4 * a + s / 10 for a in (0.0, 1.0) for s in range(2)})
+    assert not [line for line in narrow.lines if line.get_marker() in ("<", ">")]
+
+
+def test_the_seeds_stand_behind_the_mean(report_data_of: ReportDataOf) -> None:
+    axes = tradeoff_axes(report_data_of, {(a, s): 60 + 4 * a + s / 10 for a in (0.0, 1.0) for s in range(3)})
+    seeds = [line for line in axes.lines if line.get_marker() == "."]
+    assert [list(line.get_xdata()) for line in seeds] == [[60.0, 60.1, 60.2], [64.0, 64.1, 64.2]]
+    means = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert max(line.get_zorder() for line in seeds) < min(line.get_zorder() for line in means)
+
+
+def test_an_interval_of_a_share_ends_at_all_of_it() -> None:
+    assert interval(Estimate(98.0, 5.0, 3), "linear.top1") == (93.0, 100.0)
+    assert interval(Estimate(2.0, 5.0, 3), "linear.top1") == (0.0, 7.0)
+    assert interval(Estimate(98.0, 5.0, 3), "pretrain.loss") == (93.0, 103.0)
+    assert interval(Estimate(98.0, None, 1), "linear.top1") is None
+
+
+def test_a_front_of_one_point_is_not_drawn(report_data_of: ReportDataOf) -> None:
+    def dashed(miou: list[float]) -> int:
+        rows = [(None, {"loss.alpha": a, "seed": 0}, 60 + a, y) for a, y in zip(ALPHAS, miou, strict=True)]
+        axes = drawn(tradeoff.draw, report_data_of({"loss.alpha": ALPHAS, "seed": [0]}, rows)).axes[0]
+        return sum(line.get_linestyle() == "--" for line in axes.lines)
+
+    assert (dashed([30, 31, 32]), dashed([32, 31, 30])) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["alpha", "names"])
+def test_every_colour_of_a_value_has_a_contrast_of_three_to_one(report_data_of: ReportDataOf, name: str) -> None:
+    values = [i / 10 for i in range(11)] if name == "alpha" else list("abcdefg")
+    rows = [(None, {"loss.alpha": value, "seed": 0}, 60.0, 30.0) for value in values]
+    data = report_data_of({"loss.alpha": values, "seed": [0]}, rows, baseline=values[0])
+    with plt.style.context(STYLE):
+        colors = varied_colors(data)
+    assert len(set(colors.values())) == len(values)
+    for color in colors.values():
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]  # WCAG 2
+        assert 1.05 / (np.dot(linear, [0.2126, 0.7152, 0.0722]) + 0.05) >= 3
 
 
 def test_training_curves_show_every_run_of_the_grid(report_data_of: ReportDataOf) -> None:
@@ -167,14 +226,20 @@ def test_a_figure_without_material_leaves_no_old_file(report_data_of: ReportData
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("values", "joined"), [([0.5, 0.1, 1.0], True), (["none", "location", "both"], False)])
+JOINED = [[0.5, 0.1, 1.0], ["20 steps", "3 steps", "100 steps"], ["[20, 4]", "[4, 4]", "[64, 4]"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "joined"), [*((values, True) for values in JOINED), (["none", "location", "both"], False)]
+)
 def test_a_line_joins_numbers_by_size_and_no_names(report_data_of: ReportDataOf, values: list, joined: bool) -> None:
     rows = [(None, {"loss.alpha": value, "seed": 0}, 60.0 + n, 30.0 + n) for n, value in enumerate(values)]
     data = report_data_of({"loss.alpha": values, "seed": [0]}, rows, baseline=values[0])
-    x, y = ([1.0, 0.0, 2.0] if joined else [0.0, 1.0, 2.0]), [[61, 60, 62], [31, 30, 32]]
-    lines = [line for line in drawn(tradeoff.draw, data).axes[0].lines if len(line.get_xdata()) == 3]
-    assert [list(line.get_xdata()) for line in lines if line.get_linestyle() == "-"] == [y[0]] * joined
-    left = drawn(scores.draw, data).axes[0]
-    assert (left.lines[0].get_linestyle() == "-") == joined
-    assert [label.get_text() for label in left.get_xticklabels()] == [str(values[int(n)]).removesuffix(".0") for n in x]
+    x = [1, 0, 2] if joined else [0, 1, 2]
+    steps = [line for line in drawn(tradeoff.draw, data).axes[0].lines if len(line.get_xdata()) == 2]
+    assert [list(line.get_xdata()) for line in steps] == [[61, 60], [60, 62]] * joined
+    lower = drawn(scores.draw, data).axes[1]
+    assert (lower.lines[0].get_linestyle() == "-") == joined
+    expected = [str(values[int(n)]).removesuffix(".0") for n in x]
+    assert [label.get_text() for label in lower.get_xticklabels()] == expected
     assert ("joined" in tradeoff.caption(data)) == joined

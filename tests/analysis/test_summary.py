@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analysis.summary import Summary, summarize, version_of_each_point
+from analysis.summary import Summary, order_of, summarize, version_of_each_point
 from analysis.tables import notes, results_table
 from sweeps.study import EvalPart, PretrainPart, ReportPart, Study
 
@@ -145,3 +145,24 @@ def test_a_split_table_says_so() -> None:
     table = results_table(summarize(pd.DataFrame(rows), study, study.scores))
     assert table.header[:3] == ["loss.alpha", "version", "n"]
     assert [line[1] for line in table.blocks[0]] == ["bbbbbbb", "bbbbbbb", "aaaaaaa", "aaaaaaa"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "expected"),
+    [
+        ("loss.alpha", [1, 0.5], [0.5, 1]),
+        ("loss.num_matches", ["[20, 4]", "[4, 4]"], ["[4, 4]", "[20, 4]"]),
+        ("loss.feature_matches", ["[0, 0]", "[20, 4]"], ["[20, 4]", "[0, 0]"]),  # 0: all of them
+        ("train.duration", ["300 steps", "20 steps"], ["20 steps", "300 steps"]),
+        ("model.expander", ["512-512", "64-64"], ["64-64", "512-512"]),
+        ("loss.num_matches", ["[4, 20]", "[20, 4]"], None),  # one number grows, the other falls
+        ("model.local_stages", ["[-1]", "[-2, -1]"], None),
+        ("train.duration", ["3 epochs", "20 steps"], None),
+        ("views.flip", [True, False], None),
+        ("loss.local", ["none", "both"], None),
+        ("model.backbone", ['{"name": "resnet18"}', '{"name": "resnet50"}'], None),
+    ],
+)
+def test_the_order_of_values(key: str, values: list[object], expected: list[object] | None) -> None:
+    order = order_of(key, values)
+    assert (None if order is None else sorted(order, key=order.__getitem__)) == expected
