@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.provenance import PROJECT
-from sweeps.graph import as_text
+from sweeps.keys import as_text
 from sweeps.study import CHECKPOINT, METHOD, Study
 
 # A score's last part -> (its name, its unit).
