@@ -20,37 +20,37 @@ from eval.weights import import_weights, parse_args
 from eval.weights_config import WeightsConfig
 from runtime import config as configs
 from runtime.config import MachineConfig, parse_moment
+from runtime.distributed import only_main_prints
 from runtime.errors import UserError
 from runtime.rundir import Run
-from runtime.stage import refuse_several, run_stage
+from runtime.stage import run_stage
 from runtime.world import World, world_from_environment
 
 # (config, weights to evaluate, run directory, device, processes) -> the scores
 Work = Callable[[Any, Parent, Run, torch.device, World], dict[str, Any]]
 
 
-def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, several: bool = False) -> None:
+def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work) -> None:
     """`python -m eval.<stage> RUN --config FILE key=value`: make (or go on with) the run and write its scores.
 
-    `--weights FILE --arch NAME` takes the place of RUN. `several`: `work` can be shared by several processes (torchrun,
-    srun).
+    `--weights FILE --arch NAME` takes the place of RUN. Several processes (torchrun, srun) share `work`.
     """
     world = world_from_environment()
-    if not several:
-        refuse_several(world, f"eval.{schema.stage}")
+    with only_main_prints(world):
+        _evaluate(argv, schema, work, world)
+
+
+def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: World) -> None:
     arguments = EvalArguments.parse(argv, schema.stage)
     config = configs.load(schema, arguments.config, arguments.overrides)
     parent = arguments.open_parent(config.machine.runs, config.normalisation)
     name = identity(config, parent.hash, parent.at)
     if Run.at(config.machine.runs, name).result() is None:
-        notes = preflight(config.data, masks=schema in (SegmentationConfig, DenseKnnConfig))
-        if world.is_main:
-            print("".join(f"{note}\n" for note in notes), end="", flush=True)
+        for note in preflight(config.data, masks=schema in (SegmentationConfig, DenseKnnConfig)):
+            print(note, flush=True)
 
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         scores = work(config, parent, run, device, world)
-        if not world.is_main:
-            return scores
         mean, std = map(list, parent.normalisation)
         scores |= {} if parent.at is None else {"at": parent.at}
         scores |= {"normalisation_mean": mean, "normalisation_std": std}

@@ -12,7 +12,7 @@ from data.config import DataConfig, Interpolation, NormalisationName
 from eval.segmentation_config import SegmentationConfig
 from eval.subset import digest
 from runtime.config import (
-    Config,
+    ComputeConfig,
     EvalMachineConfig,
     Fraction,
     HeldOut,
@@ -26,7 +26,7 @@ from runtime.config import (
 from runtime.rundir import Identity
 
 
-class LinearConfig(Config):
+class LinearConfig(ComputeConfig):
     """Several learning rates are trained in one backbone pass; the held-out slice of train chooses one.
 
     mode `augmented` crops every training image anew each epoch: the published protocol. mode `cached` computes the
@@ -90,7 +90,7 @@ class LinearConfig(Config):
     @property
     def protocol(self) -> str:
         kind = "finetuned" if self.finetune else {"augmented": "linear", "cached": "linear cached"}[self.mode]
-        return kind if self.subset is None else f"{kind} {self.subset_name}"
+        return self.named(kind if self.subset is None else f"{kind} {self.subset_name}")
 
     @property
     def label(self) -> str:
@@ -104,17 +104,17 @@ class LinearConfig(Config):
 
 
 class KnnMachineConfig(MachineConfig):
-    chunk_megabytes: PositiveInt = 256  # of the product of features of val and train, at a time
+    # Of the product of features of val and train, at a time; null: a quarter of what is free on a GPU, 256 on a CPU.
+    chunk_megabytes: PositiveInt | None = None
 
 
-class KnnConfig(Config):
+class KnnConfig(ComputeConfig):
     """Nothing is trained: the nearest training images vote. All of `neighbours` are scored; one of them is the result.
 
     That is `k` if it is set, else the best on a held-out slice of train, whose images vote for the score on val too.
     """
 
     stage: ClassVar[str] = "knn"
-    protocol: ClassVar[str] = "knn"
     label: ClassVar[str] = "knn"
 
     data: DataConfig = DataConfig()
@@ -139,6 +139,10 @@ class KnnConfig(Config):
         require(self.held_out > 0 or self.fixed_k is not None, "held_out", self.held_out, several)
 
     @property
+    def protocol(self) -> str:
+        return self.named("knn")
+
+    @property
     def fixed_k(self) -> int | None:
         """The k of the result where there is nothing to choose."""
         return self.neighbours[0] if len(self.neighbours) == 1 else self.k
@@ -149,14 +153,13 @@ class KnnConfig(Config):
         return 2 if self.data.name == "scenes" and self.fixed_k is None else 1
 
 
-class DenseKnnConfig(Config):
+class DenseKnnConfig(ComputeConfig):
     """Nothing is trained: the nearest positions of training images, with the labels below them, vote.
 
     All of `neighbours` are scored in one pass; the first is the result, the others are listed with it.
     """
 
     stage: ClassVar[str] = "dense_knn"
-    protocol: ClassVar[str] = "dense kNN"
     label: ClassVar[str] = "dense-knn"
     format_version: ClassVar[int] = 1
 
@@ -175,6 +178,10 @@ class DenseKnnConfig(Config):
         require(len(set(ks)) == len(ks), "neighbours", ks, "each only once")
         enough = self.memory is None or max(ks) <= self.memory
         require(enough, "neighbours", ks, f"at most memory ({self.memory}), which holds so many")
+
+    @property
+    def protocol(self) -> str:
+        return self.named("dense kNN")
 
 
 EvalConfig = LinearConfig | KnnConfig | DenseKnnConfig | SegmentationConfig

@@ -13,11 +13,13 @@ Differs from the reproduction: unlabelled pixels of training masks count for not
 their size, so the score is of the image's own pixels, as that of eval.segmentation; the search is exact; training
 images are taken once, without augmentation. Of equally similar positions the first in the memory is nearer.
 
-An interrupted run starts over.
+An interrupted run starts over. Several processes (torchrun, srun) share the images; their scores are exactly those of
+one process.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,9 +37,11 @@ from data.layout import SegmentationLayout, size_fault
 from data.views import Purpose, sample_generator
 from eval.command import evaluate
 from eval.config import DenseKnnConfig
-from eval.features import ImageBatches, PooledFeatures
+from eval.features import ImageBatches, PooledFeatures, choose_chunk
 from eval.knn import nearest, normalise_rows, product_chunk
 from eval.parent import Parent, load_parent_backbone
+from runtime.device import choose_convolutions
+from runtime.distributed import add_up, any_stop
 from runtime.errors import UserError, run_command
 from runtime.progress import Progress
 from runtime.rundir import Run
@@ -48,13 +52,14 @@ Memory = tuple[Tensor, Tensor]  # features (M, C) of unit length; label distribu
 
 
 def label_positions(
-    config: DenseKnnConfig, parent: Parent, run: Run, device: torch.device, _world: World
+    config: DenseKnnConfig, parent: Parent, run: Run, device: torch.device, world: World
 ) -> dict[str, Any]:
     """Fill the memory from train, label every position of val, and return the dict of result.json."""
     started = time.monotonic()
     layout = open_dataset(config.data).segmentation()
     images = {split: MaskedImages(layout, split, config.image_size, parent.normalisation) for split in ("train", "val")}
-    features = PooledFeatures(load_parent_backbone(parent), device)
+    choose_convolutions(device)
+    features = PooledFeatures(load_parent_backbone(parent), device, config, world)
     memory = fill_memory(config, features, images["train"], run)
     most = max(config.neighbours)
     if most > len(memory[0]):
@@ -101,25 +106,42 @@ class MaskedImages(Dataset):
 
 
 def fill_memory(config: DenseKnnConfig, features: PooledFeatures, images: MaskedImages, run: Run) -> Memory:
-    """Keep `config.memory` labelled positions, equally many of each image; fewer where there are fewer."""
+    """Keep `config.memory` labelled positions, equally many of each image; fewer where there are fewer.
+
+    Every process has all of them, in the order of the images.
+    """
     classes, ignore = len(images.layout.classes), images.layout.ignore_index
-    vectors, distributions = torch.empty(0), torch.empty(0)
-    image = filled = 0
-    for maps, masks in maps_of(config, features, images, run, "memory"):
-        if image == 0:  # the memory from the start: joining its parts at the end would take twice its room
-            most = len(images) * maps[0, 0].numel()
-            room = most if config.memory is None else min(config.memory, most)
-            vectors, distributions = maps.new_empty(room, maps.shape[1]), maps.new_empty(room, classes)
-        for one, mask in zip(maps, masks, strict=True):
+    backbone, device = features.backbone, features.device
+    most = len(images) * math.prod(backbone.grid_size(config.image_size))
+    room = most if config.memory is None else min(config.memory, most)
+    # The memory from the start: joining its parts at the end would take twice its room.
+    vectors = torch.zeros(room, backbone.channels, device=device)
+    distributions = torch.zeros(room, classes, device=device)
+    starts = [room * image // len(images) for image in range(len(images) + 1)]
+    counts = torch.zeros(len(images), dtype=torch.long)
+    for first, maps, masks in maps_of(config, features, images, run, "memory"):
+        for image, (one, mask) in enumerate(zip(maps, masks, strict=True), first):
             shares = cell_distributions(mask, one.shape[1:], classes, ignore)
-            # The quotas add up to the memory.
-            quota = room * (image + 1) // len(images) - room * image // len(images)
-            chosen = draw_positions(shares, quota, config.seed, image)
-            part = slice(filled, filled + len(chosen))
-            vectors[part] = normalise_rows(one.flatten(1).T[chosen.to(one.device)])
-            distributions[part] = shares[chosen].to(one.device)
-            image, filled = image + 1, part.stop
+            chosen = draw_positions(shares, starts[image + 1] - starts[image], config.seed, image)
+            counts[image] = len(chosen)
+            part = slice(starts[image], starts[image] + len(chosen))
+            vectors[part] = normalise_rows(one.flatten(1).T[chosen.to(device)])
+            distributions[part] = shares[chosen].to(device)
+    for column in (vectors, distributions, counts):
+        add_up([column], features.world)  # zero but for the images of this process
+    filled = close_gaps((vectors, distributions), starts, counts.tolist())
     return vectors[:filled], distributions[:filled]
+
+
+def close_gaps(columns: Memory, starts: Sequence[int], counts: Sequence[int]) -> int:
+    """Move the first `counts` rows from each of `starts` up to the rows before them, in place; return their number."""
+    filled = 0
+    for start, count in zip(starts, counts, strict=False):
+        if start > filled:
+            for column in columns:
+                column[filled : filled + count] = column[start : start + count].clone()
+        filled += count
+    return filled
 
 
 def cell_distributions(mask: Tensor, grid: Sequence[int], classes: int, ignore: int) -> Tensor:
@@ -155,16 +177,15 @@ def draw_positions(shares: Tensor, quota: int, seed: int, index: int) -> Tensor:
 
 
 def maps_of(config: DenseKnnConfig, features: PooledFeatures, images: MaskedImages, run: Run, label: str) -> Any:
-    """Yield (feature maps (B, C, h, w), masks) of every batch, in the split's order."""
+    """Yield (number of its first image, feature maps (B, C, h, w), masks) of this process's batches, in their order."""
     progress = Progress(run, f"dense kNN {label}", len(images), "images", config.machine.log_seconds)
     batches = ImageBatches(images, config.batch_size)
-    done = 0
     with stop_request() as stop:
-        for pixels, masks in batches.of_epoch(0, 0, config.machine.workers):
-            yield features.maps(pixels), masks
-            done += len(masks)
+        for first, batch, done in batches.dealt(config.machine.workers, features.world):
+            if batch is not None:
+                yield first, features.maps(batch[0]), batch[1]
             progress.update(done)
-            if stop:
+            if any_stop(stop):
                 stop.leave()
 
 
@@ -173,14 +194,16 @@ def score(config: DenseKnnConfig, features: PooledFeatures, memory: Memory, imag
     """Return (len(neighbours), classes, classes): pixels by label and by predicted class."""
     classes, ignore = len(images.layout.classes), images.layout.ignore_index
     confusions = torch.zeros(len(config.neighbours), classes, classes, dtype=torch.long)
-    for maps, masks in maps_of(config, features, images, run, "val"):
+    for _, maps, masks in maps_of(config, features, images, run, "val"):
         positions = maps.movedim(1, -1)  # (B, h, w, C)
         queries = normalise_rows(positions.flatten(0, 2).clone())
-        voted = vote(memory, queries, config.neighbours, config.temperature, config.machine.chunk_megabytes << 20)
+        chunk = choose_chunk(features.device, config.machine.chunk_megabytes)
+        voted = vote(memory, queries, config.neighbours, config.temperature, chunk)
         for number, distributions in enumerate(voted):
             each = distributions.view(*positions.shape[:3], classes).movedim(-1, 1)
             for mask, one in zip(masks, each, strict=True):
                 confusions[number] += confusion(predict(one, mask.shape), mask, classes, ignore)
+    add_up([confusions], features.world)
     return confusions
 
 

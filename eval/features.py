@@ -12,17 +12,21 @@ from torch.utils.data import Dataset
 
 from data.config import Normalisation
 from data.images import ImageList
-from data.transforms import LabelledDataset, eval_transform
+from data.transforms import LabelledDataset, eval_transform, train_transform
 from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
 from eval.config import KnnConfig, LinearConfig
 from eval.splits import Splits
-from runtime.config import MachineConfig
+from runtime.config import ComputeConfig, MachineConfig
+from runtime.device import free_bytes
+from runtime.distributed import add_up, any_stop
 from runtime.errors import NotFiniteError
 from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import outlive_stops, stop_request
+from runtime.world import World
 
+ALONE = World()
 Labelled = tuple[Tensor, Tensor]  # rows (n, ...) and their labels (n,) int64: a batch, or a whole split
 
 
@@ -37,27 +41,51 @@ class Batched(Protocol):
 
 
 class ImageBatches(Dataset):
-    """Batch number (epoch, step): images (B, 3, S, S) and labels (B,); shuffled every epoch if there is a seed."""
+    """Batch number (epoch, step): images (B, 3, S, S) and labels (B,); shuffled every epoch if there is a seed.
 
-    def __init__(self, images: Batched, batch_size: int, seed: int | None = None) -> None:
-        self.images, self.batch_size, self.seed = images, batch_size, seed
+    Several processes share the work in one of two ways. To train, each has a `share` of every batch, which is empty,
+    (0,) and (0,), where there are fewer images than processes. To compute what is computed once, whole batches are
+    dealt out (`dealt`): each is the one that a single process would take, so its features have the same bits.
+    """
+
+    def __init__(self, images: Batched, batch_size: int, seed: int | None = None, share: World = ALONE) -> None:
+        self.images, self.batch_size, self.seed, self.share = images, batch_size, seed, share
         self.steps = -(-len(images) // batch_size)
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def size(self, step: int) -> int:
+        """Number of images in a step's batch, of all processes together."""
+        return min(self.batch_size, len(self) - step * self.batch_size)
+
     def __getitem__(self, number: tuple[int, int]) -> Labelled:
         epoch, step = number
         order = range(len(self)) if self.seed is None else shuffled(len(self), self.seed, epoch)
+        indices = order[step * self.batch_size : (step + 1) * self.batch_size][self.share.share(self.size(step))]
+        if not indices:
+            return torch.empty(0), torch.empty(0, dtype=torch.long)
         self.images.set_epoch(epoch)
-        batch: Labelled = self.images.batch(order[step * self.batch_size : (step + 1) * self.batch_size])
+        batch: Labelled = self.images.batch(indices)
         return batch
 
     def of_epoch(self, epoch: int, first_step: int, workers: int) -> Iterator[Labelled]:
         """The epoch's batches from `first_step` on."""
-        numbers = [(epoch, step) for step in range(first_step, self.steps)]
+        return self._load([(epoch, step) for step in range(first_step, self.steps)], workers)
+
+    def dealt(self, workers: int, world: World) -> Iterator[tuple[int, Labelled | None, int]]:
+        """Yield in each turn (number of its first image, this process's batch, images that all have had by then).
+
+        Every process has the same number of turns; in the last one there may be no batch for it.
+        """
+        own = self._load([(0, step) for step in range(world.rank, self.steps, world.size)], workers)
+        for turn in range(0, self.steps, world.size):
+            done = min(len(self), (turn + world.size) * self.batch_size)
+            yield (turn + world.rank) * self.batch_size, next(own, None), done
+
+    def _load(self, numbers: Sequence[tuple[int, int]], workers: int) -> Iterator[Labelled]:
         batches: Any = (self[number] for number in numbers)
-        if workers > 0:
+        if workers > 0 and numbers:
             pin = torch.cuda.is_available()
             batches = WatchedLoader(
                 self,
@@ -86,16 +114,55 @@ def shuffled(count: int, seed: int, epoch: int) -> Sequence[int]:
     return order
 
 
+def open_batches(
+    config: LinearConfig, splits: Splits, normalisation: Normalisation, world: World
+) -> dict[str, ImageBatches]:
+    """Batches of "train", "val" and, if there is such a slice, "held_out"."""
+    parts = {"train": splits.train, "val": splits.val, "held_out": splits.held_out}
+    train = parts.pop("train") if config.mode == "augmented" else None
+    batches = {name: central_crops(images, config, normalisation, splits) for name, images in parts.items() if images}
+    if train is not None:
+        crops = train_transform(config.image_size, config.crop_scale, config.flip, config.interpolation)
+        source = splits.source(train)
+        dataset = LabelledDataset(train, crops, config.seed, normalisation=normalisation, source=source)
+        batches["train"] = ImageBatches(dataset, config.batch_size, config.seed, world)
+    return batches
+
+
+def choose_chunk(device: torch.device, megabytes: int | None = None) -> int:
+    """Return the bytes to compute at a time: `megabytes`, or a quarter of what is free on a GPU and 256 MB on a CPU."""
+    if megabytes is None and device.type == "cuda":
+        return free_bytes(device) // 4
+    return (megabytes or 256) << 20
+
+
 class PooledFeatures:
     """A backbone in eval mode, without gradients: images in, pooled features (B, F) float32 out."""
 
-    def __init__(self, backbone: nn.Module, device: torch.device) -> None:
-        self.device = device
-        self.backbone = backbone.to(device).eval()
+    def __init__(
+        self, backbone: nn.Module, device: torch.device, config: ComputeConfig | None = None, world: World = ALONE
+    ) -> None:
+        config = config or ComputeConfig()
+        self.device, self.world = device, world
+        self.autocast = config.precision == "bfloat16"
+        self.layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.backbone: Any = backbone.to(device, memory_format=self.layout).eval()  # type: ignore[call-overload]
 
     def __call__(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S). NotFiniteError where a feature is NaN or infinite."""
         return self._compute(images)[1]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, S, S) -> maps and pooled features in float32, in the backbone's present mode, with gradients.
+
+        Of no images, as a process may have in a short batch, there are no pooled features (0, F).
+        """
+        if not len(images):
+            return torch.empty(0, device=self.device), torch.empty(0, self.backbone.channels, device=self.device)
+        images = images.to(self.device, memory_format=self.layout, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            maps, pooled = self.backbone(images)
+        return maps.float(), pooled.float()
 
     def maps(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) -> feature maps (B, C, h, w) float32. NotFiniteError where one is NaN or infinite."""
@@ -104,22 +171,26 @@ class PooledFeatures:
     @torch.no_grad()
     def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return maps and pooled features. A pooled feature is a mean of its map's, so it shows what is not finite."""
-        maps, pooled = self.backbone(images.to(self.device, non_blocking=True))
+        maps, pooled = self.forward(images)
         if not torch.isfinite(pooled).all():
             raise NotFiniteError("the backbone's features are not finite: its training went wrong")
-        return maps.float(), pooled.float()
+        return maps, pooled
 
     def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None]) -> Labelled:
-        """(N, F) features and (N,) labels of all images, in their order; calls on_batch(images done)."""
-        features, labels, done = torch.empty(0), torch.empty(len(batches), dtype=torch.long, device=self.device), 0
-        for images, batch_labels in batches.of_epoch(0, 0, workers):
-            batch = self(images)
-            if done == 0:  # one table from the start: joining the batches at the end would take twice its memory
-                features = batch.new_empty(len(batches), batch.shape[1])
-            features[done : done + len(batch)] = batch
-            labels[done : done + len(batch)] = batch_labels.to(self.device)
-            done += len(batch)
+        """(N, F) features and (N,) labels of all images, in their order, in every process.
+
+        Calls on_batch(images done) after each turn, equally often in every process.
+        """
+        # One table from the start: joining the batches at the end would take twice its memory.
+        features = torch.zeros(len(batches), self.backbone.channels, device=self.device)
+        labels = torch.zeros(len(batches), dtype=torch.long, device=self.device)
+        for first, batch, done in batches.dealt(workers, self.world):
+            if batch is not None:
+                rows = slice(first, first + len(batch[1]))
+                features[rows], labels[rows] = self(batch[0]), batch[1].to(self.device)
             on_batch(done)
+        for column in (features, labels):
+            add_up([column], self.world)  # zero but for the rows of this process
         return features, labels
 
     def tables(
@@ -133,7 +204,7 @@ class PooledFeatures:
 
             def on_batch(images: int) -> None:
                 progress.update(done + images)
-                if stop:
+                if any_stop(stop):
                     stop.leave()
 
             for name, batches in parts.items():

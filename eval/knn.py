@@ -6,7 +6,8 @@ Weighted votes of the nearest neighbours (Wu et al. 2018, arXiv 1805.01978, sect
 is the cosine; each of the k nearest votes for its class with exp(similarity / temperature). Ties: of equally similar
 neighbours the first in the bank is nearer; of classes with equal votes the lower number wins.
 
-Features of train and val are computed once; an interrupted run starts over, which costs no more than that.
+Features of train and val are computed once; an interrupted run starts over, which costs no more than that. Several
+processes (torchrun, srun) share the images, and then the queries; their scores are exactly those of one process.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from eval.command import evaluate
 from eval.config import KnnConfig
-from eval.features import Labelled, PooledFeatures, central_crops
+from eval.features import Labelled, PooledFeatures, central_crops, choose_chunk
 from eval.parent import Parent, load_parent_backbone
 from eval.splits import Splits, best, is_at_edge
+from runtime.device import choose_convolutions
+from runtime.distributed import add_up
 from runtime.errors import UserError, run_command
 from runtime.progress import Progress
 from runtime.rundir import Run
@@ -31,20 +34,23 @@ from runtime.world import World
 TOP = 5
 
 
-def classify(config: KnnConfig, parent: Parent, run: Run, device: torch.device, _world: World) -> dict[str, Any]:
+def classify(config: KnnConfig, parent: Parent, run: Run, device: torch.device, world: World) -> dict[str, Any]:
     """Features, neighbours, votes; the dict of result.json."""
     started = time.monotonic()
     # With a fixed k there is nothing to choose, and no image is held out for it.
     splits = Splits.open(config.data, config.held_out if config.fixed_k is None else 0.0, config.seed)
     refuse_few(config, len(splits.train))
-    bank, val = compute_tables(config, splits, parent, run, device)
+    bank, val = compute_tables(config, splits, parent, run, device, world)
 
     def scores(voters: Labelled, queries: Labelled) -> Tensor:
         """(len(neighbours), 2) percent."""
-        progress = Progress(run, "knn", len(queries[1]), "images", config.machine.log_seconds)
-        chunk = config.machine.chunk_megabytes << 20
-        classes, update = splits.classes, progress.update
-        return accuracies(voters, queries, config.neighbours, config.temperature, classes, chunk, update)
+        own = queries[0][world.share(len(queries[0]))], queries[1][world.share(len(queries[1]))]
+        progress = Progress(run, "knn", len(own[1]), "images", config.machine.log_seconds)
+        chunk = choose_chunk(device, config.machine.chunk_megabytes)
+        rule = config.neighbours, config.temperature, splits.classes, chunk
+        hits = count_hits(voters, own, *rule, progress.update)
+        add_up([hits], world)
+        return 100 * hits / len(queries[1])
 
     sizes = [len(splits.train), len(splits.held_out), len(splits.unused)]
     train, held_out, _ = zip(*(column.split(sizes) for column in bank), strict=True)
@@ -67,7 +73,7 @@ def refuse_few(config: KnnConfig, images: int) -> None:
 
 
 def compute_tables(
-    config: KnnConfig, splits: Splits, parent: Parent, run: Run, device: torch.device
+    config: KnnConfig, splits: Splits, parent: Parent, run: Run, device: torch.device, world: World
 ) -> tuple[Labelled, Labelled]:
     """(features (N, F) of unit length, labels (N,)) of all of the train split, and of val.
 
@@ -76,7 +82,8 @@ def compute_tables(
     """
     images = {"train": splits.join(), "val": splits.val}
     parts = {name: central_crops(part, config, parent.normalisation, splits) for name, part in images.items()}
-    features = PooledFeatures(load_parent_backbone(parent), device)
+    choose_convolutions(device)
+    features = PooledFeatures(load_parent_backbone(parent), device, config, world)
     tables = features.tables(parts, run, "knn features", config.machine)
     bank, val = ((normalise_rows(vectors), labels) for vectors, labels in tables.values())
     return bank, val
@@ -115,7 +122,7 @@ def normalise_rows(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def accuracies(
+def count_hits(
     bank: Labelled,
     queries: Labelled,
     ks: Sequence[int],
@@ -124,7 +131,7 @@ def accuracies(
     chunk_bytes: int,
     on_chunk: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """(len(ks), 2): top-1 and top-5 in percent of the queries by the bank.
+    """(len(ks), 2) float64: how many queries the bank classifies rightly, by its first guess and within five.
 
     Both are (features (N, F) with rows of unit length, labels (N,)). One product and one top-k, at the largest k, serve
     every k. Works in chunks of about `chunk_bytes`, besides the features. A class without a vote is never among the
@@ -144,7 +151,7 @@ def accuracies(
             hits[number] += torch.stack([correct[:, 0].sum(), correct.any(1).sum()])
         done += len(features)
         on_chunk(done)
-    return 100 * hits / len(query_labels)
+    return hits
 
 
 def product_chunk(bank: int, chunk_bytes: int) -> tuple[int, int]:

@@ -5,6 +5,14 @@ python -m eval.linear runs/pretrain/<run> --config eval/configs/linear_scenes.ya
 Every learning rate of the config is trained in one backbone pass; a held-out slice of train chooses among them.
 The score is the last epoch's, on val; best_on_val in result.json is the best over epochs and rates, which papers often
 report.
+
+Features that do not change are computed once: those of val and of the held-out slice, and with mode=cached those of
+train. With random crops (mode=augmented) or a backbone that is trained (finetune) an epoch needs a pass of its own.
+Kept checkpoints of one pretraining are different networks and share nothing.
+
+On several GPUs, the same command by `torchrun --nproc-per-node 8 -m eval.linear ...` or srun. batch_size is of all
+processes together: each computes its share of every batch, and their gradients are summed, so the heads are those of
+one process but for rounding. Heads on cached features, which take little time, are trained by every process alike.
 """
 
 from __future__ import annotations
@@ -17,72 +25,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from data.config import Normalisation
-from data.transforms import LabelledDataset, train_transform
 from data.views import Purpose, sample_generator
 from eval.command import evaluate
 from eval.config import LinearConfig
-from eval.features import ImageBatches, Labelled, PooledFeatures, central_crops, shuffled
+from eval.features import ImageBatches, Labelled, PooledFeatures, open_batches, shuffled
+from eval.linear_heads import LinearHeads
 from eval.parent import Parent, load_parent_backbone
 from eval.splits import Splits, best, is_at_edge
 from runtime import files
-from runtime.errors import CHECKPOINT_ERRORS, NotFiniteError, run_command, unreadable_checkpoint
+from runtime.device import choose_convolutions
+from runtime.distributed import add_up, any_stop, broadcast
+from runtime.errors import CHECKPOINT_ERRORS, NotFiniteError, UserError, run_command, unreadable_checkpoint
 from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import stop_request
 from runtime.world import World
-
-
-class LinearHeads(nn.Module):
-    """k classifiers (classes, features) with the same start: weights N(0, 0.01), biases 0.
-
-    The loss of each is the mean cross-entropy; the sum of the k losses has for each head exactly the gradient that it
-    would have alone, because no weight is shared.
-    """
-
-    def __init__(self, features: int, classes: int, count: int, seed: int) -> None:
-        super().__init__()
-        start = 0.01 * torch.randn(classes, features, generator=torch.Generator().manual_seed(seed))
-        self.weights = nn.ParameterList([start.clone() for _ in range(count)])
-        self.biases = nn.ParameterList([torch.zeros(classes) for _ in range(count)])
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, F) -> logits (B, k, classes), in one product."""
-        logits = F.linear(features, torch.cat(list(self.weights)), torch.cat(list(self.biases)))
-        return logits.unflatten(1, (len(self.weights), -1))
-
-    def losses(self, features: Tensor, labels: Tensor) -> Tensor:
-        """(B, F), (B,) -> (k,) mean cross-entropy of each head."""
-        logits = self(features)
-        batch, count, _ = logits.shape
-        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(count), reduction="none")
-        return each.view(batch, count).mean(0)
-
-    def parameter_groups(self, learning_rates: Sequence[float]) -> list[dict[str, object]]:
-        """One optimiser group a head; `initial_lr` is what the schedule multiplies."""
-        heads = zip(self.weights, self.biases, learning_rates, strict=True)
-        return [{"params": [weight, bias], "lr": rate, "initial_lr": rate} for weight, bias, rate in heads]
-
-    @torch.no_grad()
-    def accuracy(self, features: Tensor, labels: Tensor, batch_size: int = 8192) -> Tensor:
-        """(N, F), (N,) -> (k, 2): top-1 and top-5 in percent; NaN for a head that diverged.
-
-        With five classes or fewer, top-5 is 100 by definition.
-        """
-        correct = torch.zeros(len(self.weights), 2, dtype=torch.float64, device=features.device)
-        for batch, truth in zip(features.split(batch_size), labels.split(batch_size), strict=True):
-            logits = self(batch)
-            ranked = logits.topk(min(5, logits.shape[2]), dim=2).indices  # (B, k, 5)
-            hits = ranked == truth[:, None, None]
-            correct += torch.stack([hits[:, :, 0].sum(0), hits.any(2).sum(0)], dim=1)
-        percent = 100 * correct.cpu() / len(labels)
-        # A head of NaN predicts class 0 always, which would be a score.
-        diverged = [not weight.isfinite().all() for weight in self.weights]
-        percent[torch.tensor(diverged)] = torch.nan
-        return percent
+from vicregl.sync_norm import synchronise
 
 
 @dataclass
@@ -120,14 +80,15 @@ class LinearTraining:
     decay and cosine are the head's.
     """
 
-    def __init__(self, config: LinearConfig, parent: Parent, run: Run, device: torch.device) -> None:
-        self.config, self.run, self.device = config, run, device
+    def __init__(self, config: LinearConfig, parent: Parent, run: Run, device: torch.device, world: World) -> None:
+        self.config, self.run, self.device, self.world = config, run, device, world
         self.started = time.monotonic()
         self.checkpoint = run.path / "checkpoint.pt"
         self.splits = Splits.open(config.data, config.held_out, config.seed, config.subset)
-        self.batches = open_batches(config, self.splits, parent.normalisation)
+        self.batches = open_batches(config, self.splits, parent.normalisation, world)
         self.backbone = load_parent_backbone(parent).to(device).requires_grad_(config.finetune)
-        self.features = PooledFeatures(self.backbone, device)
+        choose_convolutions(device, deterministic=config.finetune)
+        self.features = PooledFeatures(self.backbone, device, config, world)
         self.tables: dict[str, Labelled] = {}
         if not config.finetune:
             constant = {k: v for k, v in self.batches.items() if k != "train" or config.mode == "cached"}
@@ -137,7 +98,9 @@ class LinearTraining:
         groups = self.heads.parameter_groups(config.learning_rates)
         parts: dict[str, Any] = {"heads": self.heads}
         if config.finetune:
-            torch.backends.cudnn.deterministic = True
+            if world.size > 1:
+                refuse_idle_processes(self.batches["train"], world)
+                synchronise(self.backbone)
             rate = config.backbone_learning_rate
             groups.insert(0, {"params": list(self.backbone.parameters()), "lr": rate, "initial_lr": rate})
             parts["backbone"] = self.backbone
@@ -147,11 +110,12 @@ class LinearTraining:
     def train(self) -> None:
         """All epochs that are still to do; saves now and then, and on a stop request before ending."""
         config, state = self.config, self.state
-        if self.checkpoint.exists():
+        if broadcast(self.checkpoint.exists()):
             state.load(self.checkpoint)
             print(f"going on at epoch {state.epoch} of {config.epochs}", flush=True)
         # A former attempt may have logged epochs after its last checkpoint: they are done again.
-        self.run.drop_metrics_after(state.epoch)
+        if self.world.is_main:
+            self.run.drop_metrics_after(state.epoch)
         steps, saved, before = self.batches["train"].steps, time.monotonic(), state.seconds
         position = state.epoch + state.step / steps
         progress = Progress(self.run, "linear", config.epochs, "epochs", config.machine.log_seconds, position)
@@ -162,17 +126,26 @@ class LinearTraining:
                     self.train_step(inputs, labels)
                     state.step += 1
                     state.seconds = before + time.monotonic() - self.started
-                    if stop or time.monotonic() - saved >= config.machine.save_seconds:
-                        state.save(self.checkpoint)
+                    stopping = any_stop(stop)
+                    if stopping or time.monotonic() - saved >= config.machine.save_seconds:
+                        self.save()
                         saved = time.monotonic()
-                    if stop:
+                    if stopping:
                         stop.leave()
                     progress.update(state.epoch + state.step / steps)
                 self.end_epoch()
-        state.save(self.checkpoint)
+        self.save()
+
+    def save(self) -> None:
+        """Write the state, which is the same in every process."""
+        if self.world.is_main:
+            self.state.save(self.checkpoint)
 
     def train_batches(self) -> Iterator[Labelled]:
-        """(images (B, 3, S, S) or, where they are constant, features (B, F); labels) of the rest of the epoch."""
+        """(images (B, 3, S, S) or, where they are constant, features (B, F); labels) of the rest of the epoch.
+
+        Images are this process's share of the batch, features all of it.
+        """
         state, config = self.state, self.config
         if "train" not in self.tables:
             for images, labels in self.batches["train"].of_epoch(state.epoch, state.step, config.machine.workers):
@@ -186,17 +159,23 @@ class LinearTraining:
     def train_step(self, inputs: Tensor, labels: Tensor) -> None:
         """One step of every head and, when finetuning, of the backbone."""
         if self.config.finetune:
-            # Drop path draws as a function of (seed, epoch, step), so a resumed run repeats its draws.
-            stream = sample_generator(self.config.seed, self.state.epoch, self.state.step, Purpose.DROPOUT)
+            # Drop path draws as a function of (seed, epoch, step, process), so a resumed run repeats its draws.
+            number = self.world.rank * self.batches["train"].steps + self.state.step
+            stream = sample_generator(self.config.seed, self.state.epoch, number, Purpose.DROPOUT)
             torch.manual_seed(int(stream.integers(2**32)))
-            features = self.backbone.train()(inputs)[1].float()
+            self.backbone.train()
+            features = self.features.forward(inputs)[1]
         else:
             features = inputs if "train" in self.tables else self.features(inputs)
-        losses = self.heads.losses(features, labels)
+        losses = self.heads.losses(features, labels, self.batches["train"].size(self.state.step))
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
+        losses = losses.detach()
+        if "train" not in self.tables:
+            parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+            add_up([losses, *(p.grad for p in parameters if p.grad is not None)], self.world)
         self.optimizer.step()
-        self.state.loss_sums += losses.detach()
+        self.state.loss_sums += losses
 
     def accuracy(self, part: str) -> Tensor:
         """(k, 2) top-1 and top-5 of every head, percent, on "val" or "held_out"."""
@@ -205,8 +184,8 @@ class LinearTraining:
         with stop_request() as stop:
 
             def on_batch(_done: int) -> None:
-                if stop:
-                    self.state.save(self.checkpoint)  # at the end of an epoch's steps: only their scores are missing
+                if any_stop(stop):
+                    self.save()  # at the end of an epoch's steps: only their scores are missing
                     stop.leave()
 
             self.backbone.eval()
@@ -229,7 +208,8 @@ class LinearTraining:
                 state.best_on_val = {"top1": score, "epoch": state.epoch, "learning_rate": rate}
         row: dict[str, Any] = {"step": state.epoch, "epoch": state.epoch, "time": time.time(), "seconds": state.seconds}
         row |= {"loss": files.finite(losses), "val_top1": files.finite(top1), "learning_rates": rates}
-        self.run.append_metrics(row)
+        if self.world.is_main:
+            self.run.append_metrics(row)
 
     def choose_learning_rate(self) -> tuple[int, list[float] | None]:
         """(index of the rate that is the result, the held-out top-1 of each); (0, None) of a single rate.
@@ -261,17 +241,13 @@ class LinearTraining:
         }
 
 
-def open_batches(config: LinearConfig, splits: Splits, normalisation: Normalisation) -> dict[str, ImageBatches]:
-    """Batches of "train", "val" and, if there is such a slice, "held_out"."""
-    parts = {"train": splits.train, "val": splits.val, "held_out": splits.held_out}
-    train = parts.pop("train") if config.mode == "augmented" else None
-    batches = {name: central_crops(images, config, normalisation, splits) for name, images in parts.items() if images}
-    if train is not None:
-        crops = train_transform(config.image_size, config.crop_scale, config.flip, config.interpolation)
-        source = splits.source(train)
-        dataset = LabelledDataset(train, crops, config.seed, normalisation=normalisation, source=source)
-        batches["train"] = ImageBatches(dataset, config.batch_size, config.seed)
-    return batches
+def refuse_idle_processes(batches: ImageBatches, world: World) -> None:
+    """UserError where a process would have no image of an epoch's last batch: BatchNorm needs one of each."""
+    if (last := batches.size(batches.steps - 1)) < world.size:
+        raise UserError(
+            f"config: batch_size = {batches.batch_size} leaves {last} of {len(batches)} training images for the last "
+            f"batch, fewer than the {world.size} processes; take another batch_size or fewer processes"
+        )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, epoch: int, epochs: int) -> None:
@@ -281,9 +257,9 @@ def set_rates(optimizer: torch.optim.Optimizer, epoch: int, epochs: int) -> None
         group["lr"] = group["initial_lr"] * factor
 
 
-def classify(config: LinearConfig, parent: Parent, run: Run, device: torch.device, _world: World) -> dict[str, Any]:
+def classify(config: LinearConfig, parent: Parent, run: Run, device: torch.device, world: World) -> dict[str, Any]:
     """Train and score; the dict of result.json."""
-    training = LinearTraining(config, parent, run, device)
+    training = LinearTraining(config, parent, run, device, world)
     training.train()
     scores = training.scores()
     figures = f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, learning rate {scores['learning_rate']:g}"

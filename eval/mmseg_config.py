@@ -29,8 +29,8 @@ def plain_config(
         "custom_imports": {"imports": own, "allow_failed_imports": False},
         "default_scope": "mmseg",
         "model": model(config, parent, channels, len(layout.classes), processes > 1),
-        "train_dataloader": train_loader(config, layout, processes),
-        "val_dataloader": val_loader(config, layout),
+        "train_dataloader": train_loader(config, layout, device, processes),
+        "val_dataloader": val_loader(config, layout, device),
         "train_cfg": {"type": "ResumableTrainLoop", "max_iters": config.iterations},
         "val_cfg": {"type": "ValLoop"},
         "val_evaluator": {
@@ -52,6 +52,7 @@ def plain_config(
         "randomness": {"seed": config.seed},
         "device": str(device),
         "launcher": "pytorch" if processes > 1 else "none",
+        "channels_last": config.channels_last,
         "find_unused_parameters": config.finetune,  # some networks have layers after their map, which get no gradient
         "work_dir": str(work_dir),
     }
@@ -107,7 +108,9 @@ def head(config: SegmentationConfig, channels: list[int]) -> dict[str, Any]:
     }
 
 
-def train_loader(config: SegmentationConfig, layout: SegmentationLayout, processes: int) -> dict[str, Any]:
+def train_loader(
+    config: SegmentationConfig, layout: SegmentationLayout, device: torch.device, processes: int
+) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"type": "ReadImage"}, read_mask(layout)]
     if config.image_scale is not None:
         scale = {"scale": tuple(config.image_scale), "ratio_range": tuple(config.scale_range), "keep_ratio": True}
@@ -121,13 +124,14 @@ def train_loader(config: SegmentationConfig, layout: SegmentationLayout, process
     return {
         "batch_size": config.batch_size // processes,
         "num_workers": config.machine.workers,
+        "pin_memory": device.type == "cuda",
         "worker_init_fn": {"type": "outlive_stops"},
         "sampler": {"type": "ResumableSampler", "seed": config.seed, "batch_size": config.batch_size},
         "dataset": {**images, "type": "SeededSegDataset", "seed": config.seed},
     }
 
 
-def val_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[str, Any]:
+def val_loader(config: SegmentationConfig, layout: SegmentationLayout, device: torch.device) -> dict[str, Any]:
     """Masks are read after the resizing, so predictions are compared at the image's own size."""
     steps: list[dict[str, Any]] = [{"type": "ReadImage"}]
     if config.image_scale is not None:
@@ -136,6 +140,7 @@ def val_loader(config: SegmentationConfig, layout: SegmentationLayout) -> dict[s
     return {
         "batch_size": config.machine.val_batch_size,
         "num_workers": config.machine.workers,
+        "pin_memory": device.type == "cuda",
         "worker_init_fn": {"type": "outlive_stops"},
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "dataset": {**dataset(layout, layout.val, steps), "type": "PartsDataset", "test_mode": True},

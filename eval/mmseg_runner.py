@@ -36,7 +36,7 @@ from data.workers import WatchedLoader
 from eval.predictions import PICTURE, draw_predictions, save_predictions, spread
 from eval.segmentation_config import SegmentationConfig
 from runtime import files
-from runtime.distributed import largest
+from runtime.distributed import any_stop
 from runtime.errors import CHECKPOINT_ERRORS, NotFiniteError, UserError, unreadable_checkpoint
 from runtime.progress import Progress
 from runtime.rundir import Run
@@ -140,7 +140,8 @@ class QuietRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Move the model to `cfg.device`: mmengine takes the first GPU, and knows no distributed training on CPUs."""
-        model = model.to(self.cfg.device)
+        layout = torch.channels_last if self.cfg.channels_last else torch.preserve_format
+        model = model.to(self.cfg.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
         if not self.distributed:
             return model
         device = torch.device(self.cfg.device)
@@ -200,13 +201,12 @@ class TrainingWatch(Hook):
             )
         if done % self.config.machine.log_steps == 0 or last:
             self.write_row(runner, done, data_batch, outputs)
-        stop = largest(self.stop.signal or 0)  # if one process was asked to stop, all stop
+        stop = any_stop(self.stop)
         if is_main_process():
             if stop or last or time.monotonic() - self.saved >= self.config.machine.save_seconds:
                 self.save(runner)
             self.progress.update(done, f"loss {self.loss:.3f}")
         if stop:
-            self.stop.signal = stop
             self.stop.leave()
 
     def write_row(self, runner: Runner, done: int, data_batch: Any, outputs: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from eval.mmseg_config import plain_config
 from eval.parent import Parent, load_parent_backbone
 from eval.segmentation_config import SegmentationConfig
 from runtime import compat, files
+from runtime.device import choose_convolutions
 from runtime.distributed import barrier, broadcast
 from runtime.errors import UserError, run_command
 from runtime.rundir import Run
@@ -106,7 +107,7 @@ def build_runner(cfg: dict[str, Any], backbone: Backbone, run: Run, device: torc
 
     from eval.mmseg_runner import QuietRunner
 
-    torch.backends.cudnn.deterministic = True
+    choose_convolutions(device, deterministic=True)
     file = run.path / MMSEG_CONFIG
     if is_main_process():
         files.write_text(file, Config(cfg).pretty_text)
@@ -130,7 +131,7 @@ def refuse_changed_backbone(runner: Runner, backbone: Backbone) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    evaluate(argv, SegmentationConfig, segment, several=True)
+    evaluate(argv, SegmentationConfig, segment)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from data.config import DataConfig, NormalisationName
-from runtime.config import Config, EvalMachineConfig, Momentum, PositiveInt, added_later, require
+from runtime.config import ComputeConfig, Config, EvalMachineConfig, Momentum, PositiveInt, added_later, require
 
 
 class SegmentationMachineConfig(EvalMachineConfig):
@@ -39,7 +39,7 @@ class OptimizerConfig(Config):
         require(not combined or self.end_lr == 0, "optimizer.end_lr", self.end_lr, zero)
 
 
-class SegmentationConfig(Config):
+class SegmentationConfig(ComputeConfig):
     """BatchNorm and a 1x1 convolution on the backbone's map (`taps: last`) or on all its stages (`taps: all`).
 
     With torchrun or srun, `batch_size` is of all processes together. Only dropout and drop path depend on their number.
@@ -71,7 +71,8 @@ class SegmentationConfig(Config):
     head: Literal["linear", "fcn"] = added_later("linear")
     # null: none in the linear head, 0.1 in fcn.
     dropout: float | None = added_later(None, ge=0, lt=1, description="a share of channels, or null for the head's own")
-    precision: Literal["float32", "bfloat16", "float16"] = added_later("float32")  # of training; float16 on CUDA alone
+    # Of training; val is predicted in float32. float16 on CUDA alone.
+    precision: Literal["float32", "bfloat16", "float16"] = added_later("float32")  # type: ignore[assignment]  # wider
     iterations: Annotated[int, Field(ge=2)] = 40000
     batch_size: Annotated[int, Field(ge=2, description="BatchNorm needs several images")] = 16
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -100,7 +101,7 @@ class SegmentationConfig(Config):
 
     @property
     def protocol(self) -> str:
-        return f"{'finetuned' if self.finetune else 'frozen'} {self.head}"
+        return self.named(f"{'finetuned' if self.finetune else 'frozen'} {self.head}")
 
     @property
     def label(self) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -120,6 +120,14 @@ class Config(BaseModel):
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
 
+def added_later(default: Any, **constraints: Any) -> Any:
+    """Declare a field that was added when runs existed already: at its default it stays out of a run's identity.
+
+    So those runs keep their names and stay done. The default must mean what the code did before.
+    """
+    return Field(default, json_schema_extra={_ADDED_LATER: True}, **constraints)
+
+
 class MachineConfig(Config):
     """What cannot change a result. Every stage's config has it as `machine`."""
 
@@ -134,6 +142,21 @@ class MachineConfig(Config):
 
 class EvalMachineConfig(MachineConfig):
     save_seconds: NonNegativeFloat = 60.0  # between two checkpoints; 0: as often as possible
+
+
+class ComputeConfig(Config):
+    """How the network of an evaluation computes: a part of the protocol, because both change scores by rounding.
+
+    Outputs are float32 whatever the pass, and so is all that is computed of them.
+    """
+
+    precision: Literal["float32", "bfloat16"] = added_later("float32")  # of the network, by autocast
+    channels_last: bool = added_later(False)  # the memory layout of convolutions' weights, and so of maps
+
+    def named(self, protocol: str) -> str:
+        """Append what differs from the reference to the protocol's name: "linear, bfloat16, channels last"."""
+        precision = [] if self.precision == "float32" else [self.precision]
+        return ", ".join([protocol, *precision, *(["channels last"] if self.channels_last else [])])
 
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -173,14 +196,6 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
 def to_dict(config: BaseModel) -> dict[str, Any]:
     """Return the resolved config as plain dicts, lists, numbers and strings."""
     return config.model_dump(mode="json")
-
-
-def added_later(default: Any, **constraints: Any) -> Any:
-    """Declare a field that was added when runs existed already: at its default it stays out of a run's identity.
-
-    So those runs keep their names and stay done. The default must mean what the code did before.
-    """
-    return Field(default, json_schema_extra={_ADDED_LATER: True}, **constraints)
 
 
 def split_machine(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -116,6 +116,17 @@ def computes_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def choose_convolutions(device: torch.device, deterministic: bool = False) -> None:
+    """Let cuDNN time its algorithms on the first batch of each shape, or take only those that repeat their bits.
+
+    To time them pays where shapes are few. Two runs may choose otherwise, so it is off where bits have to repeat.
+    """
+    import torch
+
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+
+
 def memory_bytes(device: torch.device) -> int:
     """Return all the memory of a device; of the CPU, what this machine has (a job or a container may have less)."""
     import torch
@@ -123,6 +134,14 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory new tensors can take on a GPU: what is free, and what torch keeps of freed tensors."""
+    import torch
+
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def available_cores() -> int:

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from runtime.device import refuse_shared_gpu
 from runtime.errors import Unfinished, UserError, exit_without_cleanup
+from runtime.stopping import StopRequest
 from runtime.world import World
 
 T = TypeVar("T")
@@ -202,6 +203,12 @@ def largest(number: int) -> int:
     return int(values)
 
 
+def any_stop(stop: StopRequest) -> bool:
+    """Return whether any process was asked to stop. Then all were: each leaves by the same signal."""
+    stop.signal = largest(stop.signal or 0) or None
+    return bool(stop)
+
+
 def broadcast(value: T) -> T:
     """Return process 0's value in every process; it is pickled."""
     if not _several():
@@ -218,6 +225,32 @@ def gather_rows(rows: torch.Tensor, world: World) -> torch.Tensor:
     gathered = [torch.empty_like(rows) for _ in range(world.size)]
     dist.all_gather(gathered, rows.detach().contiguous())
     return torch.cat(gathered)
+
+
+def add_up(tensors: Sequence[torch.Tensor], world: World) -> None:
+    """Replace each tensor by its sum over the processes, in one message; all are of one dtype and device.
+
+    The sums are the same bits in every process. One contiguous tensor is summed without a copy.
+    """
+    if world.size == 1:
+        return
+    if len(tensors) == 1:
+        dist.all_reduce(tensors[0])
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+@contextmanager
+def only_main_prints(world: World) -> Iterator[None]:
+    """Drop what other processes than 0 print during the block; errors (stderr) stay."""
+    if world.is_main:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
+        yield
 
 
 def barrier() -> None:

@@ -13,7 +13,6 @@ from runtime import provenance
 from runtime.config import split_machine
 from runtime.device import choose_device
 from runtime.distributed import barrier, broadcast, join, report_failures
-from runtime.errors import UserError
 from runtime.rundir import Identity, Run, open_run, record_failure
 from runtime.world import World
 
@@ -42,12 +41,6 @@ def run_stage(config: Any, identity: Identity, work: Work, world: World, extra: 
             if world.is_main:
                 run.write_result(scores)
             _say(world, f"{run.path} is done")
-
-
-def refuse_several(world: World, stage: str) -> None:
-    """Raise UserError for several processes, which would each do the same work, or wait for each other."""
-    if world.size > 1:
-        raise UserError(f"{stage} runs in one process, and {world.size} were started; start one")
 
 
 @contextmanager

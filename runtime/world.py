@@ -23,6 +23,10 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def share(self, count: int) -> slice:
+        """Return this process's part of `count` things: in order of rank, of sizes that differ by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
 
 def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
     """Read the variables of torchrun (or submitit's TorchDistributedEnvironment) or, in a step of several tasks, of

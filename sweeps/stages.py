@@ -29,7 +29,7 @@ class Stage:
     config_class: str
     command: tuple[str, ...]  # after the Python interpreter
     work: Callable[[Any], float] = lambda config: 1.0  # length of a run, relative to others of the stage
-    several: bool = False  # whether several processes may share one run
+    several: bool = True  # whether several processes may share one run
     score: str = ""  # the score in its result.json that a report shows if the study names none
 
     def schema(self) -> type[Any]:
@@ -61,8 +61,8 @@ def _training_length(config: Any) -> float:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length, several=True),
-        Stage("weights", "eval.weights_config", "WeightsConfig", ("-m", "eval.weights")),
+        Stage("pretrain", "pretrain.config", "PretrainConfig", ("-m", "pretrain"), _training_length),
+        Stage("weights", "eval.weights_config", "WeightsConfig", ("-m", "eval.weights"), several=False),
         Stage("linear", "eval.config", "LinearConfig", ("-m", "eval.linear"), score="top1"),
         Stage("knn", "eval.config", "KnnConfig", ("-m", "eval.knn"), score="top1"),
         Stage("dense_knn", "eval.config", "DenseKnnConfig", ("-m", "eval.dense_knn"), score="miou"),

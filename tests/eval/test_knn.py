@@ -16,7 +16,7 @@ from data.transforms import LabelledDataset, eval_transform
 from eval import knn
 from eval.config import KnnConfig
 from eval.features import ImageBatches, PooledFeatures
-from eval.knn import _largest, accuracies, nearest, normalise_rows, ranked_classes
+from eval.knn import _largest, count_hits, nearest, normalise_rows, ranked_classes
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.errors import UserError
@@ -57,7 +57,7 @@ def brute_force(bank, bank_labels, queries, truth, k, temperature):
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 14, 1 << 30])
 def test_equals_a_brute_force_for_every_k_and_chunk(features, chunk_bytes):
     bank, labels, queries, truth = (part.double() if part.is_floating_point() else part for part in features)
-    scores = accuracies((bank, labels), (queries, truth), KS, TEMPERATURE, CLASSES, chunk_bytes)
+    scores = 2 * count_hits((bank, labels), (queries, truth), KS, TEMPERATURE, CLASSES, chunk_bytes)  # of 50: percent
     expected = [brute_force(bank, labels, queries, truth, k, TEMPERATURE) for k in KS]
     assert scores.tolist() == pytest.approx(np.array(expected))
     assert len({tuple(row) for row in expected}) > 1  # k matters here
@@ -67,8 +67,8 @@ def test_equals_a_brute_force_for_every_k_and_chunk(features, chunk_bytes):
 def test_cuda_equals_the_cpu(features):
     bank, labels, queries, truth = (part.double() if part.is_floating_point() else part for part in features)
     settings = (KS, TEMPERATURE, CLASSES, 1 << 14)
-    scores = accuracies((bank.cuda(), labels.cuda()), (queries.cuda(), truth.cuda()), *settings)
-    assert torch.equal(scores, accuracies((bank, labels), (queries, truth), *settings))
+    scores = count_hits((bank.cuda(), labels.cuda()), (queries.cuda(), truth.cuda()), *settings)
+    assert torch.equal(scores, count_hits((bank, labels), (queries, truth), *settings))
 
 
 def test_equals_scikit_learn():
@@ -78,7 +78,7 @@ def test_equals_scikit_learn():
     bank, queries = (centres[n] + 1.2 * random.normal(size=(len(n), 16)) for n in (labels, truth))
     tensors = [normalise_rows(torch.tensor(rows)) for rows in (bank, queries)]
     known, asked = (tensors[0], torch.tensor(labels)), (tensors[1], torch.tensor(truth))
-    scores = accuracies(known, asked, [5, 20], TEMPERATURE, CLASSES, 1 << 20)
+    scores = 100 * count_hits(known, asked, [5, 20], TEMPERATURE, CLASSES, 1 << 20) / len(truth)
     for k, (top1, _) in zip([5, 20], scores.tolist(), strict=True):
         reference = KNeighborsClassifier(
             k, weights=lambda distance: np.exp((1 - distance) / TEMPERATURE), metric="cosine"

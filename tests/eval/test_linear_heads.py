@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from eval.features import shuffled
-from eval.linear import LinearHeads, set_rates
+from eval.linear import set_rates
+from eval.linear_heads import LinearHeads
 from eval.splits import source_split, stratified_split
 from runtime.errors import UserError
 
@@ -57,12 +58,13 @@ def test_start_is_normal_with_deviation_a_hundredth_and_the_same_for_all():
     assert not any(bias.any() for bias in heads.biases)
 
 
-def test_accuracy_equals_a_loop():
+@pytest.mark.parametrize("batch_size", [1, 64, 8192])
+def test_accuracy_equals_a_loop(batch_size):
     x, y = problem()
     heads = LinearHeads(20, 7, 2, seed=0).double()
     with torch.no_grad():
         heads.weights[1].normal_()
-    accuracy = heads.accuracy(x, y, batch_size=64)
+    accuracy = heads.accuracy(x, y, batch_size)
     for number in range(2):
         scores = (x @ heads.weights[number].T + heads.biases[number]).detach().numpy()
         ranks = [list(np.argsort(-row)).index(label) for row, label in zip(scores, y.tolist(), strict=True)]

@@ -54,7 +54,7 @@ def test_the_user_s_file_is_read_if_there_is_one(tmp_path: Path, monkeypatch: py
         ("pretrain: {minutes: 0}", ["pretrain: minutes = 0", "1 or more"]),
         ("pretrain: {nodes: 0}", ["nodes = 0"]),
         ("pretrain: {minutes: 2, signal_seconds: 90}", ["signal_seconds = 90", "2 minutes"]),
-        ("linear: {nodes: 2}", ["linear: 2 nodes", "in one process"]),
+        ("weights: {nodes: 2}", ["weights: 2 nodes", "in one process"]),
         ("max_array_size: many", ["cluster.yaml: max_array_size = 'many'"]),
         ("max_array_size: -1", ["max_array_size = -1", "0 or more"]),
         ("all: [", ["not readable YAML"]),
