@@ -21,7 +21,7 @@ from analysis.labels import label, named_values, score_name, value_text
 from analysis.results import score_column
 from analysis.statistics import Estimate, difference, estimate
 from sweeps.keys import as_text
-from sweeps.study import Study, is_seed
+from sweeps.study import CHECKPOINT, Study, is_seed
 
 VERSION_KEY = "version"  # one more key of the rows where the runs are of several versions
 
@@ -128,6 +128,10 @@ class Summary:
             for row in self.controls
             if all(own in (None, value) for own, value in zip(row.group, group, strict=True))
         ]
+
+    def checkpoint(self, row: Row) -> Any:
+        """Return the name of the row in a study of checkpoints; None in others, and for a control."""
+        return row.values[self.row_keys.index(CHECKPOINT)] if CHECKPOINT in self.row_keys else None
 
     def difference(self, row: Row, other: Row | None, score: str) -> Estimate | None:
         """Return row - other; None where one has no value."""
@@ -248,7 +252,7 @@ def version_of_each_point(frame: pd.DataFrame) -> pd.Series:
     started = point.map(texts).fillna("")
     open_points = set(point[frame["eval.state"] != "done"]) if "eval.state" in frame else set()
     complete = started[~point.isin(open_points)]
-    common = [version for version, _ in Counter(complete if len(complete) else started).most_common()]
+    common = [version for version, _ in Counter(complete if len(complete) else started).most_common() if version]
     ends = {text: next((v for v in common if v.startswith(text)), text) for text in started.unique()}
     return started.where(~point.isin(open_points), started.map(ends))
 

@@ -15,6 +15,7 @@ from analysis.published import SOURCES
 from analysis.render import Column, Table
 from analysis.statistics import Estimate
 from analysis.summary import Row, Scores, Summary
+from sweeps.keys import as_text
 from sweeps.study import PRETRAIN, Study
 
 # Of the features of the frozen backbone; in the order of pretrain/diagnostics.py.
@@ -47,17 +48,17 @@ def _key_column(summary: Summary, index: int, key: str) -> Column[Row]:
 
 def description_columns(summary: Summary) -> list[Column[Row]]:
     """Return the columns that a study of checkpoints gives its rows; none for other studies."""
-    parts = summary.study.checkpoints
-    names = dict.fromkeys(name for part in parts.values() for name in part.columns)
-    return [_description_column(name, {row: part.columns.get(name) for row, part in parts.items()}) for name in names]
+    return [_description_column(summary, name) for name in summary.study.columns]
 
 
-def _description_column(name: str, values: dict[str, Any]) -> Column[Row]:
+def _description_column(summary: Summary, name: str) -> Column[Row]:
+    def value(row: Row) -> Any:
+        return summary.study.descriptions.get(str(summary.checkpoint(row)), {}).get(name)
+
     def text(row: Row) -> str:
-        value = values.get(row.varied)
-        return "" if value is None else value_text(value)
+        return "" if (shown := as_text(value(row))) is None else value_text(shown)
 
-    return Column(name, text, lambda row: {name: values.get(row.varied)})
+    return Column(name, text, lambda row: {name: value(row)})
 
 
 def score_columns(summary: Summary, score: str) -> list[Column[Row]]:

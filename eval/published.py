@@ -53,16 +53,32 @@ class Published:
 def published_score(file: str, arch: str, stage: str, data: DataConfig, result: dict[str, Any]) -> Published | None:
     """The figure for a file of that name; None where nothing comparable was published or could be verified."""
     named = re.fullmatch(r"(\w+?)_alpha(\d+(?:\.\d+)?)(?:_fullckpt)?\.pth", file)
-    measured = MEASURED.get((stage, data.name, result.get("protocol", "")))
-    if named is None or measured is None or named[1] != arch:
+    if named is None or named[1] != arch:
         return None
-    if stage == "segmentation" and result.get("taps") != ("last" if arch.startswith("resnet") else "all"):
+    row = row_of({"method": "VICRegL", "backbone": arch, "alpha": float(named[2])})
+    return None if row is None else _figure(row, stage, data, result)
+
+
+def figure_of(selected: dict[str, Any], config: Any) -> Published | None:
+    """The figure of the row with the selected values, if it measures what the evaluation of that config does."""
+    if not selected or (row := row_of(selected)) is None:
+        return None
+    return _figure(row, config.stage, config.data, {"protocol": config.protocol, "taps": getattr(config, "taps", None)})
+
+
+def row_of(selected: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of published.csv with the selected values of its columns; None if there is none, or several."""
+    rows = [row for row in published_rows() if all(row.get(key, "") == value for key, value in selected.items())]
+    return rows[0] if len(rows) == 1 else None
+
+
+def _figure(row: dict[str, Any], stage: str, data: DataConfig, result: dict[str, Any]) -> Published | None:
+    measured = MEASURED.get((stage, data.name, result.get("protocol", "")))
+    if measured is None or row[measured[0]] is None:
+        return None
+    if stage == "segmentation" and result.get("taps") != ("last" if row["backbone"].startswith("resnet") else "all"):
         return None  # scored by the last map of ResNets, by all four stages of ConvNeXts
     if data.name == "voc" and data.segmentation_train != "train_aug":
         return None
     column, score = measured
-    for row in published_rows():
-        same = (row["method"], row["backbone"], row["alpha"]) == ("VICRegL", arch, float(named[2]))
-        if same and row[column] is not None:
-            return Published(score, row[column], row["source"])
-    return None
+    return Published(score, row[column], row["source"])

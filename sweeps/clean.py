@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from runtime import files
+from sweeps.checkpoints import RUN
 from sweeps.graph import Graph, Node
 from sweeps.slurm import commands
 from sweeps.slurm.records import submissions
@@ -40,7 +41,7 @@ def clean(graph: Graph, options: Namespace) -> int:
     whose runs have not failed. With --checkpoints also checkpoint.pt of pretrainings that are done: evaluations need
     the backbone alone, and only the state for training on is lost.
     """
-    statuses = read_status(graph)
+    statuses = {node: status for node, status in read_status(graph).items() if node.part != RUN}  # not this study's
     items = [*_leftovers(statuses), *(_checkpoints(statuses) if options.checkpoints else []), *_submissions(statuses)]
     console = Console(highlight=False, soft_wrap=True)
     if not items:

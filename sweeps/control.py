@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 
 from runtime import files
 from runtime.errors import UserError
-from runtime.provenance import import_path
 from sweeps import local, processes
+from sweeps.checkpoints import WEIGHTS, check_checkpoints
 from sweeps.display import Display
 from sweeps.failures import ASK_OWNER, MAY_SUCCEED_UNCHANGED, mark_cancelled
-from sweeps.graph import WEIGHTS, Graph, Node
+from sweeps.graph import Graph, Node
 from sweeps.slurm import commands
 from sweeps.slurm.config import load_cluster
 from sweeps.status import ACTIVE, NOT_BEGUN, RunStatus, read_status
@@ -28,6 +27,7 @@ def run(graph: Graph, options: Namespace) -> int:
     """
     if options.only is not None:
         graph = _select(graph, options.only.split(","))
+    check_checkpoints(graph)
     gpus = local.choose_gpus(options.gpus)
     workers = options.workers or local.default_workers(gpus)
     return local.LocalSweep(graph, workers, Display(), options.machine, gpus).run()
@@ -107,25 +107,28 @@ def _submit(graph: Graph, options: Namespace, nodes: Collection[Node] | None) ->
     cluster = load_cluster(options.cluster_config)  # its errors come before SLURM is asked
     from sweeps.slurm import submit as slurm  # loads submitit
 
-    _import_checkpoints(graph, options.machine)
+    check_checkpoints(graph)
+    _import_checkpoints(graph)
     slurm.submit(graph, cluster, options.machine, nodes)
     return 0
 
 
-def _import_checkpoints(graph: Graph, machine: Sequence[str]) -> None:
+def _import_checkpoints(graph: Graph) -> None:
     """Import a study's checkpoints here, before anything is queued: it takes seconds, and a file that does not fit in
     every tensor is refused now. Raises UserError for it."""
     for node in graph.nodes:
         if node.stage.name == WEIGHTS and node.run.result() is None:
-            argv, environment = node.argv(machine), os.environ | import_path()
-            done = subprocess.run(argv, env=environment, capture_output=True, text=True, encoding="utf-8")
-            if done.returncode:
-                raise UserError(f"{node.title}: {done.stderr.strip().removeprefix('error: ')}")
-            print(done.stdout, end="")
+            from eval.weights import import_weights  # loads torch
+
+            try:
+                import_weights(node.stage.load(None, [*node.overrides, f"machine.runs={node.root}"]))
+            except UserError as error:
+                raise UserError(f"{node.title}: {error}") from error
 
 
 def _submit_here(graph: Graph, options: Namespace, nodes: Collection[Node] | None) -> int:
     """Run them on this machine, in the background."""
+    check_checkpoints(graph)
     states = graph.states()
     for node in graph.nodes if nodes is None else nodes:
         if states[node] != "done":

@@ -14,18 +14,18 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
+from eval.published import Published, figure_of
 from runtime import config as configs
-from runtime.config import kept_checkpoint
+from runtime.config import kept_checkpoint, require
 from runtime.config_keys import lookup, merge, nested
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from runtime.rundir import Identity, Run
 from runtime.yaml_files import file_layers, parse_overrides
+from sweeps.checkpoints import RUN, WEIGHTS, CheckpointPart, EvalChange, open_finished
 from sweeps.keys import as_override, check_keys, require_machine_keys
-from sweeps.stages import Stage, get_stage
-from sweeps.study import CHECKPOINT, METHOD, PRETRAIN, CheckpointPart, EvalPart, PretrainPart, Study
+from sweeps.stages import Stage, config_path, get_stage
+from sweeps.study import CHECKPOINT, METHOD, PRETRAIN, EvalPart, PretrainPart, Study, is_seed
 
-WEIGHTS = "weights"  # the stage of a checkpoint
 PARENT_STAGES = (PRETRAIN, WEIGHTS)
 
 
@@ -34,7 +34,8 @@ class Node:
     """One run: a pretraining (or an imported checkpoint), or one evaluation of it."""
 
     stage: Stage
-    part: str  # "pretrain", "weights", or the evaluation's name in the study, with its moment: "linear at 100 steps"
+    # "pretrain", "weights", "run" (another study's), or the evaluation's name, with its moment: "linear at 100 steps"
+    part: str
     label: str  # the values that distinguish it from the other runs of its part
     identity: Identity
     root: str
@@ -93,6 +94,7 @@ class Point:
     control: str | None
     pretrain: Node
     evals: dict[str, Node]  # by their part
+    published: dict[str, Published | None] = field(default_factory=dict)  # beside each evaluation
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ class Graph:
     study: Study
     points: list[Point]
     nodes: list[Node]  # each run once, parents first
+
+    @property
+    def root(self) -> str:
+        """Where the runs of the study are made: those that it only evaluates may lie elsewhere."""
+        return next((node.root for node in self.nodes if node.part != RUN), "runs")
 
     def states(self) -> dict[Node, str]:
         """Read the state of every run, now: that of its directory (see Run.state), or blocked."""
@@ -148,12 +155,13 @@ def build(study: Study, machine: Sequence[str] = ()) -> Graph:
     return Graph(study, list(builder.points()), list(builder.nodes.values()))
 
 
-def _grid(study: Study) -> Iterator[tuple[dict[str, Any], str | None]]:
-    grid = study.grid
+def _grid(study: Study, grid: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Yield the points of the pretrainings' grid, and of each control over all keys but those that name a row."""
+    named = {key for key in grid if not is_seed(key)} if study.checkpoints else {study.report.vary}
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True)), None
     for control, changes in study.controls.items():
-        kept = {key: values for key, values in grid.items() if key != study.report.vary and key not in changes}
+        kept = {key: values for key, values in grid.items() if key not in named and key not in changes}
         for values in itertools.product(*kept.values()):
             yield dict(zip(kept, values, strict=True)), control
 
@@ -166,18 +174,17 @@ class _Builder:
         self.machine = machine
         self.nodes: dict[Path, Node] = {}
         self.pretrain_stage = get_stage(PRETRAIN, study.file)
-        if study.pretrain is not None:
-            self._check_pretrain_keys(study.pretrain)
+        for section, values in (study.pretrain.sections if study.pretrain else {}).items():
+            check_keys(f"{study.file}: pretrain.{section}", values, self.pretrain_stage.schema())
         self.evals = {name: self._load_eval(name, part) for name, part in study.evals.items()}
 
     def points(self) -> Iterator[Point]:
-        """Make the points of the grid, or of the checkpoints."""
-        if self.study.pretrain is None:
-            yield from (self._checkpoint(name, part) for name, part in self.study.checkpoints.items())
-            return
-        base = self._read_once(_config_path(self.study.pretrain.config))
-        for varied, control in _grid(self.study):
-            yield self._pretraining(self.study.pretrain, base, varied, control)
+        """Make the points of the grid, then those of the checkpoints."""
+        if (part := self.study.pretrain) is not None:
+            base = self._read_once(config_path(part.config))
+            for varied, control in _grid(self.study, part.grid):
+                yield self._pretraining(part, base, varied, control)
+        yield from (self._checkpoint(name, part) for name, part in self.study.checkpoints.items())
 
     def _read_once(self, file: str) -> dict[str, Any]:
         """Merge the values of the config file and of this command's `machine` keys, once for all runs."""
@@ -187,34 +194,49 @@ class _Builder:
             raise UserError(f"{self.study.file}: pretrain: {error}") from error
         return reduce(merge, (values for _, values in layers))
 
-    def _check_pretrain_keys(self, part: PretrainPart) -> None:
-        schema = self.pretrain_stage.schema()
-        sections = {"grid": part.grid, "set": part.set}
-        sections |= {f"controls.{name}": changes for name, changes in part.controls.items()}
-        for section, values in sections.items():
-            check_keys(f"{self.study.file}: pretrain.{section}", values, schema)
-
     def _load_eval(self, name: str, part: EvalPart) -> tuple[Stage, str, tuple[str, ...], Any]:
         where = f"{self.study.file}: evals.{name}"
         stage = get_stage(part.stage, where)
         if stage.name in PARENT_STAGES:
             raise UserError(f"{where}: {stage.name} is no evaluation; allowed: any other stage")
         check_keys(f"{where}.set", part.set, stage.schema())
-        file, overrides = _config_path(part.config), tuple(as_override(k, v) for k, v in part.set.items())
-        return stage, file, overrides, _load(where, stage, file, [*overrides, *self.machine])
+        file, overrides = config_path(part.config), tuple(as_override(k, v) for k, v in part.set.items())
+        return stage, file, overrides, stage.load_at(where, file, [*overrides, *self.machine])
 
     def _checkpoint(self, name: str, part: CheckpointPart) -> Point:
-        stage = get_stage(WEIGHTS, self.study.file)
-        values: dict[str, Any] = {"file": part.weights, "arch": part.arch, "args": part.arch_args}
-        values |= {"ignore": part.ignore, "prefix": part.prefix, "sha256": part.sha256}
-        overrides = tuple(as_override(key, value) for key, value in values.items() if value is not None)
         try:
-            config = configs.load(stage.schema(), None, [*overrides, *self.machine])
-            parent = self._node(stage, WEIGHTS, name, config, "", overrides, None)
+            parent = self._weights(name, part) if part.run is None else self._run(name, part.run)
+            loaded = {each: self._eval_of(part, each) for each in self.evals}
+            evals = {
+                each: self._node(stage, each, name, config, file, overrides, parent, part.moment)
+                for each, (stage, file, overrides, config) in loaded.items()
+            }
+            kept = not any(node.lacks_checkpoint for node in evals.values())
+            require(kept, "epoch or at", part.moment, "a checkpoint that the run kept, in its folder checkpoints/")
         except UserError as error:
             raise UserError(f"{self.study.file}: checkpoints.{name}: {error}") from error
         varied = {CHECKPOINT: name, METHOD: part.method}
-        return Point({key: varied[key] for key in self.study.grid}, None, parent, self._evaluations(name, parent))
+        published = {each: figure_of(part.published, config) for each, (_, _, _, config) in loaded.items()}
+        return Point({key: varied.get(key) for key in self.study.grid}, None, parent, evals, published)
+
+    def _weights(self, name: str, part: CheckpointPart) -> Node:
+        stage, overrides = get_stage(WEIGHTS, self.study.file), part.overrides()
+        config = configs.load(stage.schema(), None, [*overrides, *self.machine])
+        return self._node(stage, WEIGHTS, name, config, "", overrides, None)
+
+    def _run(self, name: str, path: str) -> Node:
+        """Make the node of a finished run, which is evaluated where it lies."""
+        root, identity = open_finished(path)
+        node = Node(self.pretrain_stage, RUN, name, identity, root, "", (), 1.0)
+        return self.nodes.setdefault(node.run.path, node)
+
+    def _eval_of(self, part: CheckpointPart, name: str) -> tuple[Stage, str, tuple[str, ...], Any]:
+        """Load the evaluation as it is for a row: with the row's images and changes."""
+        common, change = self.study.evals[name], part.evals.get(name, EvalChange())
+        chosen = common.replace(config=change.config or common.config, set=common.set | change.set)
+        loaded = self._load_eval(name, chosen) if change != EvalChange() else self.evals[name]
+        images = {k: v for k, v in part.image_settings(loaded[3]).items() if k not in change.set}
+        return self._load_eval(name, chosen.replace(set=chosen.set | images)) if images else loaded
 
     def _evaluations(self, label: str, parent: Node, moments: Mapping[str, Sequence[str]] = {}) -> dict[str, Node]:
         """Make the evaluations of a point, by name; those of kept checkpoints as "linear at 100 steps"."""
@@ -243,7 +265,7 @@ class _Builder:
             [*([control] if control else []), *(f"{k}={v}" for k, v in varied.items() if len(part.grid[k]) > 1)]
         )
         overrides = tuple(as_override(k, v) for k, v in changes.items())
-        file, stage = _config_path(part.config), self.pretrain_stage
+        file, stage = config_path(part.config), self.pretrain_stage
         try:
             layers = [(file, base), ("command line", nested(changes))]
             config = configs.from_layers(stage.schema(), layers)
@@ -252,6 +274,9 @@ class _Builder:
         pretrain = self._node(stage, PRETRAIN, label, config, file, overrides, None)
         resolved = pretrain.identity.config
         values = {key: lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
+        if self.study.checkpoints:
+            row = {} if control else {CHECKPOINT: self.study.setting_name(varied), METHOD: part.method}
+            values = {key: (row | values).get(key) for key in self.study.grid}
         return Point(values, control, pretrain, self._evaluations(label, pretrain, self._keep(pretrain)))
 
     def _node(
@@ -271,16 +296,3 @@ class _Builder:
         if known is node and parent is not None:
             parent.children.append(node)
         return known
-
-
-def _config_path(config: str) -> str:
-    """Resolve the path of a config: from the working directory, or else from the project's folder."""
-    in_project = PROJECT / config
-    return str(in_project) if not Path(config).is_file() and in_project.is_file() else config
-
-
-def _load(where: str, stage: Stage, file: str, overrides: Sequence[str]) -> Any:
-    try:
-        return stage.load(file, overrides)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error

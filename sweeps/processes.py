@@ -153,8 +153,7 @@ def stop_children(children: Iterable[Child], grace_seconds: float = GRACE_SECOND
 
 
 def _background_folder(graph: Graph) -> Path:
-    root = graph.nodes[0].root if graph.nodes else "runs"
-    return Path(root) / "jobs" / "local" / graph.study.name
+    return Path(graph.root) / "jobs" / "local" / graph.study.name
 
 
 def background_log(graph: Graph) -> Path:

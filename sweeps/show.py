@@ -18,6 +18,7 @@ from rich.text import Text
 from runtime.errors import UserError
 from runtime.progress import describe_seconds
 from sweeps import local
+from sweeps.checkpoints import check_checkpoints
 from sweeps.estimate import Estimator, TimeLeft
 from sweeps.failures import tail
 from sweeps.graph import Graph, Node
@@ -48,8 +49,9 @@ Statuses = Mapping[Node, RunStatus]  # in the graph's order
 def plan(graph: Graph, options: Namespace) -> int:
     """Show every run, its state, its expected time, and what `submit` (or `run`) would do.
 
-    Nothing is started.
+    Nothing is started. Weights that are not imported yet are read, and refused if they do not fit.
     """
+    check_checkpoints(graph)
     statuses = read_status(graph)
     workers = options.workers or local.default_workers(local.choose_gpus(options.gpus))
     estimator, left = estimate(statuses, workers)

@@ -17,6 +17,7 @@ from typing import Any
 from runtime import config as configs
 from runtime.config import Duration
 from runtime.errors import UserError
+from runtime.provenance import PROJECT
 from runtime.rundir import Identity
 
 
@@ -35,8 +36,15 @@ class Stage:
     def schema(self) -> type[Any]:
         return getattr(importlib.import_module(self.module), self.config_class)
 
-    def load(self, file: str | Path, overrides: Sequence[str]) -> Any:
+    def load(self, file: str | Path | None, overrides: Sequence[str]) -> Any:
         return configs.load(self.schema(), file, overrides)
+
+    def load_at(self, where: str, file: str | Path, overrides: Sequence[str]) -> Any:
+        """As `load`, with errors that name the place in a study."""
+        try:
+            return self.load(file, overrides)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def identity(self, config: Any, parent: Identity | None = None, at: str | None = None) -> Identity:
         make = importlib.import_module(self.module).identity
@@ -78,3 +86,9 @@ def get_stage(name: str, where: str) -> Stage:
     near = get_close_matches(name, STAGES, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"{where}: unknown stage {name!r}; {hint}allowed: {', '.join(STAGES)}")
+
+
+def config_path(config: str) -> str:
+    """Resolve the path of a config: from the working directory, or else from the project's folder."""
+    in_project = PROJECT / config
+    return str(in_project) if not Path(config).is_file() and in_project.is_file() else config

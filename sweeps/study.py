@@ -11,15 +11,19 @@ evals:
   linear: {stage: linear, config: eval/configs/linear_scenes.yaml}   # with `at`, kept checkpoints too: see EvalPart
 report: {vary: loss.alpha, baseline: 1.0, x: linear.top1, y: segmentation.miou}
 
-In place of `pretrain`, checkpoints of any origin, each a row:
+In place of `pretrain`, or beside it, checkpoints of any origin, each a row:
 
 checkpoints:
   MoCo 2: {weights: $CHECKPOINTS/moco_v2_800ep.pth.tar, arch: resnet50, method: MoCo, columns: {epochs: 800}}
+  supervised: {timm: resnet50.a1_in1k}
 report: {vary: checkpoint, x: linear.top1, y: segmentation.miou}
+
+Beside `pretrain`, each setting of its grid is such a row too, named by its values.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -35,6 +39,8 @@ from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from runtime.yaml_files import file_layers
 from sweeps import stages
+from sweeps.checkpoints import CheckpointPart
+from sweeps.keys import as_text
 
 # As the source of a score in `report`: the pretraining's own result (its online probe, its loss, its diagnostics).
 PRETRAIN = "pretrain"
@@ -48,7 +54,8 @@ _Values = Annotated[list[Any], Field(min_length=1)]
 class PretrainPart(Config):
     """The pretrainings: a base config, the values set for all, the grid, and the controls.
 
-    `keep_every` ("100 steps") says which checkpoints they keep, for evaluations with `at: kept`.
+    `keep_every` ("100 steps") says which checkpoints they keep, for evaluations with `at: kept`. `method` is their name
+    among the methods of `checkpoints`.
     """
 
     config: str
@@ -56,24 +63,18 @@ class PretrainPart(Config):
     grid: dict[str, _Values] = {}
     controls: dict[str, dict[str, Any]] = {}
     keep_every: Moment | None = None
+    method: str = ""
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Values by dotted keys of the pretraining's config, by the section of the study that has them."""
+        controls = {f"controls.{name}": changes for name, changes in self.controls.items()}
+        return {"grid": self.grid, "set": self.set} | controls
 
     def check(self) -> None:
         for key, values in self.grid.items():
             distinct = {repr(value) for value in values}
             require(len(distinct) == len(values), f"pretrain.grid.{key}", values, "each value once")
-
-
-class CheckpointPart(Config):
-    """A checkpoint that is evaluated in place of a pretraining of this suite."""
-
-    weights: str  # a file; ~ and $VARIABLES are expanded
-    arch: str  # the network, by timm's name
-    arch_args: dict[str, Any] = {}
-    prefix: str | None = None  # of the network's keys in the file; null: recognised
-    ignore: list[str] = []  # beginnings of keys to leave out
-    sha256: str | None = None  # of the file: another one is refused, and after the import the file is not needed
-    method: str = ""  # checkpoints of one method have one colour in the figures
-    columns: dict[str, Any] = {}  # what the table says of it, for example {epochs: 800}
 
 
 def _kept_or_moment(text: str) -> str:
@@ -110,6 +111,7 @@ class ReportPart(Config):
     y: str
     scores: list[str] = []  # columns of the table; empty: see Study.scores
     labels: dict[str, list[str]] = {}  # by key of the grid: what the report calls its values, in the grid's order
+    join: str | None = None  # with `checkpoints`: points of one method are joined in the order of this column
 
 
 class Study(Config):
@@ -118,7 +120,7 @@ class Study(Config):
     name: Annotated[str, Field(pattern=_NAME, description=_NAME_DESCRIPTION)]
     question: str
     pretrain: PretrainPart | None = None
-    checkpoints: dict[str, CheckpointPart] = {}  # by the name of the row; in place of `pretrain`
+    checkpoints: dict[str, CheckpointPart] = {}  # by the name of the row
     evals: dict[str, EvalPart] = {}
     report: ReportPart
     file: str = ""
@@ -129,13 +131,21 @@ class Study(Config):
             known = self.pretrain is not None and (KEPT not in part.at or self.pretrain.keep_every is not None)
             needs = "pretrain.keep_every beside it" if self.pretrain else "evaluations of checkpoints without it"
             require(known or not part.at, f"evals.{name}.at", part.at, needs)
-        given = [name for name, part in (("pretrain", self.pretrain), ("checkpoints", self.checkpoints)) if part]
-        require(len(given) == 1, "study", given or "neither", "one of pretrain and checkpoints")
-        columns = {column for part in self.checkpoints.values() for column in part.columns}
-        require(
-            CHECKPOINT not in columns, "checkpoints", CHECKPOINT, "another name for a column: this one is the row's"
-        )
+        require(bool(self.pretrain or self.checkpoints), "study", "neither", "pretrain, checkpoints or both")
+        self._check_checkpoints()
         self._check_report()
+
+    def _check_checkpoints(self) -> None:
+        for row, part in self.checkpoints.items():
+            own = f"checkpoints.{row}"
+            part.check_row(own)
+            require(row not in self.settings, own, row, "another name: a setting of pretrain has this one")
+            reserved = {CHECKPOINT, METHOD} & part.columns.keys()
+            require(
+                not reserved, f"{own}.columns", sorted(reserved), "another name: this one is the row's or its method's"
+            )
+            for name in part.evals:
+                _require_known(f"{own}.evals", name, list(self.evals))
 
     def _check_report(self) -> None:
         report = self.report
@@ -148,6 +158,8 @@ class Study(Config):
             _require_known("report.labels", key, list(self.grid))
             count = len(self.grid[key])
             require(len(labels) == count, f"report.labels.{key}", labels, f"{count} labels, one for each of its values")
+        if report.join is not None:
+            _require_known("report.join", report.join, self.columns)
         named = [("report.x", report.x), ("report.y", report.y), *(("report.scores", s) for s in report.scores)]
         for key, score in named:
             source, dot, _ = score.partition(".")
@@ -156,11 +168,41 @@ class Study(Config):
 
     @property
     def grid(self) -> dict[str, list[Any]]:
-        """The values of each key in which points differ. Of checkpoints: their names, and methods if they have any."""
-        if self.pretrain is not None:
-            return self.pretrain.grid
-        methods = list(dict.fromkeys(part.method for part in self.checkpoints.values()))
-        return {CHECKPOINT: list(self.checkpoints)} | ({METHOD: methods} if any(methods) else {})
+        """The values of each key in which points differ. With checkpoints: names, methods if any are given, seeds."""
+        trained = {} if self.pretrain is None else self.pretrain.grid
+        if not self.checkpoints:
+            return trained
+        methods = [*([self.pretrain.method] if self.pretrain else []), *(p.method for p in self.checkpoints.values())]
+        names = {CHECKPOINT: [*self.settings, *self.checkpoints]}
+        names |= {METHOD: list(dict.fromkeys(methods))} if any(methods) else {}
+        return names | {key: values for key, values in trained.items() if is_seed(key)}
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The settings of `pretrain` beside checkpoints, by the name of their row."""
+        if self.pretrain is None or not self.checkpoints:
+            return {}
+        varied = {key: values for key, values in self.pretrain.grid.items() if not is_seed(key)}
+        rows = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+        return {self.setting_name(row): row for row in rows}
+
+    def setting_name(self, varied: dict[str, Any]) -> str:
+        """Return "VICRegL, alpha 0.9": the method and the values of the keys of `pretrain.grid` that have several."""
+        if self.pretrain is None:
+            return ""
+        several = {key: values for key, values in self.pretrain.grid.items() if len(values) > 1 and not is_seed(key)}
+        values = [f"{key.rpartition('.')[2]} {as_text(varied[key])}" for key in several]
+        return ", ".join([*([self.pretrain.method] if self.pretrain.method else []), *values]) or PRETRAIN
+
+    @property
+    def descriptions(self) -> dict[str, dict[str, Any]]:
+        """What the table says of each row of a study with checkpoints: by its name, the value of each column."""
+        return self.settings | {name: part.columns for name, part in self.checkpoints.items()}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of `descriptions`."""
+        return list(dict.fromkeys(column for row in self.descriptions.values() for column in row))
 
     @property
     def controls(self) -> dict[str, dict[str, Any]]:

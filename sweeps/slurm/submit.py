@@ -44,7 +44,7 @@ def submit(graph: Graph, cluster: ClusterConfig, machine: Sequence[str], nodes: 
     Raises UserError, before anything is queued, if a run cannot be written, or SLURM refuses the resources of a part or
     does not answer.
     """
-    runs = Path(graph.nodes[0].root).resolve()
+    runs = Path(graph.root).resolve()
     with lock(runs):
         adopt(runs)
         statuses = read_status(graph)
@@ -153,7 +153,10 @@ class _Submitter:
         config = self.submission.path / "configs" / f"{node.identity.stage}-{node.identity.hash}.yaml"
         values = {**node.identity.config, "machine": self._machine_section(node)}
         config.write_text(yaml.dump(values, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
-        parent = None if node.parent is None else (self.runs / node.parent.run.path.relative_to(node.root)).resolve()
+        parent = None
+        if node.parent is not None:
+            root = self.runs if node.parent.root == node.root else Path(node.parent.root)  # a run may lie elsewhere
+            parent = (root / node.parent.name).resolve()
         machine = [f"machine.runs={self.runs}", *self.machine, *node.keep_overrides]
         _, *arguments = node.stage.argv(str(config), machine, parent, node.at)
         argv = [resources.python or sys.executable, *arguments]

@@ -106,11 +106,17 @@ def test_a_checkpoint_is_named_by_its_content(checkpoints, study_file, tmp_path,
         (lambda v: v["checkpoints"]["another"].update(weights="/nowhere.pth"), "another: weights /nowhere.pth do not"),
         (lambda v: v["checkpoints"]["another"].update(weights="$UNSET_1/b.pth"), "variable of the environment set"),
         (lambda v: v["checkpoints"]["another"].update(wieghts="x"), "did you mean checkpoints.another.weights"),
+        (lambda v: v.pop("checkpoints"), "pretrain, checkpoints or both"),
+        (lambda v: v["checkpoints"]["another"].update(timm="resnet50.a1_in1k"), "one of weights"),
+        (lambda v: v["checkpoints"]["another"].update(epoch=3), "another.epoch, .at = .3. is not possible"),
+        (lambda v: v["checkpoints"]["another"].pop("arch"), "another.arch = None"),
+        (lambda v: v["checkpoints"]["another"].update(published={"method": "MoCo"}), "eval/published.csv"),
         (
-            lambda v: v.update(pretrain={"config": "pretrain/configs/quickstart.yaml"}),
-            "one of pretrain and checkpoints",
+            lambda v: v["checkpoints"]["another"].update(evals={"kNN": {}}),
+            "another.evals = .kNN. is not possible; allowed: knn, dense",
         ),
-        (lambda v: v.pop("checkpoints"), "one of pretrain and checkpoints"),
+        (lambda v: v["checkpoints"]["another"].update(evals={"knn": {"set": {"k_": 3}}}), "unknown key 'k_'"),
+        (lambda v: v["report"].update(join="epoch"), "did you mean epochs"),
         (lambda v: v["report"].update(vary="loss.alpha"), "checkpoint, method"),
         (lambda v: v["evals"]["knn"].update(stage="weights"), "weights is no evaluation"),
     ],
@@ -124,7 +130,7 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_queued(checkpoin
     study = edited(study_file, lambda values: values["checkpoints"]["another"].pop("ignore"))
     graph = build(study, [f"machine.runs={tmp_path / 'runs'}"])
     with pytest.raises(UserError, match=r"weights another: .*unexpected \(1\): pool.weight"):
-        _import_checkpoints(graph, [])
+        _import_checkpoints(graph)
     assert [node.run.state() for node in graph.nodes if node.parent is None] == ["done", "new"]
 
 
@@ -144,10 +150,10 @@ def test_a_checkpoint_with_its_digest_is_needed_until_it_is_imported(checkpoints
     graph = build(study, machine)
     assert graph.nodes[0].name == plain.nodes[0].name
     with pytest.raises(UserError, match=f"have the SHA-256 .*; expected {digest}, another file"):
-        _import_checkpoints(graph, [])
+        _import_checkpoints(graph)
     assert not (tmp_path / "runs").exists()
     (checkpoints / "a.pth").write_bytes(content)
-    _import_checkpoints(graph, [])
+    _import_checkpoints(graph)
     (checkpoints / "a.pth").unlink()
     assert build(study, machine).nodes[0].run.state() == "done"
     with pytest.raises(UserError, match="64 hexadecimal digits"):
