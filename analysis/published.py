@@ -23,6 +23,13 @@ _COLUMNS = {
 }
 
 
+_NAMES = (
+    Column[Record]("method", lambda row: f"*{row['method']}*"),
+    Column[Record]("backbone", lambda row: row["backbone"]),
+    Column[Record]("α", lambda row: "" if pd.isna(row["alpha"]) else value_text(row["alpha"])),
+)
+
+
 @functools.cache
 def published() -> pd.DataFrame:
     return pd.DataFrame(published_rows())
@@ -51,13 +58,17 @@ def names(rows: pd.DataFrame) -> list[str]:
     return [f"{method}{alpha}" for method, alpha in zip(rows["method"], alphas, strict=True)]
 
 
+def narrow_table(rows: pd.DataFrame) -> Table:
+    """Return the published rows for one column of a paper: their methods and the scores that a study may measure."""
+    scores = [_score_column(column, _COLUMNS[column]) for column in SOURCES.values() if rows[column].notna().any()]
+    return Table.of([*_NAMES, *scores], rows.to_dict("records"))
+
+
 def published_table(rows: pd.DataFrame) -> Table:
     """Return the table of published rows, without the columns that none of them fills."""
     sources = list(dict.fromkeys(rows["source"]))
     columns = [
-        Column[Record]("method", lambda row: f"*{row['method']}*"),
-        Column[Record]("backbone", lambda row: row["backbone"]),
-        Column[Record]("α", lambda row: "" if pd.isna(row["alpha"]) else value_text(row["alpha"])),
+        *_NAMES,
         Column[Record]("pretraining", _pretraining_text),
         *(_score_column(column, name) for column, name in _COLUMNS.items() if rows[column].notna().any()),
         Column[Record]("source", lambda row: f"({sources.index(row['source']) + 1})"),

@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Generic, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -42,6 +43,11 @@ _LATEX = str.maketrans(
         "−": "$-$",
         "–": "--",
         "α": r"$\alpha$",
+        "γ": r"$\gamma$",
+        "λ": r"$\lambda$",
+        "μ": r"$\mu$",
+        "ν": r"$\nu$",
+        "†": r"$^\dagger$",
         "Δ": r"$\Delta$",
         "×": r"$\times$",
         "|": r"\textbar{}",
@@ -50,7 +56,11 @@ _LATEX = str.maketrans(
     }
 )
 _LATEX_MARKS = {"strong_open": r"\textbf{", "em_open": r"\emph{", "strong_close": "}", "em_close": "}"}
-_ASCII = str.maketrans({"±": "+-", "Δ": "Delta", "α": "alpha", "−": "-", "–": "-"})
+_ASCII = str.maketrans(
+    {"±": "+-", "−": "-", "–": "-", "†": "+"}
+    | {"Δ": "Delta", "α": "alpha", "γ": "gamma", "λ": "lambda", "μ": "mu", "ν": "nu"}
+)
+_HEADER_LETTERS = 12  # in a line of a header in LaTeX, unless a word is longer
 
 
 @dataclass(frozen=True)
@@ -96,22 +106,39 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table, note: str = "") -> str:
-    r"""Return a tabular for \input into a table, which needs \usepackage{booktabs}; the note becomes a comment."""
-    columns = "".join("l" if is_text else "r" for is_text in table.is_text)
-    blocks = ["".join(_latex_line(line) for line in block) for block in table.blocks]
+    r"""Return a table as wide as the line, for \input into a table or table*; the note becomes a comment.
+
+    It needs \usepackage{booktabs,tabularx}. Columns of words share the width that the numbers leave.
+    """
+    words = r">{\raggedright\arraybackslash}X"
+    columns = "".join(words if is_text else "r" for is_text in table.is_text)
+    header = [
+        _latex(n) if is_text else _latex_header(n) for n, is_text in zip(table.header, table.is_text, strict=True)
+    ]
+    blocks = ["".join(_latex_line(map(_latex, line)) for line in block) for block in table.blocks]
     plain = "".join(token.content for token in _inline(note)).translate(_ASCII)
     comment = "".join(f"% {_ascii(line)}\n" for line in plain.splitlines())
     return (
-        f"% \\usepackage{{booktabs}}\n{comment}\\begin{{tabular}}{{@{{}}{columns}@{{}}}}\n\\toprule\n"
-        + _latex_line(table.header)
+        f"% \\usepackage{{booktabs,tabularx}}\n{comment}\\begingroup\\footnotesize\\setlength{{\\tabcolsep}}{{4pt}}%\n"
+        f"\\begin{{tabularx}}{{\\linewidth}}{{@{{}}{columns}@{{}}}}\n\\toprule\n"
+        + _latex_line(header)
         + "\\midrule\n"
         + "\\midrule\n".join(blocks)
-        + "\\bottomrule\n\\end{tabular}\n"
+        + "\\bottomrule\n\\end{tabularx}\\par\\endgroup\n"
     )
 
 
-def _latex_line(line: Sequence[str]) -> str:
-    return " & ".join(map(_latex, line)) + " \\\\\n"
+def _latex_header(name: str) -> str:
+    """Return the name of a column of numbers in a few short lines."""
+    lines = [_latex(line) for line in wrap(name, _HEADER_LETTERS, break_long_words=False, break_on_hyphens=False)]
+    stacked = r" \\{} ".join(lines)  # {}: a line such as [4, 4] would be an option of the \\
+    return stacked if len(lines) < 2 else rf"\shortstack[r]{{{stacked}}}"
+
+
+def _latex_line(cells: Iterable[str]) -> str:
+    r"""Return a row. A first cell such as [4, 4] would be an option of the \\ or \midrule before it, a * its star."""
+    line = " & ".join(cells)
+    return f"{'{}' if line.startswith(('[', '*')) else ''}{line} \\\\\n"
 
 
 def _latex(markdown: str) -> str:

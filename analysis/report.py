@@ -87,17 +87,24 @@ def texts_of(data: ReportData, folder: Path, plots: Sequence[Plot]) -> dict[str,
     known, known_notes = published.published_table(rows), published.notes(data.frame, rows)
     page = _page(data, folder, plots, scores=table, score_notes=notes, published=known, published_notes=known_notes)
     values = tables.score_values(summary, rows.to_dict("records"))
-    latex = {"published-rows.tex": render.to_latex(known, known_notes)}  # apart, to be set below the table or left out
-    return files_of(data.study.name, folder, page, table, notes, values) | latex
+    # Apart, to be set below the table or left out.
+    latex = {
+        "published-rows.tex": render.to_latex(known, known_notes),
+        "published-rows-narrow.tex": render.to_latex(published.narrow_table(rows), known_notes),
+    }
+    narrow = tables.narrow_table(summary)
+    return files_of(data.study.name, folder, page, (table, narrow), notes, values) | latex
 
 
 def files_of(
-    title: str, folder: Path, page: str, table: render.Table, notes: str, values: pd.DataFrame
+    title: str, folder: Path, page: str, scores: tuple[render.Table, render.Table], notes: str, values: pd.DataFrame
 ) -> dict[str, str]:
-    """Return the table of scores and the page of a report, each in its formats, by file name."""
+    """Return the table of scores (whole and narrow) and the page of a report, each in its formats, by file name."""
+    table, narrow = scores
     return {
         "table.md": f"{render.to_markdown(table)}\n\n{notes}\n",
         "table.tex": render.to_latex(table, notes),
+        "table-narrow.tex": render.to_latex(narrow, notes),
         "table.csv": values.to_csv(index=False),
         "README.md": page,
         "index.html": render.to_html(title, page, folder),

@@ -6,11 +6,12 @@ A new column is one more `Column` there: its text is shown in Markdown, HTML and
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from analysis.labels import NONE, is_percent, label, number, score_label, short_labels, value_text
+from analysis.labels import NONE, is_percent, label, number, score_label, short_labels, symbol, value_text
 from analysis.published import SOURCES
 from analysis.render import Column, Table
 from analysis.statistics import Estimate
@@ -27,9 +28,28 @@ DIAGNOSTICS = tuple(
 def results_table(summary: Summary) -> Table:
     """Return the table of scores: one row for each setting, then the controls, set apart."""
     scores = summary.study.scores
-    columns = [*key_columns(summary), *description_columns(summary), Column("n", lambda row: count_text(row, scores))]
+    columns = [*key_columns(summary), *description_columns(summary), _count_column(summary)]
     columns += [column for score in scores for column in score_columns(summary, score)]
     return Table.of(columns, summary.settings, summary.controls)
+
+
+def narrow_table(summary: Summary) -> Table:
+    """Return the table of scores for one column of a paper: the means, without the differences."""
+    means = [_mean_column(summary, score) for score in summary.study.scores]
+    keys = [replace(column, name=symbol(column.name)) for column in key_columns(summary)]
+    return Table.of([*keys, _count_column(summary), *means], summary.settings, summary.controls)
+
+
+def _count_column(summary: Summary) -> Column[Row]:
+    return Column("n", lambda row: count_text(row, summary.study.scores))
+
+
+def _mean_column(summary: Summary, score: str) -> Column[Row]:
+    return Column(
+        score_label(score),
+        lambda row: mean_text(summary, row, score),
+        lambda row: _mean_fields(summary, row, score),
+    )
 
 
 def key_columns(summary: Summary) -> list[Column[Row]]:
@@ -64,11 +84,7 @@ def _description_column(summary: Summary, name: str) -> Column[Row]:
 def score_columns(summary: Summary, score: str) -> list[Column[Row]]:
     """Return the columns of one score: the mean over seeds and, in a study with a baseline, the difference to it."""
     report = summary.study.report
-    mean = Column[Row](
-        score_label(score),
-        lambda row: mean_text(summary, row, score),
-        lambda row: _mean_fields(summary, row, score),
-    )
+    mean = _mean_column(summary, score)
     difference = Column[Row](
         f"Δ to {short_labels(summary.study, [report.vary], [report.baseline])}",
         lambda row: difference_text(summary, row, score),

@@ -64,14 +64,17 @@ def write_together(
         files=" ".join(project_path(data.study.file) for data in studies_data),
     )
     values = pd.concat(score_values(data.summary).assign(study=data.study.name) for data in studies_data)
-    texts = files_of(name, folder, page, table, " ".join(sentences), values) | {RESULTS: frame.to_csv(index=False)}
+    both = table, together_table(studies_data, narrow=True)
+    texts = files_of(name, folder, page, both, " ".join(sentences), values) | {RESULTS: frame.to_csv(index=False)}
     for file, text in texts.items():
         files.write_text(folder / file, text)
     return folder
 
 
-def together_table(studies_data: Sequence[ReportData]) -> Table:
+def together_table(studies_data: Sequence[ReportData], narrow: bool = False) -> Table:
     """Return the columns study, setting, n, and for each score its mean and its difference to the study's baseline.
+
+    `narrow` leaves the differences out.
 
     A cell is empty where the study does not have that score; where runs do not have it yet, it says their state.
     """
@@ -81,7 +84,8 @@ def together_table(studies_data: Sequence[ReportData]) -> Table:
         Column[Entry]("n", lambda entry: count_text(entry.row, entry.data.study.scores)),
     ]
     for score in dict.fromkeys(score for data in studies_data for score in data.study.scores):
-        columns += [_score_column(score_label(score), score, mean_text), _score_column(AGAINST, score, difference_text)]
+        columns.append(_score_column(score_label(score), score, mean_text))
+        columns += [] if narrow else [_score_column(AGAINST, score, difference_text)]
     blocks = [[Entry(data, row, i == 0) for i, row in enumerate(data.summary.rows)] for data in studies_data]
     return Table.of(columns, *blocks)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,11 +48,6 @@ def test_one_seed_has_no_best(report_data_of: ReportDataOf) -> None:
     assert "**" not in render.to_markdown(table)
 
 
-def document(*tables: str) -> str:
-    body = "\n\n".join(tables)
-    return f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
-
-
 def test_latex_is_sound(report_data_of: ReportDataOf) -> None:
     rows = published.published()
     for table in (NASTY, results_table(some_report_data(report_data_of).summary), published.published_table(rows)):
@@ -62,25 +55,12 @@ def test_latex_is_sound(report_data_of: ReportDataOf) -> None:
         assert text.isascii()
         for line in (line for line in text.splitlines() if line.endswith("\\\\")):
             assert len(re.findall(r"(?<!\\)&", line)) == len(table.header) - 1
-            bare = re.sub(r"\\[{}&%$#_]", "", line)
+            bare = re.sub(r"\\\\(\{\})?|\\[{}&%$#_]", "", line)
             assert bare.count("{") == bare.count("}")
             assert "%" not in bare
             assert bare.count("$") % 2 == 0
     assert r"\emph{ctl} & \textbf{3} (1 new) & \texttt{two}" in render.to_latex(NASTY)
     assert r"a\_b \& c & x\%" in render.to_latex(NASTY)
-
-
-@pytest.mark.slow
-def test_latex_compiles(report_data_of: ReportDataOf, tmp_path: Path) -> None:
-    engine = next(filter(None, map(shutil.which, ("pdflatex", "lualatex", "xelatex", "tectonic"))), None)
-    if engine is None:
-        pytest.skip("no LaTeX engine on this machine: make install-report")
-    known = render.to_latex(published.published_table(published.published()), "ρ")
-    tables = [render.to_latex(NASTY), render.to_latex(results_table(some_report_data(report_data_of).summary)), known]
-    (tmp_path / "t.tex").write_text(document(*tables))
-    options = [] if engine.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
-    subprocess.run([engine, *options, "t.tex"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
-    assert (tmp_path / "t.pdf").stat().st_size > 1000
 
 
 def html_of(markdown: str, folder: Path) -> str:

@@ -29,7 +29,8 @@ from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from sweeps.graph import Graph
 
-TABLES = ["README.md", "index.html", "published-rows.tex", "results.csv", "table.csv", "table.md", "table.tex"]
+LATEX = ["published-rows-narrow.tex", "published-rows.tex", "table-narrow.tex", "table.tex"]
+TABLES = sorted(["README.md", "index.html", "results.csv", "table.csv", "table.md", *LATEX])
 FILES = [*TABLES, "tradeoff.pdf", "tradeoff.png", "tradeoff.svg"]
 
 

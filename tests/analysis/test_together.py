@@ -66,7 +66,7 @@ def test_the_report_tells_what_keeps_the_studies_apart(two: Path, capsys: pytest
     assert re.search(r"\bnan\b", page.lower()) is None
     rows = csv.DictReader(Path("reports/both/table.csv").read_text().splitlines())
     assert {row["study"] for row in rows} == {"fake", "second"}
-    names = ["README.md", "index.html", "results.csv", "table.csv", "table.md", "table.tex"]
+    names = ["README.md", "index.html", "results.csv", "table-narrow.tex", "table.csv", "table.md", "table.tex"]
     assert sorted(path.name for path in Path("reports/both").iterdir()) == names
 
 
