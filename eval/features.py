@@ -130,9 +130,12 @@ def open_batches(
 
 
 def choose_chunk(device: torch.device, megabytes: int | None = None) -> int:
-    """Return the bytes to compute at a time: `megabytes`, or a quarter of what is free on a GPU and 256 MB on a CPU."""
+    """Return the bytes to compute at a time: `megabytes`, or a quarter of what is free on a GPU and 256 MB on a CPU.
+
+    On a GPU a power of two, so that runs on equal GPUs take the same: the size may change a product's last bits.
+    """
     if megabytes is None and device.type == "cuda":
-        return free_bytes(device) // 4
+        return 1 << ((free_bytes(device) // 4).bit_length() - 1)
     return (megabytes or 256) << 20
 
 

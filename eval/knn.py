@@ -21,11 +21,11 @@ from torch import Tensor
 
 from eval.command import evaluate
 from eval.config import KnnConfig
-from eval.features import Labelled, PooledFeatures, central_crops, choose_chunk
+from eval.features import ALONE, Labelled, PooledFeatures, central_crops, choose_chunk
 from eval.parent import Parent, load_parent_backbone
 from eval.splits import Splits, best, is_at_edge
 from runtime.device import choose_convolutions
-from runtime.distributed import add_up
+from runtime.distributed import add_up, broadcast
 from runtime.errors import UserError, run_command
 from runtime.progress import Progress
 from runtime.rundir import Run
@@ -42,15 +42,14 @@ def classify(config: KnnConfig, parent: Parent, run: Run, device: torch.device, 
     refuse_few(config, len(splits.train))
     bank, val = compute_tables(config, splits, parent, run, device, world)
 
+    # Of one process for all: they share the queries out by chunks.
+    chunk = broadcast(choose_chunk(device, config.machine.chunk_megabytes))
+
     def scores(voters: Labelled, queries: Labelled) -> Tensor:
         """(len(neighbours), 2) percent."""
-        own = queries[0][world.share(len(queries[0]))], queries[1][world.share(len(queries[1]))]
-        progress = Progress(run, "knn", len(own[1]), "images", config.machine.log_seconds)
-        chunk = choose_chunk(device, config.machine.chunk_megabytes)
-        rule = config.neighbours, config.temperature, splits.classes, chunk
-        hits = count_hits(voters, own, *rule, progress.update)
-        add_up([hits], world)
-        return 100 * hits / len(queries[1])
+        progress = Progress(run, "knn", len(queries[1]), "images", config.machine.log_seconds)
+        rule = config.neighbours, config.temperature, splits.classes
+        return accuracies(voters, queries, *rule, chunk, progress.update, world)
 
     sizes = [len(splits.train), len(splits.held_out), len(splits.unused)]
     train, held_out, _ = zip(*(column.split(sizes) for column in bank), strict=True)
@@ -122,7 +121,7 @@ def normalise_rows(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def count_hits(
+def accuracies(
     bank: Labelled,
     queries: Labelled,
     ks: Sequence[int],
@@ -130,18 +129,23 @@ def count_hits(
     classes: int,
     chunk_bytes: int,
     on_chunk: Callable[[int], None] = lambda done: None,
+    world: World = ALONE,
 ) -> Tensor:
-    """(len(ks), 2) float64: how many queries the bank classifies rightly, by its first guess and within five.
+    """(len(ks), 2): top-1 and top-5 in percent of the queries by the bank.
 
     Both are (features (N, F) with rows of unit length, labels (N,)). One product and one top-k, at the largest k, serve
     every k. Works in chunks of about `chunk_bytes`, besides the features. A class without a vote is never among the
-    five. Calls on_chunk(queries done).
+    five. Calls on_chunk(queries done). Processes take chunks in turn, which are the same for any number of them.
     """
     (bank_features, bank_labels), (query_features, query_labels) = bank, queries
     rows, columns = product_chunk(len(bank_features), chunk_bytes)
     hits = torch.zeros(len(ks), 2, dtype=torch.float64)
     done = 0
-    for features, labels in zip(query_features.split(rows), query_labels.cpu().split(rows), strict=True):
+    chunks = zip(query_features.split(rows), query_labels.cpu().split(rows), strict=True)
+    for chunk, (features, labels) in enumerate(chunks):
+        done += len(features)
+        if chunk % world.size != world.rank:
+            continue
         similarity, index = nearest(features, bank_features, max(ks), columns)
         # Votes are counted on the CPU, where the order of the sums is fixed.
         voters = bank_labels[index].cpu()
@@ -149,9 +153,9 @@ def count_hits(
             ranked = ranked_classes(similarity.cpu()[:, :k], voters[:, :k], temperature, classes)
             correct = ranked == labels[:, None]
             hits[number] += torch.stack([correct[:, 0].sum(), correct.any(1).sum()])
-        done += len(features)
         on_chunk(done)
-    return hits
+    add_up([hits], world)
+    return 100 * hits / len(query_labels)
 
 
 def product_chunk(bank: int, chunk_bytes: int) -> tuple[int, int]:

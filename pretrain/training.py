@@ -18,7 +18,7 @@ from pretrain.config import PretrainConfig, durations
 from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
 from runtime.config import Duration, kept_checkpoint
-from runtime.device import choose_device, computes_bfloat16, memory_bytes
+from runtime.device import choose_convolutions, choose_device, computes_bfloat16, memory_bytes
 from runtime.errors import UserError
 from runtime.progress import describe_bytes
 from runtime.rundir import Run
@@ -53,6 +53,7 @@ class Training:
     ) -> Training:
         """Build all parts and load the checkpoint, if there is one. `dataset`: as `preflight` returned it."""
         launched = time.monotonic()
+        choose_convolutions(device)
         dataset = dataset or open_dataset(config.data)
         torch.manual_seed(config.seed)
         model = VICRegLModel(config.model, config.loss.global_weight)

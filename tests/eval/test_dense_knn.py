@@ -13,7 +13,16 @@ from data.catalog import open_dataset
 from data.config import IMAGENET, DataConfig, ScenesConfig
 from eval import dense_knn
 from eval.config import DenseKnnConfig
-from eval.dense_knn import cell_distributions, class_scores, confusion, draw_positions, mean, predict, vote
+from eval.dense_knn import (
+    cell_distributions,
+    class_scores,
+    close_gaps,
+    confusion,
+    draw_positions,
+    mean,
+    predict,
+    vote,
+)
 from eval.features import PooledFeatures
 from eval.knn import normalise_rows
 from eval.parent import load_parent_backbone, open_parent
@@ -107,6 +116,13 @@ def test_workers_batches_and_chunks_change_nothing(scenes, parent, evaluate):
     assert other.result()["miou"] == pytest.approx(first["miou"], abs=0.02)
     _, _, other = evaluate(dense_knn.main, parent, CONFIG, *options, "seed=1")
     assert other.result()["miou"] != first["miou"]
+
+
+def test_gaps_of_images_with_few_labels_are_closed_in_order():
+    columns = torch.arange(10.0)[:, None].repeat(1, 3), torch.arange(10.0)[:, None]
+    kept = close_gaps(columns, [0, 3, 6, 8, 10], [3, 1, 0, 2])
+    assert [column[:kept, 0].tolist() for column in columns] == [[0, 1, 2, 3, 8, 9]] * 2
+    assert close_gaps(columns, [0, 5, 10], [5, 5]) == 10
 
 
 def test_cells_of_a_mask_whose_sides_the_grid_does_not_divide():

@@ -16,10 +16,11 @@ from data.transforms import LabelledDataset, eval_transform
 from eval import knn
 from eval.config import KnnConfig
 from eval.features import ImageBatches, PooledFeatures
-from eval.knn import _largest, count_hits, nearest, normalise_rows, ranked_classes
+from eval.knn import _largest, accuracies, nearest, normalise_rows, ranked_classes
 from eval.parent import load_parent_backbone, open_parent
 from runtime import config as configs
 from runtime.errors import UserError
+from runtime.world import World
 from sweeps.stages import get_stage
 
 CONFIG = "eval/configs/knn_scenes.yaml"
@@ -57,18 +58,38 @@ def brute_force(bank, bank_labels, queries, truth, k, temperature):
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 14, 1 << 30])
 def test_equals_a_brute_force_for_every_k_and_chunk(features, chunk_bytes):
     bank, labels, queries, truth = (part.double() if part.is_floating_point() else part for part in features)
-    scores = 2 * count_hits((bank, labels), (queries, truth), KS, TEMPERATURE, CLASSES, chunk_bytes)  # of 50: percent
+    scores = accuracies((bank, labels), (queries, truth), KS, TEMPERATURE, CLASSES, chunk_bytes)
     expected = [brute_force(bank, labels, queries, truth, k, TEMPERATURE) for k in KS]
     assert scores.tolist() == pytest.approx(np.array(expected))
     assert len({tuple(row) for row in expected}) > 1  # k matters here
+
+
+def test_chunks_and_processes_leave_the_scores_of_float32(monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randn(CLASSES, 64, generator=random)
+    labels, truth = (torch.randint(0, CLASSES, (count,), generator=random) for count in (3000, 500))
+    rows = [normalise_rows(centres[n] + 3 * torch.randn(len(n), 64, generator=random)) for n in (labels, truth)]
+
+    def scores(chunk_bytes: int, processes: int = 1) -> list[list[float]]:
+        worlds = [World(rank, rank, processes) for rank in range(processes)]
+        rule = (rows[0], labels), (rows[1], truth), KS, TEMPERATURE, CLASSES, chunk_bytes
+        return sum(accuracies(*rule, world=world) for world in worlds).tolist()
+
+    monkeypatch.setattr(knn, "add_up", lambda tensors, world: None)  # each has its part, and here they are summed
+    expected = scores(1 << 30)
+    assert 30 < expected[-1][0] < 90
+    for chunk_bytes in (1 << 12, 1 << 16, 1 << 20):
+        assert scores(chunk_bytes) == expected
+    for processes in (2, 3, 40):  # 40: more than there are chunks
+        assert scores(1 << 20, processes) == [pytest.approx(row) for row in expected]
 
 
 @pytest.mark.gpu
 def test_cuda_equals_the_cpu(features):
     bank, labels, queries, truth = (part.double() if part.is_floating_point() else part for part in features)
     settings = (KS, TEMPERATURE, CLASSES, 1 << 14)
-    scores = count_hits((bank.cuda(), labels.cuda()), (queries.cuda(), truth.cuda()), *settings)
-    assert torch.equal(scores, count_hits((bank, labels), (queries, truth), *settings))
+    scores = accuracies((bank.cuda(), labels.cuda()), (queries.cuda(), truth.cuda()), *settings)
+    assert torch.equal(scores, accuracies((bank, labels), (queries, truth), *settings))
 
 
 def test_equals_scikit_learn():
@@ -78,7 +99,7 @@ def test_equals_scikit_learn():
     bank, queries = (centres[n] + 1.2 * random.normal(size=(len(n), 16)) for n in (labels, truth))
     tensors = [normalise_rows(torch.tensor(rows)) for rows in (bank, queries)]
     known, asked = (tensors[0], torch.tensor(labels)), (tensors[1], torch.tensor(truth))
-    scores = 100 * count_hits(known, asked, [5, 20], TEMPERATURE, CLASSES, 1 << 20) / len(truth)
+    scores = accuracies(known, asked, [5, 20], TEMPERATURE, CLASSES, 1 << 20)
     for k, (top1, _) in zip([5, 20], scores.tolist(), strict=True):
         reference = KNeighborsClassifier(
             k, weights=lambda distance: np.exp((1 - distance) / TEMPERATURE), metric="cosine"

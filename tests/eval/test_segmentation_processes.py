@@ -222,6 +222,8 @@ def test_shared_batchnorm_leaves_names_and_values(head, scenes, parent, tmp_path
     def built(device: str, processes: int) -> nn.Module:
         described = plain_config(config, layout, open_parent(parent), [128], tmp_path, torch.device(device), processes)
         assert described["train_dataloader"]["batch_size"] == config.batch_size // processes
+        for loader in ("train_dataloader", "val_dataloader"):
+            assert described[loader]["pin_memory"] == (device == "cuda")
         return MODELS.build(described["model"])
 
     alone = built("cpu", 1)

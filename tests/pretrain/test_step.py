@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import pretrain.training
 from data import batch_colour
 from data.loader import ViewBatch
 from pretrain.config import PretrainConfig
@@ -124,6 +125,13 @@ def test_in_parts_with_drop_path_has_the_gradient_of_the_loss_that_it_returns(ma
 
 def _by_part(outputs_of_parts):
     return [part.embeddings for part in outputs_of_parts], [part.maps for part in outputs_of_parts]
+
+
+def test_convolutions_are_chosen_for_the_device(make, monkeypatch) -> None:
+    chosen = []
+    monkeypatch.setattr(pretrain.training, "choose_convolutions", chosen.append)
+    make()
+    assert chosen == [torch.device("cpu")]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
