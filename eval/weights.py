@@ -61,7 +61,7 @@ def read_weights(config: WeightsConfig, device: str = "cpu") -> tuple[Backbone, 
         load_tag(config.timm, config.path, backbone)
     tensors = backbone.trunk.state_dict()
     values = sum(tensor.numel() for tensor in tensors.values())
-    return backbone, LoadReport(Path(config.timm or name), len(tensors), values, "", [], "", renamed=False)
+    return backbone, LoadReport(Path(config.timm or name), len(tensors), values, "", [], "", "")
 
 
 def _load_file(config: WeightsConfig, backbone: Backbone) -> LoadReport:
@@ -101,7 +101,7 @@ def _describe(config: WeightsConfig, backbone: Backbone, report: LoadReport, run
         "values": report.values,
         "container": report.container,
         "prefix": report.prefix,
-        "renamed": report.renamed,
+        "names": report.names,
         "left_out": len(report.ignored),
         "backbone_sha256": files.sha256(run.path / WEIGHTS),
         **({} if config.file else _stated_normalisation(backbone)),

@@ -40,7 +40,8 @@ def export(run: Run, names: str, out: Path) -> str:
 
     from vicregl.backbones import create_backbone
     from vicregl.config import BackboneConfig
-    from vicregl.weights import load_weights, published_state
+    from vicregl.weight_names import published_state
+    from vicregl.weights import load_weights
 
     document = finished_run(run.path, ("pretrain",))
     if not out.parent.is_dir():

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import convnext, resnet
 from torch import Tensor, nn
 
 from vicregl.errors import InvalidInputError
+from vicregl.weight_names import to_timm
 
 # Where training scripts put the state dict in their checkpoints, the first that is there. DINO's, iBOT's and DINOv2's
 # hold a student beside the teacher, and are evaluated by the teacher.
@@ -38,21 +38,7 @@ HEADS = re.compile(
     r"(fc|classifier|projection_head|prototypes|projector|predictor)\..+"
     r"|head(\.fc)?\.(weight|bias)|head\.\d+\.\w+|norms\.3\.(weight|bias)|mask_token"
 )
-# lightly makes a backbone of torchvision's ResNet by nn.Sequential(*children), which numbers the parts.
-SEQUENTIAL_RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 LISTED_KEYS = 12
-# timm's ConvNeXt names in the published ones; the inverse of timm's checkpoint_filter_fn.
-PUBLISHED_CONVNEXT = (
-    (r"^stem\.", "downsample_layers.0."),
-    (r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1."),
-    (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
-    (r"\.conv_dw\.", ".dwconv."),
-    (r"\.mlp\.fc(\d)\.", r".pwconv\1."),
-    (r"^head\.norm\.", "norm."),
-)
-PUBLISHED_CONVNEXT_KEY = re.compile(
-    r"(downsample_layers\.\d\.\d|stages\.\d\.\d+\.(dwconv|norm|pwconv1|pwconv2)|norm)\.(weight|bias)|stages\.\d\.\d+\.gamma"
-)
 
 
 @dataclass
@@ -65,23 +51,23 @@ class LoadReport:
     container: str  # under which the file has the state dict, as "state_dict" or "teacher"; "": at its top
     beside: list[str]  # other containers in the file, as "student"
     prefix: str  # that the backbone's keys had in the file
-    renamed: bool  # from the published ConvNeXt's names to timm's
+    names: str  # whose names for the tensors became timm's, as "DINOv3's"; "": they were timm's
     ignored: list[str] = field(default_factory=list)  # keys beside the backbone's, as heads in a full checkpoint
 
     def __str__(self) -> str:
         container = f", from {self.container!r}" if self.container else ""
         container += f" (beside it: {', '.join(self.beside)})" if self.beside else ""
         prefix = f", prefix {self.prefix!r} taken off" if self.prefix else ""
-        renamed = ", published ConvNeXt names" if self.renamed else ""
+        names = f", {self.names} names" if self.names else ""
         parts = sorted({key.removeprefix("module.").partition(".")[0] for key in self.ignored})
         ignored = f"; left out {len(self.ignored)} tensors of {', '.join(parts)}" if parts else ""
         matched = f"{self.path}: all {self.tensors} tensors ({self.values:,} values) matched"
-        return f"{matched}{container}{prefix}{renamed}{ignored}"
+        return f"{matched}{container}{prefix}{names}{ignored}"
 
 
 def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ignore: Sequence[str] = ()) -> LoadReport:
     """Load a backbone's weights, strictly, from a file of this project, of VICRegL, torchvision, timm, MoCo, DINO,
-    DINOv3 (ConvNeXt), SwAV, BYOL, SimSiam, solo-learn or lightly: a backbone, or a checkpoint with heads, which are
+    DINOv2, DINOv3, SwAV, BYOL, SimSiam, solo-learn or lightly: a backbone, or a checkpoint with heads, which are
     left out.
 
     Other files: `prefix` is what the backbone's keys have before them (keys without it are left out), `ignore` the
@@ -98,51 +84,16 @@ def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ign
     state, taken_off, ignored = _backbone_part(state, PREFIXES if prefix is None else (prefix,))
     if prefix and taken_off != prefix:
         raise InvalidInputError(f"weights file {path}: no key begins with {prefix!r}; keys are {_listed(list(state))}")
-    published_convnext = isinstance(trunk, convnext.ConvNeXt) and any(k.startswith("downsample_") for k in state)
     heads = [key for key in state if key not in wanted and (HEADS.fullmatch(key) or key.startswith(tuple(ignore)))]
     ignored += [taken_off + key for key in heads]
     state = {key: value for key, value in state.items() if key not in heads}
-    if published_convnext:
-        state = _timm_convnext(state, trunk)
-    if isinstance(trunk, resnet.ResNet) and "0.weight" in state:
-        state = {_named_resnet(key): value for key, value in state.items()}
+    unused: list[str] = []
+    state, names = to_timm(state, trunk, unused)
+    ignored += [taken_off + key for key in unused]
     _compare(state, wanted, path, name)
     trunk.load_state_dict(state, strict=True)
     values = sum(tensor.numel() for tensor in wanted.values())
-    return LoadReport(path, len(wanted), values, container, beside, taken_off, published_convnext, ignored)
-
-
-def published_state(backbone: Any) -> dict[str, Tensor]:
-    """Return the backbone's tensors (copies on the CPU) under the names of the published VICRegL checkpoints.
-
-    A ResNet's are torchvision's, which timm shares. Raises InvalidInputError for a network that has no published names.
-    """
-    trunk: nn.Module = backbone.trunk
-    state = {key: value.detach().cpu().clone().contiguous() for key, value in trunk.state_dict().items()}
-    if isinstance(trunk, resnet.ResNet):
-        return state
-    if not isinstance(trunk, convnext.ConvNeXt):
-        raise InvalidInputError(
-            f"backbone {backbone.name!r} has no published names: VICRegL was published for ResNets and ConvNeXts. "
-            "Take timm's names (--format timm)"
-        )
-    # In a published block the two linear layers are matrices; some of timm's have them as 1x1 convolutions.
-    published = {
-        _published_convnext(key): value.flatten(1) if ".mlp." in key and value.ndim == 4 else value
-        for key, value in state.items()
-    }
-    if strange := [key for key in published if not PUBLISHED_CONVNEXT_KEY.fullmatch(key)]:
-        raise InvalidInputError(
-            f"backbone {backbone.name!r} with these args has no published names: {strange[0]} is in no published "
-            "ConvNeXt. Take timm's names (--format timm)"
-        )
-    return published
-
-
-def _published_convnext(key: str) -> str:
-    for pattern, name in PUBLISHED_CONVNEXT:
-        key = re.sub(pattern, name, key)
-    return key
+    return LoadReport(path, len(wanted), values, container, beside, taken_off, names, ignored)
 
 
 class _Inert:
@@ -201,24 +152,6 @@ def _backbone_part(state: dict[str, Tensor], prefixes: Sequence[str]) -> tuple[d
             ignored += [prefix + key for key in state if not key.startswith(part)]
             state, prefix = inside, prefix + part
     return state, prefix, ignored
-
-
-def _named_resnet(key: str) -> str:
-    """ "4.0.conv1.weight" of lightly -> "layer1.0.conv1.weight"; other keys as they are."""
-    number, dot, rest = key.partition(".")
-    return f"{SEQUENTIAL_RESNET.get(number, number)}{dot}{rest}"
-
-
-def _timm_convnext(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
-    """Rename published keys to timm's. One key at a time: timm's filter silently drops unknown keys."""
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        try:
-            in_timm = convnext.checkpoint_filter_fn({key: value}, trunk)
-        except (KeyError, RuntimeError):
-            in_timm = {}
-        renamed |= in_timm or {key: value}
-    return renamed
 
 
 def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str) -> None:

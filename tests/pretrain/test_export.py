@@ -11,7 +11,8 @@ from runtime.errors import UserError, run_command
 from runtime.rundir import Identity, Run, open_run
 from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
-from vicregl.weights import load_weights, published_state
+from vicregl.weight_names import published_state
+from vicregl.weights import load_weights
 
 SMALL_CONVNEXT = {"depths": [1, 2, 1, 1], "dims": [8, 12, 16, 24], "ls_init_value": None}
 
