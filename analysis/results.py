@@ -4,6 +4,7 @@
     grid.<key>           the value of each grid key; empty where a control does not take it from the grid
     pretrain.run, .hash, .format, .state, pretrain.<config key>, pretrain.result.<score>, pretrain.provenance.<key>
     eval.name, .stage, .run, .hash, .format, .state, eval.<config key>, score.<score>, eval.provenance.<key>
+    published.score, .value, .source    where the row has one: the published figure of the same evaluation
 
 A run that is missing, running or failed, and a score that a run did not write, are NaN or None, never zero.
 All of analysis/ but pictures/ sees run directories through this file alone.
@@ -15,6 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,10 @@ def results_of(graph: Graph) -> pd.DataFrame:
         start = {"study": graph.study.name, "control": point.control}
         start |= {f"grid.{key}": as_text(value) for key, value in point.varied.items()}
         start |= {f"pretrain.{key}": value for key, value in runs[point.pretrain].items()}
-        rows += [start | {"eval.name": name} | _eval_columns(runs[node]) for name, node in point.evals.items()]
+        for name, node in point.evals.items():
+            figure = point.published.get(name)
+            known = {} if figure is None else {f"published.{key}": value for key, value in asdict(figure).items()}
+            rows.append(start | {"eval.name": name} | _eval_columns(runs[node]) | known)
         rows += [] if point.evals else [start | {"eval.name": None}]
     return pd.DataFrame(rows)
 
@@ -118,8 +123,9 @@ def _commit(attempt: Mapping[str, Any]) -> str:
 
 
 def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Return the rows that have a score such as linear.top1, one for each point, with columns `value` and `state`.
+    """Return the rows that have a score such as linear.top1, one for each point.
 
+    Their columns `value`, `state` and `published` hold the score, the state of its run and the published figure.
     `pretrain.<score>` is a score that the pretraining itself wrote.
     """
     source, _, name = score.partition(".")
@@ -129,7 +135,8 @@ def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
     else:
         rows, column, state = frame[frame["eval.name"] == source], f"score.{name}", "eval.state"
     values = rows[column] if column in rows else pd.Series(math.nan, rows.index)
-    return rows.assign(value=pd.to_numeric(values, errors="coerce"), state=rows[state])
+    known = rows["published.value"].where(rows["published.score"] == name) if "published.value" in rows else math.nan
+    return rows.assign(value=pd.to_numeric(values, errors="coerce"), state=rows[state], published=known)
 
 
 def history_of(graph: Graph) -> pd.DataFrame:

@@ -33,6 +33,7 @@ class Scores:
     by_seed: dict[Hashable, float] = field(default_factory=dict)
     gaps: Counter[str] = field(default_factory=Counter)
     refused: set[Hashable] = field(default_factory=set)  # seeds with two values that contradict each other
+    published: float | None = None  # of the same weights, evaluated in the same way
 
     @property
     def estimate(self) -> Estimate | None:
@@ -207,11 +208,11 @@ class _Collector:
     def add(self, score: str) -> None:
         column = score_column(self.frame, score)
         wanted = [f"grid.{key}" for key in [*self.row_keys, *self.seeds]]
-        lists = [map(_comparable, column[name]) for name in ["control", *wanted, "value", "state"]]
-        for control, *values, value, state in zip(*lists, strict=True):
+        lists = [map(_comparable, column[name]) for name in ["control", *wanted, "value", "state", "published"]]
+        for control, *values, value, state, published in zip(*lists, strict=True):
             setting, seed = tuple(values[: len(self.row_keys)]), tuple(values[len(self.row_keys) :])
             row = self.rows.setdefault((control, *setting), Row(control, setting))
-            cell = row.scores.setdefault(score, Scores())
+            cell = row.scores.setdefault(score, Scores(published=published))
             if value is None or not math.isfinite(value):
                 cell.gaps["no score" if state == "done" else state] += 1
             elif seed not in cell.by_seed and seed not in cell.refused:

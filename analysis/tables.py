@@ -90,7 +90,37 @@ def score_columns(summary: Summary, score: str) -> list[Column[Row]]:
         lambda row: difference_text(summary, row, score),
         lambda row: _difference_fields(summary, row, score),
     )
-    return [mean] if report.baseline is None else [mean, difference]
+    return [mean, *([] if report.baseline is None else [difference]), *_published_columns(summary, score)]
+
+
+def _published_columns(summary: Summary, score: str) -> list[Column[Row]]:
+    """Return the columns of the published figures of a score and the differences to them; none without a figure."""
+    if not has_published(summary, score):
+        return []
+
+    def figure(row: Row) -> float | None:
+        return row.scores[score].published
+
+    def difference(row: Row) -> float | None:
+        here, there = row.scores[score].estimate, figure(row)
+        return None if here is None or there is None else here.mean - there
+
+    def text(value: float | None, signed: bool = False) -> str:
+        return "" if value is None else number(value, is_percent(score), signed)
+
+    return [
+        Column("published", lambda row: text(figure(row)), lambda row: {"published": figure(row)}),
+        Column(
+            "Δ to published",
+            lambda row: text(difference(row), signed=True),
+            lambda row: {"published_difference": difference(row)},
+        ),
+    ]
+
+
+def has_published(summary: Summary, score: str) -> bool:
+    """Return whether any row has a published figure of the score."""
+    return any(row.scores[score].published is not None for row in summary.rows)
 
 
 def mean_text(summary: Summary, row: Row, score: str) -> str:
@@ -160,6 +190,8 @@ def score_values(summary: Summary, published: Sequence[Mapping[Hashable, Any]] =
     half95 is half the width of the 95 % interval; `best`, whether the intervals support it.
     """
     values = ["n", "mean", "half95", "difference_mean", "difference_half95", "difference_n", "best", "gaps"]
+    if any(has_published(summary, score) for score in summary.study.scores):
+        values += ["published", "published_difference"]
     names = ["source", "name", *summary.row_keys, "score", *values]
     keys, scores = key_columns(summary), summary.study.scores
     ours = [_values(row, score, [*keys, *score_columns(summary, score)]) for row in summary.rows for score in scores]
@@ -197,6 +229,8 @@ def notes(summary: Summary, against: str | None = None) -> list[str]:
     if report.baseline is not None:
         row = against or f"the row {report.vary} = {summary.label(report.baseline)}"
         texts.append(f"Δ: difference to {row}, paired by seed.")
+    if any(has_published(summary, score) for score in summary.study.scores):
+        texts.append("published: the figure of the same weights and protocol; Δ to published: ours less it.")
     if any(is_best(summary, row, score) for row in summary.settings for score in summary.study.scores):
         texts.append("Bold: the best row, if the intervals of its differences to all other rows exclude 0.")
     if summary.split:

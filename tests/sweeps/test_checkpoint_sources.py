@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from analysis.report_data import load_report_data
-from analysis.tables import results_table
+from analysis.tables import results_table, score_values
 from runtime.errors import UserError
 from runtime.rundir import open_run
 from sweeps.checkpoints import check_checkpoints
@@ -206,3 +206,34 @@ def test_checkpoints_beside_pretrainings(run, tmp_path):
     ]
     with pytest.raises(UserError, match="another name: a setting of pretrain has this one"):
         planned(tmp_path, {"VICRegL, alpha 1.0": rows["another"]}, pretrain=PRETRAIN)
+
+
+def test_the_published_figure_stands_beside_its_row(run, tmp_path):
+    """Where the row names one that the evaluation of this row measures; in the table, with the difference."""
+    frozen = {"stage": "segmentation", "config": "eval/configs/seg_voc.yaml"}
+    four_stages = {"segmentation": {"set": {"taps": "all"}}}
+    selected = {"method": "VICRegL", "backbone": "resnet50", "alpha": 0.9}
+    own = {"run": str(run.run.path)}
+    rows = {"named": own | {"published": selected}, "four": own | {"published": selected, "evals": four_stages}}
+    evals = {"linear": EVALS["linear"], "knn": EVALS["knn"], "segmentation": frozen}
+    report = {"vary": "checkpoint", "x": "linear.top1", "y": "segmentation.miou"}
+    graph = planned(tmp_path, rows | {"plain": own}, evals=evals, report=report)
+    node = graph.points[0].evals["linear"]
+    with open_run(node.root, node.identity, {}) as made:
+        made.write_result({"top1": 70.9, "protocol": "linear"})
+    data = load_report_data(graph.study, [f"machine.runs={tmp_path / 'runs'}"])
+    table = results_table(data.summary)
+    lines = [dict(zip(table.header, line, strict=True)) for line in table.blocks[0]]
+    assert table.header.count("published") == 2  # not of kNN
+    top1, miou = (at for at, name in enumerate(table.header) if name == "published")
+    assert [(line[top1], line[top1 + 1], line[miou]) for line in table.blocks[0]] == [
+        ("71.2", "−0.3", "54.0"),
+        ("71.2", "−0.3", ""),  # the same evaluation as that of the first row
+        ("", "", ""),
+    ]
+    assert lines[0]["linear top-1 (%)"] == "70.9"
+    values = score_values(data.summary)
+    assert values["published_difference"].dropna().round(6).tolist() == [-0.3, -0.3]
+    data.frame.to_csv(tmp_path / "results.csv", index=False)
+    again = load_report_data(graph.study, results=tmp_path / "results.csv")
+    assert results_table(again.summary) == table
