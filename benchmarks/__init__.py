@@ -4,7 +4,6 @@ import os
 import time
 
 import runtime as runtime  # prepares torchvision on a CPU-only torch
-from runtime import provenance
 
 
 def conditions(command: str, machine: str = "") -> str:
@@ -12,6 +11,8 @@ def conditions(command: str, machine: str = "") -> str:
 
     `machine` is added to the line about the machine.
     """
+    from runtime import provenance  # not at the top: benchmarks/gpu_check.py names packages that are missing
+
     facts = provenance.collect()
     parts = [*filter(None, [facts["gpu"]]), f"{facts['processor']}, {facts['cores']} cores"]
     dirty = " with uncommitted changes" if facts["dirty"] else ""

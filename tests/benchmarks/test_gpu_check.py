@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import gpu_check
-from benchmarks.gpu_check import SECTIONS, Finding
+from benchmarks import gpu_check, gpu_method
+from benchmarks.gpu_method import Check, Finding
 from runtime.errors import UserError
 
 SMALL = ["--device=cpu", "--small"]
@@ -22,8 +26,12 @@ def test_the_small_form_passes_whole(tmp_path: Path) -> None:
     text = page.read_text()
     assert "FAIL" not in text
     assert "no GPU" in text
-    assert text.count("| PASS |") > len(SECTIONS)
-    for name in ("criterion, threshold", "diagnostics, one direction", "pretraining, stopped", "step, ", "-m gpu"):
+    assert text.count("| PASS |") > len(gpu_check.sections())
+    for name in (
+        *("environment", "criterion, threshold", "diagnostics, one direction", "-m gpu", "pretraining, stopped"),
+        *("segmentation, bfloat16", "step, ", "criterion's time", "gloo in place of NCCL", "colour", "frozen features"),
+        *("kNN", "compiled step"),
+    ):
         assert name in text
 
 
@@ -32,26 +40,55 @@ def test_without_a_gpu_it_says_so() -> None:
         gpu_check.main([])
 
 
-def broken(_: gpu_check.Check) -> Iterator[Finding]:
+def test_packages_that_are_missing_are_named_before_anything(tmp_path: Path) -> None:
+    """In an interpreter that has none of them: a message, no traceback."""
+    bare = [sys.executable, "-S", "-m", "benchmarks.gpu_check"]
+    done = subprocess.run(bare, cwd=gpu_check.ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(
+        r"packages .* not installed in .*: torch, torchvision, timm, .*pytest.*pip install -r", done.stderr
+    )
+
+
+def test_a_package_s_other_name_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_check.missing_packages() == []
+    monkeypatch.setattr(gpu_check, "INSTEAD", {})
+    monkeypatch.setattr(
+        gpu_check.metadata,
+        "distributions",
+        lambda: [SimpleNamespace(name="Torch"), SimpleNamespace(name="scikit_learn")],
+    )
+    missing = gpu_check.missing_packages()
+    assert {"torch", "scikit-learn"}.isdisjoint(missing)
+    assert {"timm", "mmcv-lite", "hypothesis"} <= set(missing)
+
+
+def test_a_section_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--only colors: no such section; there are environment, criterion"):
+        gpu_check.main([*SMALL, "--only", "colors"])
+
+
+def broken(_: Check) -> Iterator[Finding]:
     yield Finding("first part", True)
     raise RuntimeError("no kernel image is available")
 
 
 def test_what_fails_is_named_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A section that raises, numbers that are wrong in float32 alone, and one for which there is no time."""
-    compute = gpu_check.gradients
+    compute = gpu_method.gradients
 
     def wrong(criterion, views, read=True):
         found = compute(criterion, views, read)
         return [2 * tensor for tensor in found] if views[0][0].dtype == torch.float32 else found
 
-    monkeypatch.setattr(gpu_check, "gradients", wrong)
-    monkeypatch.setattr(gpu_check, "SECTIONS", (broken, gpu_check.criterion))
+    monkeypatch.setattr(gpu_method, "gradients", wrong)
+    monkeypatch.setattr(gpu_check, "sections", lambda: (broken, gpu_method.criterion))
     page = tmp_path / "gpu.md"
     assert gpu_check.main([*SMALL, f"--out={page}"]) == 1
     text = page.read_text()
     assert "| PASS | first part" in text
     assert "| FAIL | broken | error RuntimeError: no kernel image is available" in text
-    assert text.count("| FAIL | criterion, ") == len(gpu_check.OPTIONS)
+    assert text.count("| FAIL | criterion, ") == len(gpu_method.OPTIONS) == 8
     assert gpu_check.main([*SMALL, "--seconds=-1", f"--out={page}"]) == 1
     assert "criterion: not begun" in page.read_text()
