@@ -150,12 +150,14 @@ def _size(value: torch.Tensor) -> int:
 
 
 def row(case: str, asked: Asked) -> str:
-    """One row of the table: launches by phase, and the sums of everything."""
+    """One row of the table: launches by phase, sums of everything, and the criterion's share of the modelled time."""
     launches = [f"{asked.launches[phase]:,}" for phase in PHASES]
     waits = sum(asked.waits.values())
     sent, memory = sum(asked.sent.values()) / 1e6, sum(asked.memory.values()) / 1e9
     total = f"{asked.launches.total():,}"
     cells = [case, total, *launches, str(waits), str(asked.collectives.total()), f"{sent:,.1f}", f"{memory:,.1f}"]
+    modelled = sum(asked.seconds.values())
+    cells += [f"{1e3 * modelled:.1f}", f"{asked.seconds['criterion'] / modelled:.1%}".replace("%", " %")]
     return f"| {' | '.join(cells)} |"
 
 
@@ -165,6 +167,7 @@ def main(argv: Sequence[str]) -> None:
     words = parser.parse_args(argv).cases
     overrides = [word for word in words if "=" in word]
     heads = ["step", "launches", *PHASES, "waits", "collectives", "MB sent", "GB read and written"]
+    heads += ["modelled ms", "criterion's share"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for case in [word for word in words if "=" not in word] or CASES:
         recipe, _, size = case.partition(":")

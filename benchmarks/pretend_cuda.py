@@ -15,7 +15,7 @@ import ctypes
 import importlib.util
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,17 @@ from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch.utils.flop_counter import flop_registry  # noqa: E402
 
 aten = torch.ops.aten
 NO_KERNEL = ("detach", "alias", "lift_fresh", "resize_", "record_stream")
 # Most tensors that one kernel of a foreach operation takes, by the number of its lists; and its blocks and their size.
 FOREACH_TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 FOREACH_BLOCKS, BLOCK_NUMBERS = 320, 65536
+# An H100 by its data sheet, times what good kernels reach of it: FLOP and bytes a second; and the least that one takes.
+FLOPS = {torch.float64: 0.7 * 67e12, torch.float32: 0.75 * 67e12, torch.bfloat16: 0.6 * 989e12}
+FLOPS |= {torch.float16: FLOPS[torch.bfloat16]}
+BYTES, SECONDS = 0.8 * 3.35e12, 2.5e-6
 
 
 class Asked(TorchDispatchMode):
@@ -69,6 +74,9 @@ class Asked(TorchDispatchMode):
     def clear(self) -> None:
         self.launches: Counter[str] = Counter()  # by phase
         self.memory: Counter[str] = Counter()  # bytes that operations read and write, by phase
+        self.seconds: dict[str, float] = defaultdict(
+            float
+        )  # a model of an H100: the most of launches, bytes and products; no gaps, no communication
         self.waits: Counter[tuple[str, str]] = Counter()  # of the host for the GPU, by phase and operation
         self.collectives: Counter[str] = Counter()  # by phase
         self.sent: Counter[str] = Counter()  # bytes that this process gives to collectives, by phase
@@ -97,8 +105,10 @@ class Asked(TorchDispatchMode):
         if self._waits(name, tensors, results, args, kwargs):
             self.waits[self.phase, name] += 1
         if space != "prim" and (on_cuda or written) and not _is_view(func, name):
-            self.launches[self.phase] += _kernels(name, args)
-            self.memory[self.phase] += _bytes([*on_cuda, *written])
+            kernels, moved = _kernels(name, args), _bytes([*on_cuda, *written])
+            self.launches[self.phase] += kernels
+            self.memory[self.phase] += moved
+            self.seconds[self.phase] += max(SECONDS * kernels, moved / BYTES, _product_seconds(name, args, kwargs, out))
         return out
 
     @staticmethod
@@ -168,6 +178,15 @@ def _kernels(name: str, args: Any) -> int:
     blocks = sum(-(-tensor.numel() // BLOCK_NUMBERS) for tensor in tensors)
     together = FOREACH_TENSORS[min(1 + len(others), max(FOREACH_TENSORS))]
     return max(-(-len(tensors) // together), -(-blocks // FOREACH_BLOCKS))
+
+
+def _product_seconds(name: str, args: Any, kwargs: Any, out: Any) -> float:
+    """The time of a matrix product or a convolution at the rate of its numbers; 0 of anything else."""
+    formula = flop_registry.get(getattr(aten, name.removesuffix("_"), None))
+    if formula is None:
+        return 0.0
+    factor = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    return formula(*args, **kwargs, out_val=out) / FLOPS[factor.dtype]
 
 
 def _bytes(tensors: list[Tensor]) -> int:

@@ -17,8 +17,7 @@ where term(a -> b) has m slots: invariance of the matched positions, variance an
 batch, averaged over the slots and over the two sides. Two kinds add up.
 
 Pairs (0, 1) and (1, 0) hold the same matchings (but for `num_matches` by direction), so each distinct matching is
-computed once, with the sum of its weights; all slots of one view, of whatever matching, are one call of the
-statistics.
+computed once, with the sum of its weights; all slots of all views and matchings are one call of each term.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from vicregl import local
 from vicregl.batch import ProcessBatch
 from vicregl.config import TERMS, CriterionConfig
 from vicregl.errors import InvalidInputError
-from vicregl.local import Match, Slots, Views
+from vicregl.local import Match, SlotWeights, Views
 from vicregl.matching import Matching, regrid
 from vicregl.terms import with_gradient
 
@@ -96,13 +95,14 @@ class VICRegLCriterion(nn.Module):
 
     def _global(self, views: Views, share: float) -> Tensor:
         """Return the three terms of embeddings as maps of one position, weighted by their coefficients: (3,)."""
-        pairs = local.view_pairs(len(views.maps))
+        count = len(views.maps)
+        pairs = local.view_pairs(count)
         weights: dict[Matching, float] = {}
         for i, j in pairs:  # the ordered pairs (0, 1) and (1, 0) have the same difference
             matching = Matching("same", min(i, j), max(i, j), 1)
             weights[matching] = weights.get(matching, 0) + 1 / len(pairs)
         matches = local.same_positions(weights, views.batch.size, views.maps[0].device)
-        return self._terms(views, matches, weights, local.whole_map_slots(views.maps, 1 / len(views.maps)), share)
+        return self._terms(views, matches, weights, local.whole_map_slots(views, 1 / count), share)
 
     def _local(self, views: Views, maps: Sequence[Tensor], locations: Sequence[Tensor], share: float) -> Tensor:
         """Return the three terms of one stage's maps, weighted by their coefficients: (3,)."""
@@ -115,9 +115,9 @@ class VICRegLCriterion(nn.Module):
         weights = local.weighted_matchings(options, positions)
         matches = local.find_matches(weights, spaces, options)
         if options.statistics == "maps":
-            slots = local.whole_map_slots(views.maps, len(options.kinds) / len(views.maps))
+            slots = local.whole_map_slots(views, len(options.kinds) / len(positions))
         else:
-            slots = local.match_slots(matches, weights, views.maps)
+            slots = local.match_slots(matches, weights, views)
         return self._terms(views, matches, weights, slots, share)
 
     def _terms(
@@ -125,7 +125,7 @@ class VICRegLCriterion(nn.Module):
         views: Views,
         matches: Sequence[Match],
         weights: Mapping[Matching, float],
-        slots: Sequence[Slots],
+        slots: SlotWeights,
         share: float,
     ) -> Tensor:
         """Return the terms (3,), weighted by their coefficients; add share times their gradients to views."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from vicregl import terms
 from vicregl.batch import ProcessBatch
 from vicregl.config import CriterionConfig, Kind
 from vicregl.matching import Matching, Nearest, keep_nearest, nearest
+from vicregl.terms import Slots
 
 LARGE_VIEWS = 2  # the first two views are the large ones
 
@@ -48,31 +49,20 @@ def weighted_matchings(options: CriterionConfig, positions: Sequence[int]) -> di
 def find_nearest(
     matchings: Iterable[Matching], spaces: Mapping[str, Sequence[Tensor]]
 ) -> dict[tuple[str, int, int], Nearest]:
-    """Find the nearest positions for (kind, source, target); one matrix of distances serves both directions.
+    """Find the nearest positions for (kind, source, target); maps of the same sizes are searched together.
 
     spaces: for each kind what is compared: the maps (B, P, C), or the locations (B, P, 2), of every view.
     """
+    groups: dict[tuple[str, int, int], list[tuple[int, int]]] = defaultdict(list)
+    unordered = ((m.kind, min(m.source, m.target), max(m.source, m.target)) for m in matchings)
+    for kind, a, b in dict.fromkeys(unordered):
+        groups[kind, spaces[kind][a].shape[1], spaces[kind][b].shape[1]].append((a, b))
     neighbours: dict[tuple[str, int, int], Nearest] = {}
-    for matching in matchings:
-        kind, a, b = matching.kind, matching.source, matching.target
-        if (kind, a, b) not in neighbours:
-            neighbours[kind, a, b], neighbours[kind, b, a] = nearest(spaces[kind][a], spaces[kind][b])
+    for (kind, _, _), pairs in groups.items():
+        ways = nearest([spaces[kind][a] for a, _ in pairs], [spaces[kind][b] for _, b in pairs])
+        for k, (a, b) in enumerate(pairs):
+            neighbours[kind, a, b], neighbours[kind, b, a] = (Nearest(w.distance[k], w.index[k]) for w in ways)
     return neighbours
-
-
-@dataclass
-class Slots:
-    """The match slots of one view, collected to be computed in one call. Slot first: index (S, B)."""
-
-    indices: list[Tensor] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
-
-    def add(self, index: Tensor, weights: Tensor) -> None:
-        self.indices.append(index)
-        self.weights.append(weights)
-
-    def joined(self) -> tuple[Tensor, Tensor]:
-        return torch.cat(self.indices), torch.cat(self.weights)
 
 
 @dataclass(frozen=True)
@@ -84,6 +74,11 @@ class Match:
     target: Tensor
     counts: Tensor | None = None  # (S, B): 1 where the pair counts, 0 where it is beyond the threshold; None: all count
 
+    @property
+    def positions(self) -> dict[int, Tensor]:
+        """By view."""
+        return {self.matching.source: self.source, self.matching.target: self.target}
+
 
 def find_matches(
     matchings: Iterable[Matching], spaces: Mapping[str, Sequence[Tensor]], options: CriterionConfig
@@ -91,17 +86,24 @@ def find_matches(
     """Find the matched positions of every matching; with `select: threshold`, far pairs do not count."""
     matchings = list(matchings)
     neighbours = find_nearest(matchings, spaces)
-    matches = []
+    groups: dict[tuple[str, int, int], list[Matching]] = defaultdict(list)  # of the same sizes: ranked together
     for matching in matchings:
-        near = neighbours[matching.kind, matching.source, matching.target]
-        source = keep_nearest(near, matching.count)
-        threshold = options.squared_threshold(matching.kind, spaces[matching.kind][0].shape[2])
-        counts = None
+        positions = spaces[matching.kind][matching.source].shape[1]
+        groups[matching.kind, positions, matching.count].append(matching)
+    matches: dict[Matching, Match] = {}
+    for (kind, _, count), members in groups.items():
+        near = [neighbours[kind, matching.source, matching.target] for matching in members]
+        together = Nearest(torch.stack([n.distance for n in near]), torch.stack([n.index for n in near]))
+        source = keep_nearest(together, count)  # (K, B, S)
+        target = together.index.gather(2, source)
+        threshold = options.squared_threshold(kind, spaces[kind][0].shape[2])
+        counts: Sequence[Tensor | None] = [None] * len(members)
         if threshold is not None:
-            distance = near.distance.gather(1, source)
-            counts = (distance < threshold).to(distance.dtype).t()
-        matches.append(Match(matching, source.t(), near.index.gather(1, source).t(), counts))
-    return matches
+            distance = together.distance.gather(2, source)
+            counts = (distance < threshold).to(distance.dtype).mT.unbind()
+        parts = zip(members, source.mT, target.mT, counts, strict=True)
+        matches |= {matching: Match(matching, *part) for matching, *part in parts}
+    return [matches[matching] for matching in matchings]
 
 
 def matched_pairs(
@@ -131,12 +133,9 @@ def _one_image(positions: Tensor) -> Tensor:
 
 
 def same_positions(matchings: Iterable[Matching], batch: int, device: torch.device) -> list[Match]:
-    """Match every position with the same one of the other map, without a search. For the global criterion."""
-    matches = []
-    for matching in matchings:
-        positions = _all_positions(matching.count, batch, device)
-        matches.append(Match(matching, positions, positions))
-    return matches
+    """Match the only position of a map with that of the other, without a search. For the global criterion."""
+    positions = _all_positions(1, batch, device)
+    return [Match(matching, positions, positions) for matching in matchings]
 
 
 def _all_positions(count: int, batch: int, device: torch.device) -> Tensor:
@@ -163,81 +162,96 @@ class Views:
         detached = [m.detach().contiguous() for m in maps]
         return cls(detached, [torch.zeros_like(m) if w else None for m, w in zip(detached, wanted, strict=True)], batch)
 
+    def slots(self, places: Sequence[tuple[int, Tensor]]) -> Slots:
+        """Join slots that are given as (view, positions in its map (S, B))."""
+        views = [view for view, positions in places for _ in range(len(positions))]
+        sizes = self.constant([self.maps[view].shape[1] for view in views], torch.long)
+        return Slots(views, torch.cat([positions for _, positions in places]), sizes[:, None])
+
+    def constant(self, numbers: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+        """Put numbers where the maps are. A GPU takes them in its turn, and the host does not wait for it."""
+        numbers_here = torch.tensor(numbers, dtype=dtype or self.maps[0].dtype)
+        return numbers_here.to(self.maps[0].device, non_blocking=True)
+
 
 def invariance(views: Views, matches: Sequence[Match], weights: Mapping[Matching, float], coefficient: float) -> Tensor:
     """Sum over matchings the weight * mean of (x - y)^2 over their pairs, dimensions and all processes."""
-    maps, batch = views.maps, views.batch
-    shares = _shares(matches, weights, views)
-    together: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-    for match, share in zip(matches, shares, strict=True):
-        a, b = match.matching.source, match.matching.target
-        # |x - y| = |y - x|: both directions between two views are computed in one call.
-        pair = (match.source, match.target) if a < b else (match.target, match.source)
-        together[min(a, b), max(a, b)].append((*pair, share))
-    total = maps[0].new_zeros(())
-    for (a, b), parts in together.items():
-        index_a, index_b, share = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        grads = (views.grads[a], views.grads[b])
-        total += terms.invariance((maps[a], maps[b]), (index_a, index_b), share, coefficient, grads)
-    return batch.sum(total) / batch.processes
+    # |x - y| = |y - x|: ordered by the views that they compare, the slots of a view are one after the other.
+    matches = sorted(matches, key=lambda match: sorted(match.positions))
+    lower, upper = zip(*(sorted(match.positions.items()) for match in matches), strict=True)
+    shares, slots = _shares(matches, weights, views), (views.slots(lower), views.slots(upper))
+    total = terms.invariance(views.maps, slots, shares, coefficient, views.grads)
+    return views.batch.sum(total) / views.batch.processes
 
 
-def _shares(matches: Sequence[Match], weights: Mapping[Matching, float], views: Views) -> list[Tensor]:
+def _shares(matches: Sequence[Match], weights: Mapping[Matching, float], views: Views) -> Tensor:
     """Return the weight of each pair's squared difference, (S, B): its matching's weight / the size of its mean."""
     width, batch = views.maps[0].shape[2], views.batch
-    if any(match.counts is None for match in matches):
-        shares = [weights[match.matching] / (match.source.numel() * width) for match in matches]
-        return [views.maps[0].new_full(m.source.shape, share) for m, share in zip(matches, shares, strict=True)]
-    numbers = torch.stack([match.counts.sum() for match in matches if match.counts is not None])
+    counts = [match.counts for match in matches if match.counts is not None]
+    if not counts:
+        even = [weights[m.matching] / (m.source.numel() * width) for m in matches for _ in range(len(m.source))]
+        return views.constant(even)[:, None].expand(-1, batch.size)
+    matching = views.constant([k for k, part in enumerate(counts) for _ in range(len(part))], torch.long)  # of a slot
+    numbers = counts[0].new_zeros(len(counts)).index_add_(0, matching, torch.cat(counts).sum(1))
     # One all-reduce for all matchings; the clamp is for matchings without a near pair, whose invariance is then 0.
     numbers = batch.sum(numbers).clamp_(min=1) * (width / batch.processes)
-    pairs = zip(matches, numbers, strict=True)
-    return [m.counts * (weights[m.matching] / number) for m, number in pairs if m.counts is not None]
+    shares = views.constant([weights[match.matching] for match in matches]) / numbers
+    return torch.cat(counts) * shares[matching, None]
 
 
-def match_slots(matches: Sequence[Match], weights: Mapping[Matching, float], maps: Sequence[Tensor]) -> list[Slots]:
+@dataclass
+class SlotWeights:
+    """Match slots of every view with their weights in the mean, collected to be computed in one call."""
+
+    positions: list[list[Tensor]]  # over views: (S, B)
+    weights: list[list[float]]  # over views: of each slot
+
+    @classmethod
+    def empty(cls, views: Views) -> SlotWeights:
+        return cls([[] for _ in views.maps], [[] for _ in views.maps])
+
+    def add(self, view: int, positions: Tensor, weight: float) -> None:
+        """Add slots that share a weight evenly."""
+        self.positions[view].append(positions)
+        self.weights[view] += [weight / len(positions)] * len(positions)
+
+    def joined(self, views: Views) -> tuple[Slots, Tensor]:
+        """Return the slots of all views, one view after the other, and their weights (S,)."""
+        places = [(view, positions) for view, those in enumerate(self.positions) for positions in those]
+        return views.slots(places), views.constant([weight for those in self.weights for weight in those])
+
+
+def match_slots(matches: Sequence[Match], weights: Mapping[Matching, float], views: Views) -> SlotWeights:
     """Return the slots of each view: both sides of every matching, each with half of the matching's weight."""
-    slots = [Slots() for _ in maps]
-    whole = [0.0] * len(maps)  # weight of the matchings that keep a whole map, whatever their partner: computed once
+    slots = SlotWeights.empty(views)
+    whole: dict[int, float] = defaultdict(float)  # matchings that keep a whole map, whatever their partner: once a view
     for match in matches:
         matching = match.matching
         half = weights[matching] / 2
-        if matching.count == maps[matching.source].shape[1]:
+        if matching.count == views.maps[matching.source].shape[1]:
             whole[matching.source] += half  # all positions in their order: the same slots in every such matching
         else:
-            slots[matching.source].add(match.source, _even(half, match.source, maps[0]))
-        slots[matching.target].add(match.target, _even(half, match.target, maps[0]))
-    for view, weight in enumerate(whole):
-        if weight:
-            slots[view].add(*_whole_map(maps[view], weight))
+            slots.add(matching.source, match.source, half)
+        slots.add(matching.target, match.target, half)
+    for view, weight in whole.items():
+        slots.add(view, _whole_map(views.maps[view]), weight)
     return slots
 
 
-def whole_map_slots(maps: Sequence[Tensor], weight: float) -> list[Slots]:
+def whole_map_slots(views: Views, weight: float) -> SlotWeights:
     """Return every position of every map as a slot; `weight` is that of a whole map."""
-    slots = [Slots() for _ in maps]
-    for view, m in enumerate(maps):
-        slots[view].add(*_whole_map(m, weight))
+    slots = SlotWeights.empty(views)
+    for view, m in enumerate(views.maps):
+        slots.add(view, _whole_map(m), weight)
     return slots
 
 
-def _whole_map(maps: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    positions = _all_positions(maps.shape[1], maps.shape[0], maps.device)
-    return positions, _even(weight, positions, maps)
-
-
-def _even(weight: float, index: Tensor, like: Tensor) -> Tensor:
-    return like.new_full((index.shape[0],), weight / index.shape[0])
+def _whole_map(m: Tensor) -> Tensor:
+    return _all_positions(m.shape[1], m.shape[0], m.device)
 
 
 def variance_and_covariance(
-    views: Views, slots: Sequence[Slots], coefficients: tuple[float, float]
+    views: Views, slots: SlotWeights, coefficients: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Sum weight * (variance, covariance) over the slots of all views, in one call per view."""
-    variance, covariance = views.maps[0].new_zeros(2)
-    for m, grad, view_slots in zip(views.maps, views.grads, slots, strict=True):
-        if view_slots.indices:
-            sums = terms.variance_and_covariance(m, *view_slots.joined(), coefficients, views.batch, grad)
-            variance += sums[0]
-            covariance += sums[1]
-    return variance, covariance
+    """Sum weight * (variance, covariance) over the slots of all views."""
+    return terms.variance_and_covariance(views.maps, *slots.joined(views), coefficients, views.batch, views.grads)

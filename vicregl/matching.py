@@ -7,6 +7,7 @@ Of equally near positions the first one counts. Nothing here has a gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,58 +28,55 @@ class Matching:
 
 @dataclass(frozen=True)
 class Nearest:
-    """For every position of a map its nearest in another: squared distance and index, both (B, P)."""
+    """For every position of a map its nearest in another: squared distance and index, both (..., P)."""
 
     distance: Tensor
     index: Tensor
 
 
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(B, P, C), (B, Q, C) -> (B, P, Q).
+def squared_distances(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+    """K pairs of maps (..., P, C) and (..., Q, C) -> (K, ..., P, Q).
 
     Two dimensions are subtracted, so that equal distances on a grid are exactly equal; more go through a matrix
     product: |x - y|^2 = |x|^2 + |y|^2 - 2 x.y
     """
-    if x.shape[-1] == 2:
-        rows, columns = x[:, :, None, 0] - y[:, None, :, 0], x[:, :, None, 1] - y[:, None, :, 1]
+    x, y = list(x), list(y)
+    if x[0].shape[-1] == 2:
+        first, second = torch.stack(x)[..., :, None, :], torch.stack(y)[..., None, :, :]
+        rows, columns = first[..., 0] - second[..., 0], first[..., 1] - second[..., 1]
         return rows.square_().add_(columns.square_())
-    lengths = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None, :]
+    lengths = {m: m.square().sum(-1) for m in dict.fromkeys([*x, *y])}  # a map is in several pairs
+    pairs = zip(x, y, strict=True)
+    products = [(lengths[a][..., :, None] + lengths[b][..., None, :]).sub_(a @ b.mT, alpha=2) for a, b in pairs]
     # Rounding may leave a negative number where two positions are nearly equal.
-    return torch.baddbmm(lengths, x, y.transpose(1, 2), alpha=-2).clamp_(min=0)
+    return torch.stack(products).clamp_(min=0)
 
 
 @torch.no_grad()
-def nearest(x: Tensor, y: Tensor) -> tuple[Nearest, Nearest]:
-    """Find the nearest positions x -> y (B, P) and y -> x (B, Q), from one matrix of distances."""
+def nearest(x: Sequence[Tensor], y: Sequence[Tensor]) -> tuple[Nearest, Nearest]:
+    """Find for K pairs of maps the nearest positions x -> y (K, ..., P) and y -> x (K, ..., Q).
+
+    One matrix of distances serves both directions, and the pairs are searched together.
+    """
     distances = squared_distances(x, y)
-    return _smallest(distances), _smallest(distances.transpose(1, 2).contiguous())
+    return _smallest(distances), _smallest(distances.mT.contiguous())
 
 
 def _smallest(distances: Tensor) -> Nearest:
     # Ties are common: on a grid, a position is often equally far from two cells. The first one counts:
     # argmin is documented to return it, on every device, and the index of min() is not.
-    index = distances.argmin(dim=2)
-    return Nearest(distances.gather(2, index[:, :, None])[:, :, 0], index)
+    index = distances.argmin(dim=-1)
+    return Nearest(distances.gather(-1, index[..., None])[..., 0], index)
 
 
 @torch.no_grad()
 def keep_nearest(near: Nearest, count: int) -> Tensor:
-    """Return the positions (B, count) of the `count` smallest distances, in ascending order of position."""
-    if count == near.distance.shape[1]:
+    """Return the positions (..., count) of the `count` smallest distances, in ascending order of position."""
+    if count == near.distance.shape[-1]:
         return torch.arange(count, device=near.index.device).expand_as(near.index)
     # A stable sort, not topk: of equal distances the first positions are kept, on every device.
-    ranked = near.distance.argsort(dim=1, stable=True)
-    return ranked[:, :count].sort(dim=1).values
-
-
-def take(maps: Tensor, index: Tensor) -> Tensor:
-    """maps (B, P, C), index (S, B) -> (S, B, C): the position index[s, b] of sample b."""
-    return maps.flatten(0, 1).index_select(0, flat_rows(maps, index)).view(*index.shape, -1)
-
-
-def flat_rows(maps: Tensor, index: Tensor) -> Tensor:
-    """index (S, B) of positions -> rows (S * B,) of the maps as (B * P, C)."""
-    return (index + torch.arange(maps.shape[0], device=maps.device) * maps.shape[1]).flatten()
+    ranked = near.distance.argsort(dim=-1, stable=True)
+    return ranked[..., :count].sort(dim=-1).values
 
 
 @torch.no_grad()

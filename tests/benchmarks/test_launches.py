@@ -64,8 +64,15 @@ def test_colour_never_waits_and_is_little_beside_a_step_once_compiled(rows) -> N
     assert numbers(plain, "launches")[0] < 760
 
 
+def test_the_criterion_takes_the_pairs_of_views_together(rows) -> None:
+    """13 pairs at two large and six small views, in both directions: a few kernels a pair, and the rest once."""
+    two, multi_crop = (rows("convnext_small:4x1", *CONVNEXT, f"views.small_count={n}")[0] for n in (0, 6))
+    assert numbers(two, "criterion")[0] < 300
+    assert numbers(multi_crop, "criterion")[0] < 500
+
+
 COUNTER = """
-from benchmarks.pretend_cuda import pretend
+from benchmarks.pretend_cuda import BYTES, FLOPS, SECONDS, pretend
 import torch
 with pretend() as asked:
     x, y = torch.empty(4, 3, device="cuda"), torch.empty(4, 3, device="cuda")
@@ -86,6 +93,11 @@ with pretend() as asked:
         asked.clear()
         work()
         assert asked.waits.total() == waits, (name, asked.waits)
+    asked.clear()
+    wide, large = (torch.empty(n, n, device="cuda", dtype=torch.bfloat16) for n in (64, 8192))
+    wide @ wide, large @ large
+    products, moved = 2 * 8192**3 / FLOPS[torch.bfloat16], 3 * 2 * 8192**2 / BYTES
+    assert moved < products and abs(asked.seconds[""] - SECONDS - products) < 1e-9
     asked.clear()
     torch._foreach_add_([x] * 100, [y] * 100)
     assert asked.launches.total() == 2  # 64 tensors a kernel

@@ -30,6 +30,9 @@ CASES = {
         "local": {"alpha": 0.0},
     }.items()
 }
+# Slightly fewer channels than samples: one process makes covariances, and several gather the maps, as the sums of the
+# covariances would be larger.
+GATHERED = {"gathered": (10, MATCHES)}
 
 
 class Heads(nn.Module):
@@ -102,7 +105,9 @@ def main(rank: int, processes: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=processes)
     count_traffic()
-    results = {name: step(channels, options, rank, processes) for name, (channels, options) in CASES.items()}
+    results = {
+        name: step(channels, options, rank, processes) for name, (channels, options) in (CASES | GATHERED).items()
+    }
     torch.save({"steps": results, "uneven": uneven(rank)}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_worker import CASES, EMBEDDING, POSITIONS, SAMPLES, step
+from distributed_worker import CASES, EMBEDDING, GATHERED, POSITIONS, SAMPLES, step
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from vicregl.batch import ProcessBatch
+from vicregl.terms import Slots, uses_gram
 
 HERE = Path(__file__).parent
 DOUBLE = 8  # bytes
@@ -37,10 +38,10 @@ def processes(request, tmp_path_factory) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict]:
-    return {name: step(channels, options) for name, (channels, options) in CASES.items()}
+    return {name: step(channels, options) for name, (channels, options) in (CASES | GATHERED).items()}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES | GATHERED)
 def test_same_loss_and_parameter_gradients(processes, alone, case) -> None:
     for result in processes:
         for name, value in alone[case]["losses"].items():
@@ -79,6 +80,36 @@ def test_bytes_are_those_of_the_readme(processes, case) -> None:
             expected += gather if channels >= SAMPLES else reduce
     for result in processes:
         assert 0 <= result["steps"][case]["bytes"] - expected < SCALARS
+
+
+def test_the_maps_are_gathered_where_sums_of_covariances_would_be_larger(processes) -> None:
+    channels, _ = GATHERED["gathered"]
+    by_view = list(zip(slots("paper"), POSITIONS, strict=True))
+    summed = sum(DOUBLE * s * (channels + channels**2) for s, _ in by_view)
+    gathered = sum(SAMPLES * (DOUBLE * p * channels + 4 * s) for s, p in by_view)
+    embeddings = len(POSITIONS) * SAMPLES * (DOUBLE * EMBEDDING + 4)
+    for result in processes:
+        assert 0 <= result["steps"]["gathered"]["bytes"] - embeddings - gathered < SCALARS < summed - gathered
+
+
+@pytest.mark.parametrize(
+    ("samples", "positions", "slots", "gram"),
+    [
+        (512, [49] * 2, 160, True),  # not more samples than the 512 channels
+        (576, [49] * 2 + [9] * 6, 1312, True),  # 8 x 72, the recipe of ConvNeXt-B: 0.18 GB in place of 1.4
+        (1024, [49] * 2 + [9] * 6, 1312, True),
+        (4096, [49] * 2 + [9] * 6, 1312, False),
+        (600, [49] * 2, 160, True),
+        (1024, [49] * 2, 160, False),
+        (1024, [1] * 2, 2, False),
+    ],
+)
+def test_which_matrices_several_processes_make(samples, positions, slots, gram) -> None:
+    """512 channels in float32. One process makes the smaller ones."""
+    maps = [torch.empty(1, p, 512, device="meta") for p in positions]
+    of_views = Slots([0] * slots, torch.empty(slots, 1, device="meta"), torch.empty(slots, 1, device="meta"))
+    assert uses_gram(maps, of_views, ProcessBatch(samples // 8, 8)) == gram
+    assert uses_gram(maps, of_views, ProcessBatch(samples)) == (samples <= 512)
 
 
 def test_an_uneven_batch_is_refused_by_every_process(processes) -> None:
