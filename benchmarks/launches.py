@@ -81,8 +81,7 @@ def count_colour(images: int, compiled: bool) -> Asked:
             batch_colour.mirror_and_colour(levels, plan, config, compiled)
             asked.phase = ""
     batch_colour.device_constants.cache_clear()  # they are of no use outside of `pretend`
-    for counted in (asked.launches, asked.memory):
-        counted.pop("", None)
+    asked.forget("")
     return asked
 
 
@@ -96,11 +95,9 @@ def as_one(asked: Asked, work: Callable[..., torch.Tensor]) -> Callable[..., tor
     def call(*arguments: Any) -> torch.Tensor:
         with asked.during("within"):
             result = work(*arguments)
-        for counted in (asked.launches, asked.memory):
-            counted.pop("within", None)
+        asked.forget("within")
         read = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
-        asked.launches[asked.phase] += kernels
-        asked.memory[asked.phase] += sum(t.numel() * t.element_size() for t in [*read, *read[: kernels // 2], result])
+        asked.note(kernels, sum(t.numel() * t.element_size() for t in [*read, *read[: kernels // 2], result]))
         return result
 
     return call

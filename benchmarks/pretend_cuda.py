@@ -74,9 +74,8 @@ class Asked(TorchDispatchMode):
     def clear(self) -> None:
         self.launches: Counter[str] = Counter()  # by phase
         self.memory: Counter[str] = Counter()  # bytes that operations read and write, by phase
-        self.seconds: dict[str, float] = defaultdict(
-            float
-        )  # a model of an H100: the most of launches, bytes and products; no gaps, no communication
+        # A model of an H100, by phase: the longest of launches, bytes and products; no gaps, no communication.
+        self.seconds: dict[str, float] = defaultdict(float)
         self.waits: Counter[tuple[str, str]] = Counter()  # of the host for the GPU, by phase and operation
         self.collectives: Counter[str] = Counter()  # by phase
         self.sent: Counter[str] = Counter()  # bytes that this process gives to collectives, by phase
@@ -105,11 +104,19 @@ class Asked(TorchDispatchMode):
         if self._waits(name, tensors, results, args, kwargs):
             self.waits[self.phase, name] += 1
         if space != "prim" and (on_cuda or written) and not _is_view(func, name):
-            kernels, moved = _kernels(name, args), _bytes([*on_cuda, *written])
-            self.launches[self.phase] += kernels
-            self.memory[self.phase] += moved
-            self.seconds[self.phase] += max(SECONDS * kernels, moved / BYTES, _product_seconds(name, args, kwargs, out))
+            work = _product_seconds(name, args, kwargs, out)
+            self.note(_kernels(name, args), _bytes([*on_cuda, *written]), work)
         return out
+
+    def note(self, kernels: int, moved: int, product_seconds: float = 0.0) -> None:
+        """Count kernels that read and write so many bytes."""
+        self.launches[self.phase] += kernels
+        self.memory[self.phase] += moved
+        self.seconds[self.phase] += max(SECONDS * kernels, moved / BYTES, product_seconds)
+
+    def forget(self, phase: str) -> None:
+        for counted in (self.launches, self.memory, self.seconds):
+            counted.pop(phase, None)
 
     @staticmethod
     def _waits(name: str, tensors: list[Tensor], results: list[Tensor], args: Any, kwargs: Any) -> bool:
