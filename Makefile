@@ -92,6 +92,9 @@ check-gpu: $(INSTALLED)  ## on a machine with a GPU, what works there and how fa
 bench-data: $(INSTALLED)  ## compare the input pipeline with the published recipe -> benchmarks/data.md
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.data
 
+bench-evaluation: $(INSTALLED)  ## compare evaluations by one process and by two -> benchmarks/evaluation.md
+	$(RUN) -m benchmarks.evaluation
+
 bench-sweeps: $(INSTALLED)  ## plan, watch and analyse a study of 10,000 runs -> benchmarks/sweeps.md
 	$(RUN) -m benchmarks.sweeps
 

@@ -2,7 +2,7 @@
 
 all:        {partition: gpu, account: vision, setup: [module load cuda]}   # of every stage
 pretrain:   {nodes: 2, gpus: 4, minutes: 1200, parallel: 8}                # over `all`
-evals:      {gpus: 1, minutes: 240}                                        # of every other stage, over `all`
+evals:      {gpus: 4, tasks: 4, minutes: 240}                              # of every other stage, over `all`
 linear:     {memory_gb: 24}                                                # of one stage, over `evals`
 max_array_size: 500                                                        # 0: the cluster's maximum
 """
@@ -96,6 +96,8 @@ def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resour
     sections = ["all", PRETRAIN] if stage == PRETRAIN else ["all", "evals", stage]
     chosen: list[configs.Layer] = [] if stage == PRETRAIN else [("defaults", {"tasks": 1})]
     for section in sections:
+        if section == stage and not stages.STAGES[stage].several:  # `evals` is of stages that several may share
+            chosen.append(("defaults", {"nodes": 1, "tasks": 1}))
         chosen += [(f"{origin}: {section}", layer[section]) for origin, layer in layers if section in layer]
     try:
         resources = configs.from_layers(Resources, chosen)

@@ -36,6 +36,13 @@ def test_a_stage_over_evals_over_all(tmp_path: Path) -> None:
     assert cluster.max_array_size == 500
 
 
+def test_evaluations_by_several_processes(tmp_path: Path) -> None:
+    cluster = load_cluster(write(tmp_path, "evals: {nodes: 2, gpus: 4, tasks: 4}\nknn: {nodes: 1}\n"))
+    processes = {name: stage.processes for name, stage in cluster.stages.items()}
+    shared = {"linear": 8, "dense_knn": 8, "segmentation": 8, "knn": 4}
+    assert processes == {"pretrain": 1, "weights": 1, **shared}
+
+
 def test_the_user_s_file_is_read_if_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_config, "USER_FILE", tmp_path / "cluster.yaml")
     assert load_cluster().stages["pretrain"].partition is None
