@@ -12,7 +12,7 @@ from pretrain.checkpoint import TrainingState
 from pretrain.config import PretrainConfig
 from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
-from pretrain.training import Training, prepare_model
+from pretrain.training import Training, choose_precision, prepare_model
 from runtime.world import World
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import VICRegLModel
@@ -26,9 +26,8 @@ def make_training(config: PretrainConfig, model: VICRegLModel, device: torch.dev
     with device:
         probe = OnlineProbe(model.backbone.channels, CLASSES, config.probe)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
-    state = TrainingState(
-        model, make_optimizer(model, config.optimizer), probe, scaler, device, world, config.train.precision
-    )
+    optimizer, precision = make_optimizer(model, config.optimizer), choose_precision(config.train.precision, device)
+    state = TrainingState(model, optimizer, probe, scaler, device, world, precision)
     parts = {"config": config, "device": device, "world": world, "state": state, "network": model}
     return cast(Training, SimpleNamespace(**parts, criterion=VICRegLCriterion(config.loss)))
 

@@ -71,6 +71,10 @@ def test_the_criterion_takes_the_pairs_of_views_together(rows) -> None:
     assert numbers(multi_crop, "criterion")[0] < 500
 
 
+def test_precision_auto_is_bfloat16_on_a_gpu(rows) -> None:
+    assert rows("quickstart:4x1", "train.precision=auto") == rows("quickstart:4x1", "train.precision=bfloat16")
+
+
 COUNTER = """
 from benchmarks.pretend_cuda import BYTES, FLOPS, SECONDS, pretend
 import torch
