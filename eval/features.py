@@ -24,9 +24,8 @@ from runtime.errors import NotFiniteError
 from runtime.progress import Progress
 from runtime.rundir import Run
 from runtime.stopping import outlive_stops, stop_request
-from runtime.world import World
+from runtime.world import ALONE, World
 
-ALONE = World()
 Labelled = tuple[Tensor, Tensor]  # rows (n, ...) and their labels (n,) int64: a batch, or a whole split
 
 
@@ -43,13 +42,13 @@ class Batched(Protocol):
 class ImageBatches(Dataset):
     """Batch number (epoch, step): images (B, 3, S, S) and labels (B,); shuffled every epoch if there is a seed.
 
-    Several processes share the work in one of two ways. To train, each has a `share` of every batch, which is empty,
-    (0,) and (0,), where there are fewer images than processes. To compute what is computed once, whole batches are
-    dealt out (`dealt`): each is the one that a single process would take, so its features have the same bits.
+    Several processes share the work in one of two ways. To train (`shared_by`), each has its part of every batch, which
+    is empty, (0,) and (0,), where there are fewer images than processes. What is computed once is dealt out by whole
+    batches (`dealt`): each is the one that a single process would take, so its features have the same bits.
     """
 
-    def __init__(self, images: Batched, batch_size: int, seed: int | None = None, share: World = ALONE) -> None:
-        self.images, self.batch_size, self.seed, self.share = images, batch_size, seed, share
+    def __init__(self, images: Batched, batch_size: int, seed: int | None = None, shared_by: World = ALONE) -> None:
+        self.images, self.batch_size, self.seed, self.shared_by = images, batch_size, seed, shared_by
         self.steps = -(-len(images) // batch_size)
 
     def __len__(self) -> int:
@@ -62,7 +61,7 @@ class ImageBatches(Dataset):
     def __getitem__(self, number: tuple[int, int]) -> Labelled:
         epoch, step = number
         order = range(len(self)) if self.seed is None else shuffled(len(self), self.seed, epoch)
-        indices = order[step * self.batch_size : (step + 1) * self.batch_size][self.share.share(self.size(step))]
+        indices = order[step * self.batch_size : (step + 1) * self.batch_size][self.shared_by.share(self.size(step))]
         if not indices:
             return torch.empty(0), torch.empty(0, dtype=torch.long)
         self.images.set_epoch(epoch)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from eval.command import evaluate
 from eval.config import KnnConfig
-from eval.features import ALONE, Labelled, PooledFeatures, central_crops, choose_chunk
+from eval.features import Labelled, PooledFeatures, central_crops, choose_chunk
 from eval.parent import Parent, load_parent_backbone
 from eval.splits import Splits, best, is_at_edge
 from runtime.device import choose_convolutions
@@ -29,7 +29,7 @@ from runtime.distributed import add_up, broadcast
 from runtime.errors import UserError, run_command
 from runtime.progress import Progress
 from runtime.rundir import Run
-from runtime.world import World
+from runtime.world import ALONE, World
 
 TOP = 5
 

@@ -28,6 +28,9 @@ class World:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
 
+ALONE = World()
+
+
 def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
     """Read the variables of torchrun (or submitit's TorchDistributedEnvironment) or, in a step of several tasks, of
     srun; one process where there are none. UserError where they contradict each other or some are missing."""
