@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_method
+from benchmarks import gpu_check, gpu_method, gpu_stages
 from benchmarks.gpu_method import Check, Finding
 from runtime.errors import UserError
 
@@ -67,6 +69,24 @@ def test_a_package_s_other_name_is_as_good(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_section_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"--only colors: no such section; there are environment, criterion"):
         gpu_check.main([*SMALL, "--only", "colors"])
+
+
+def test_a_wait_is_counted_and_the_debug_mode_s_notice_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch's words (c10/cuda/CUDAFunctions.cpp, torch/csrc/cuda/Module.cpp)."""
+    notice = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: warnings.warn(notice, stacklevel=2))
+    check = Check(torch.device("cuda", 0), small=True, ends=0.0)
+    assert check.waits(lambda: None) == []
+    found = check.waits(lambda: warnings.warn("called a synchronizing CUDA operation (Triggered ...)", stacklevel=1))
+    assert [place.partition(":")[0] for place in found] == ["test_gpu_check.py"]
+
+
+@pytest.mark.slow
+def test_the_gpu_s_tests_are_counted() -> None:
+    """Without a GPU they are skipped: a run of none would be a failure."""
+    (finding,) = gpu_stages.tests(Check(torch.device("cpu"), small=True, ends=time.monotonic() + 300))
+    assert finding.passed
+    assert finding.figures["skipped"] == 5
 
 
 def broken(_: Check) -> Iterator[Finding]:
