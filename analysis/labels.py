@@ -105,6 +105,11 @@ def number(value: float, percent: bool, signed: bool = False) -> str:
     return f"+{text}" if signed else text
 
 
+def run_link(run: str | None) -> str | None:
+    """Return the link to the run of that hash; None without one."""
+    return None if run is None else f"#run-{run}"
+
+
 def project_path(path: str) -> str:
     """Return a path within the project from its root, of any other the name: no report shows folders of one machine."""
     full = Path(path).resolve()

@@ -1,13 +1,10 @@
-"""How results are written: tables as Markdown and LaTeX, pages as Markdown from a template, and that as HTML.
+"""How results are written: tables as Markdown and LaTeX, pages as Markdown from a template; page.py makes HTML of it.
 
 Every text of a report is Markdown: **bold**, *italic*, `code` and [text](target); LaTeX and HTML are made of it.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +19,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 R = TypeVar("R")
 
 # The dialect of git forges, as far as reports use it. HTML within Markdown is shown as the text that it is.
-_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
-# Wide tables scroll by themselves on a narrow screen.
-_MARKDOWN.add_render_rule("table_open", lambda *_: '<div class="table"><table>\n')
-_MARKDOWN.add_render_rule("table_close", lambda *_: "</table></div>\n")
+MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 _LATEX = str.maketrans(
     {
@@ -151,7 +145,7 @@ def _latex(markdown: str) -> str:
 
 
 def _inline(markdown: str) -> Sequence[Token]:
-    return _MARKDOWN.parseInline(markdown)[0].children or []
+    return MARKDOWN.parseInline(markdown)[0].children or []
 
 
 def _ascii(text: str) -> str:
@@ -170,65 +164,3 @@ def from_template(template: str, **variables: Any) -> str:
     )
     environment.filters["table"] = to_markdown
     return environment.get_template(template).render(variables)
-
-
-def to_html(title: str, markdown: str, folder: Path) -> str:
-    """Return a page of Markdown as one file with the images of `folder` in it, which needs no server and no network."""
-    tokens = _MARKDOWN.parse(markdown)
-    _mark_headers(tokens)
-    _make_figures(tokens, folder)
-    body = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
-    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    return from_template("page.html.j2", title=title, style=style, body=body)
-
-
-def _mark_headers(tokens: Sequence[Token]) -> None:
-    """Mark the headers of columns and of rows, for screen readers; Markdown knows headers of columns alone."""
-    for i, token in enumerate(tokens):
-        if token.type == "th_open":
-            token.attrSet("scope", "col")
-        elif token.type == "td_open" and tokens[i - 1].type == "tr_open":
-            token.tag = tokens[i + 2].tag = "th"
-            token.attrSet("scope", "row")
-
-
-def _make_figures(tokens: list[Token], folder: Path) -> None:
-    """Turn a paragraph that is an image alone into a figure, and the paragraph after it into the caption."""
-    for i in reversed(range(len(tokens))):
-        children = tokens[i].children or []
-        if [child.type for child in children] != ["image"]:
-            continue
-        image = children[0]
-        drawing = _embedded(folder / str(image.attrGet("src")), image.content)
-        caption = tokens[i + 3]  # after the end of this paragraph and the start of the next
-        opening, closing = f"<figure>\n{drawing}\n<figcaption>", "</figcaption>\n</figure>\n"
-        tokens[i - 1 : i + 5] = [_raw(opening), caption, _raw(closing)]
-
-
-def _raw(text: str) -> Token:
-    return Token("html_block", "", 0, content=text)
-
-
-def _embedded(file: Path, alt: str) -> str:
-    """Return an image as an element of the page: the SVG beside the PNG where there is one, else the pixels."""
-    drawing = file.with_suffix(".svg")
-    if drawing.is_file():
-        return _inline_svg(drawing.read_text(encoding="utf-8"), file.stem, alt)
-    content = base64.b64encode(file.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{content}" alt="{html.escape(alt)}">'
-
-
-def _inline_svg(text: str, name: str, alt: str) -> str:
-    """Drop the XML head, and prefix the ids, because all figures of the page share one name space."""
-    svg = text[text.index("<svg") :].strip()
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", svg)
-    width = re.search(r'<svg[^>]*\bwidth="([0-9.]+)pt"', svg)
-    points = float(width[1]) if width else 0.0
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    # At twice its print size at most; on a phone never so small that its text is lost: it scrolls sideways instead.
-    size = f"width: min(100%, {points * 2:.0f}px); min-width: {points * 1.25:.0f}px"
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{html.escape(alt)}" style="{size}"', svg, count=1
-    )

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from analysis import published, render, tables
+from analysis import page, published, render, runs, tables
 from analysis.changes import comparable
 from analysis.figures import FIGURES, Plot, cost, write
 from analysis.findings import findings
@@ -85,19 +85,19 @@ def texts_of(data: ReportData, folder: Path, plots: Sequence[Plot]) -> dict[str,
     summary, rows = data.summary, published.rows_beside(data.frame)
     table, notes = tables.results_table(summary), " ".join(tables.notes(summary))
     known, known_notes = published.published_table(rows), published.notes(data.frame, rows)
-    page = _page(data, folder, plots, scores=table, score_notes=notes, published=known, published_notes=known_notes)
+    text = _page(data, folder, plots, scores=table, score_notes=notes, published=known, published_notes=known_notes)
     values = tables.score_values(summary, rows.to_dict("records"))
     # Apart, to be set below the table or left out.
     latex = {
         "published-rows.tex": render.to_latex(known, known_notes),
         "published-rows-narrow.tex": render.to_latex(published.narrow_table(rows), known_notes),
     }
-    narrow = tables.narrow_table(summary)
-    return files_of(data.study.name, folder, page, (table, narrow), notes, values) | latex
+    html = page.to_html(data.study.name, text, folder, runs.points_of(data), runs.runs_section(data))
+    return files_of(text, html, (table, tables.narrow_table(summary)), notes, values) | latex
 
 
 def files_of(
-    title: str, folder: Path, page: str, scores: tuple[render.Table, render.Table], notes: str, values: pd.DataFrame
+    markdown: str, html: str, scores: tuple[render.Table, render.Table], notes: str, values: pd.DataFrame
 ) -> dict[str, str]:
     """Return the table of scores (whole and narrow) and the page of a report, each in its formats, by file name."""
     table, narrow = scores
@@ -106,8 +106,8 @@ def files_of(
         "table.tex": render.to_latex(table, notes),
         "table-narrow.tex": render.to_latex(narrow, notes),
         "table.csv": values.to_csv(index=False),
-        "README.md": page,
-        "index.html": render.to_html(title, page, folder),
+        "README.md": markdown,
+        "index.html": html,
     }
 
 

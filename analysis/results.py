@@ -125,7 +125,8 @@ def _commit(attempt: Mapping[str, Any]) -> str:
 def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
     """Return the rows that have a score such as linear.top1, one for each point.
 
-    Their columns `value`, `state` and `published` hold the score, the state of its run and the published figure.
+    Their columns `value`, `state`, `published` and `run` hold the score, the state of its run, the published figure and
+    the hash of the pretraining.
     `pretrain.<score>` is a score that the pretraining itself wrote.
     """
     source, _, name = score.partition(".")
@@ -136,7 +137,8 @@ def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
         rows, column, state = frame[frame["eval.name"] == source], f"score.{name}", "eval.state"
     values = rows[column] if column in rows else pd.Series(math.nan, rows.index)
     known = rows["published.value"].where(rows["published.score"] == name) if "published.value" in rows else math.nan
-    return rows.assign(value=pd.to_numeric(values, errors="coerce"), state=rows[state], published=known)
+    runs = rows.get("pretrain.hash", pd.Series(None, rows.index, dtype=object))
+    return rows.assign(value=pd.to_numeric(values, errors="coerce"), state=rows[state], published=known, run=runs)
 
 
 def history_of(graph: Graph) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.labels import label, named_values, score_name, value_text
+from analysis.labels import label, named_values, run_link, score_name, value_text
 from analysis.results import score_column
 from analysis.statistics import Estimate, difference, estimate
 from sweeps.keys import as_text
@@ -51,6 +51,7 @@ class Row:
     control: str | None
     values: tuple[Any, ...]  # of summary.row_keys, the varied one first; None where a control has none
     scores: dict[str, Scores] = field(default_factory=dict)
+    runs: dict[Any, str] = field(default_factory=dict)  # by seed: the hash of the pretraining
 
     @property
     def varied(self) -> Any:
@@ -60,6 +61,16 @@ class Row:
     def group(self) -> tuple[Any, ...]:
         """The values of the other grid keys: rows of one group are one curve, with one baseline."""
         return self.values[1:]
+
+    def link(self, seed: Hashable) -> str | None:
+        """Return the link from a point of a figure to its run, on the page of the report."""
+        return run_link(self.runs.get(seed))
+
+    @property
+    def mean_link(self) -> str | None:
+        """The link from a mean to its runs; of a single run, to that one."""
+        first = next(iter(self.runs.values()), None)
+        return f"#setting-{first}" if len(self.runs) > 1 else run_link(first)
 
 
 @dataclass
@@ -208,10 +219,12 @@ class _Collector:
     def add(self, score: str) -> None:
         column = score_column(self.frame, score)
         wanted = [f"grid.{key}" for key in [*self.row_keys, *self.seeds]]
-        lists = [map(_comparable, column[name]) for name in ["control", *wanted, "value", "state", "published"]]
-        for control, *values, value, state, published in zip(*lists, strict=True):
+        names = ["control", *wanted, "run", "value", "state", "published"]
+        lists = [map(_comparable, column[name]) for name in names]
+        for control, *values, run, value, state, published in zip(*lists, strict=True):
             setting, seed = tuple(values[: len(self.row_keys)]), tuple(values[len(self.row_keys) :])
             row = self.rows.setdefault((control, *setting), Row(control, setting))
+            row.runs |= {} if run is None else {seed: run}
             cell = row.scores.setdefault(score, Scores(published=published))
             if value is None or not math.isfinite(value):
                 cell.gaps["no score" if state == "done" else state] += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import render, tables
+from analysis import page, render, tables
 from analysis.labels import project_path, score_label
 from analysis.questions import row_name
 from analysis.render import Column, Table
@@ -54,7 +54,7 @@ def write_together(
         require_no_loss(frame, folder)
     files.make_folder(folder, CANNOT_WRITE)
     table, sentences = together_table(studies_data), remarks(studies_data)
-    page = render.from_template(
+    text = render.from_template(
         "together.md.j2",
         name=name,
         studies=[data.study for data in studies_data],
@@ -65,9 +65,9 @@ def write_together(
     )
     values = pd.concat(score_values(data.summary).assign(study=data.study.name) for data in studies_data)
     both = table, together_table(studies_data, narrow=True)
-    texts = files_of(name, folder, page, both, " ".join(sentences), values) | {RESULTS: frame.to_csv(index=False)}
-    for file, text in texts.items():
-        files.write_text(folder / file, text)
+    texts = files_of(text, page.to_html(name, text, folder), both, " ".join(sentences), values)
+    for file, content in (texts | {RESULTS: frame.to_csv(index=False)}).items():
+        files.write_text(folder / file, content)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -37,6 +37,7 @@ FAR, WIDE = 1.0, 0.3  # of the extent of the means: a seed, and an interval's en
 LEAST_EXTENT = 2.0  # percentage points; means closer together than that count as this far apart
 LIGHTEST = 0.62  # of the colour map plasma; beyond, the contrast to white is below 3:1
 TICK_LETTERS = 32  # that fit below an axis of one column
+OVER_MEAN, OVER_SEED = 4.0, 2.0  # radius of a link
 _MARKERS = "os^Dv<>"
 # Without dates and versions, so that the same results give the same bytes.
 _METADATA: dict[str, dict[str, Any]] = {
@@ -138,6 +139,17 @@ def draw_interval(axes: Axes, along: Literal["x", "y"], at: float, ends: tuple[f
     axes.plot(*zip(*points, strict=True), linewidth=0.6, **style)
     for point, mark in zip(points, marks, strict=True):
         axes.plot(*point, mark, markersize=3, markeredgewidth=0.6, clip_on=False, **style)
+
+
+def add_links(axes: Axes, points: Iterable[tuple[float, float]], links: Sequence[str | None], radius: float) -> None:
+    """Lay a link over each point, for the page of the report; nothing of it is seen in the figure's files.
+
+    The radius is in points (1/72 inch). The links of many points would take more bytes than the points.
+    """
+    linked = [(*point, link) for point, link in zip(points, links, strict=True) if link is not None]
+    if linked and len(links) <= MANY_POINTS:
+        x, y, urls = zip(*linked, strict=True)
+        axes.scatter(x, y, s=(2 * radius) ** 2, c="0.3", alpha=0, linewidths=0, zorder=9 - radius / 10, urls=urls)
 
 
 def curve_style(index: int) -> tuple[str, str]:

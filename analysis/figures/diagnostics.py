@@ -12,13 +12,16 @@ from scipy import stats
 from analysis.figures.base import (
     GREY,
     MANY_POINTS,
+    OVER_MEAN,
     PAGE,
     Plot,
     Rgba,
+    add_links,
     add_varied_legend,
     describe_axis,
     varied_colors,
 )
+from analysis.labels import run_link
 from analysis.report_data import ReportData
 from analysis.results import score_column
 
@@ -46,11 +49,11 @@ def draw(data: ReportData) -> Figure | None:
 
 
 def pairs_of(data: ReportData, diagnostic: str, score: str) -> pd.DataFrame:
-    """Return the columns x (the diagnostic), y (the score) and varied, one row for each run of the grid with both."""
+    """Return the columns x (the diagnostic), y (the score), varied and run: a row for each run with both."""
     frame = data.frame[data.frame["control"].isna()]
     keys = [column for column in frame.columns if column.startswith("grid.")]
-    columns = [score_column(frame, name)[[*keys, "value"]] for name in (diagnostic, score)]
-    x, y = (column.rename(columns={"value": axis}) for column, axis in zip(columns, "xy", strict=True))
+    x = score_column(frame, diagnostic)[[*keys, "run", "value"]].rename(columns={"value": "x"})
+    y = score_column(frame, score)[[*keys, "value"]].rename(columns={"value": "y"})
     both = x.merge(y, on=keys).dropna(subset=["x", "y"])
     return both.assign(varied=both[f"grid.{data.study.report.vary}"])
 
@@ -59,6 +62,8 @@ def _draw_panel(axes: Axes, pairs: pd.DataFrame, colors: dict[object, Rgba]) -> 
     many = len(pairs) > MANY_POINTS
     for varied, rows in pairs.groupby("varied", sort=False):
         axes.plot(rows["x"], rows["y"], "o", color=colors[varied], markersize=3.5, rasterized=many)
+    links = [run_link(run) for run in pairs["run"]]
+    add_links(axes, zip(pairs["x"], pairs["y"], strict=True), links, OVER_MEAN)
     if text := correlation(pairs):
         axes.set_title(text, loc="right", color=GREY)
 

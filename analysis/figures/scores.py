@@ -13,7 +13,10 @@ from analysis.figures.base import (
     COLUMN,
     MANY_CURVES,
     MANY_POINTS,
+    OVER_MEAN,
+    OVER_SEED,
     Plot,
+    add_links,
     curve_style,
     data_limits,
     describe_axis,
@@ -75,6 +78,7 @@ def _draw_curve(
     """Draw the means, joined where the key has an order, over the single seeds and the intervals."""
     color = style["color"]
     estimates = [(positions[row.varied], e) for row in rows if (e := row.scores[score].estimate)]
+    add_links(axes, [(x, e.mean) for x, e in estimates], [row.mean_link for row in rows], OVER_MEAN)
     for x, estimate in estimates:
         if (ends := interval(estimate, score)) is not None:
             draw_interval(axes, "y", x, ends, color)
@@ -83,6 +87,7 @@ def _draw_curve(
     if points:
         many = len(points) > MANY_POINTS
         axes.plot(*zip(*points, strict=True), ".", color=color, markersize=4, alpha=0.4, zorder=1, rasterized=many)
+        add_links(axes, points, [row.link(seed) for row in several for seed in row.scores[score].by_seed], OVER_SEED)
     line = style["linestyle"] if summary.order is not None else ""
     means = [(x, estimate.mean) for x, estimate in estimates]
     axes.plot(*zip(*means, strict=True), **{**style, "linestyle": line}, zorder=4)

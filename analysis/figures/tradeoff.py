@@ -19,7 +19,10 @@ from analysis.figures.base import (
     LEAST_EXTENT,
     MANY_CURVES,
     MANY_POINTS,
+    OVER_MEAN,
+    OVER_SEED,
     Plot,
+    add_links,
     curve_style,
     data_limits,
     describe_axis,
@@ -160,6 +163,7 @@ def _draw_curve(axes: Axes, curve: Curve, colors: Sequence[Any], marker: str, su
         for start, end in pairwise(curve.means):
             _draw_step(axes, start, end, colors[0] if len(set(colors)) == 1 else GREY)
     axes.plot([], [], marker=marker, color=colors[0], label=curve.name)
+    add_links(axes, curve.means, [row.mean_link for row in curve.rows], OVER_MEAN)
     return bars
 
 
@@ -167,10 +171,12 @@ def _draw_seeds(axes: Axes, curve: Curve, colors: Sequence[Any], summary: Summar
     """Draw the single seeds that have both scores as faint points."""
     for row, color in zip(curve.rows, colors, strict=True):
         x, y = (row.scores[score].by_seed for score in (summary.study.report.x, summary.study.report.y))
-        both = [(x[seed], y[seed]) for seed in x if seed in y]
+        both = {seed: (x[seed], y[seed]) for seed in x if seed in y}
         if len(both) > 1:
             many = len(both) * len(curve.rows) > MANY_POINTS
-            axes.plot(*zip(*both, strict=True), ".", color=color, markersize=4, alpha=0.4, zorder=1, rasterized=many)
+            style = {"color": color, "markersize": 4, "alpha": 0.4, "zorder": 1, "rasterized": many}
+            axes.plot(*zip(*both.values(), strict=True), ".", **style)
+            add_links(axes, both.values(), [row.link(seed) for seed in both], OVER_SEED)
 
 
 def _draw_bars(axes: Axes, point: Point, color: Any, summary: Summary) -> list[Segment]:

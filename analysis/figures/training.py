@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.base import PAGE, Plot, Rgba, add_varied_legend, varied_colors
+from analysis.labels import run_link
 from analysis.report_data import ReportData
 
 # Column of metrics.jsonl -> title of its panel; the two halves of the criterion stand one above the other.
@@ -63,14 +64,15 @@ def _is_trained(values: pd.Series) -> bool:
 
 
 def _draw_runs(axes: Axes, history: pd.DataFrame, name: str, column: str, colors: dict[object, Rgba]) -> None:
-    for _, rows in history.groupby("run", sort=False):
+    for run, rows in history.groupby("run", sort=False):
         known = rows[["step", name]].dropna()
         if known.empty or not _is_trained(known[name]):
             continue
         color = colors[rows[column].iloc[0]]
         steps, values = known["step"].to_numpy(float), known[name].to_numpy(float)
         axes.plot(steps, values, color=color, linewidth=0.35, alpha=0.5)
-        axes.plot(steps, smoothed(steps, values), color=color, linewidth=0.9)
+        link = run_link(str(run).rpartition("-")[2])
+        axes.plot(steps, smoothed(steps, values), color=color, linewidth=0.9, url=link)
 
 
 def _draw_bands(axes: Axes, history: pd.DataFrame, name: str, column: str, colors: dict[object, Rgba]) -> None:

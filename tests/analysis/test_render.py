@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from jinja2 import UndefinedError
 
-from analysis import published, render
+from analysis import page, published, render
 from analysis.render import Table
 from analysis.report_data import ReportData
 from analysis.tables import results_table, score_values
@@ -64,8 +64,8 @@ def test_latex_is_sound(report_data_of: ReportDataOf) -> None:
 
 
 def html_of(markdown: str, folder: Path) -> str:
-    page = render.to_html("<t> & u", markdown, folder)
-    return page.partition("<main>\n")[2].partition("</main>")[0]
+    text = page.to_html("<t> & u", markdown, folder)
+    return text.partition('<main id="text">\n')[2].partition("</main>")[0]
 
 
 def test_html_is_escaped_and_numbers_are_aligned_to_the_right(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_html_is_escaped_and_numbers_are_aligned_to_the_right(tmp_path: Path) ->
     assert '<th scope="row">x &amp; y</th>\n<td style="text-align:right">1.5</td>\n<td>word</td>' in text
     assert '<th scope="row">z|</th>' in text
     assert "<td>w <code>|</code></td>" in text
-    assert "<title>&lt;t&gt; &amp; u</title>" in render.to_html("<t> & u", "", tmp_path)
+    assert "<title>&lt;t&gt; &amp; u</title>" in page.to_html("<t> & u", "", tmp_path)
     assert html_of("**b** *i* `c<` [t](u.md) <script>\n", tmp_path) == (
         '<p><strong>b</strong> <em>i</em> <code>c&lt;</code> <a href="u.md">t</a> &lt;script&gt;</p>\n'
     )
@@ -99,7 +99,7 @@ def test_an_image_alone_is_a_figure_and_the_next_paragraph_its_caption(tmp_path:
 
 def test_a_variable_that_is_missing_stops_the_page() -> None:
     with pytest.raises(UndefinedError, match="title"):
-        render.from_template("page.html.j2", body="", style="")
+        render.from_template("page.html.j2", body="", css="", js="", contents=[], home=False)
 
 
 def test_the_numbers_as_csv(report_data_of: ReportDataOf) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 from analysis.report import write_report
-from sweeps.graph import Graph
+from tests.analysis.browser import CHROMIUM, Browser
 
-CHROMIUM = Path("/usr/bin/chromium")
-VOID = {"meta", "img", "br", "path", "use", "rect"}
+VOID = {"meta", "img", "br", "path", "use", "rect", "input"}
 
 
 class Outline(HTMLParser):
@@ -50,10 +49,18 @@ class Outline(HTMLParser):
             self.headings.append(data)
 
 
+@pytest.fixture(scope="module")
+def reports() -> list[Path]:
+    """The report, once it is written: that takes longer than looking at it."""
+    return []
+
+
 @pytest.fixture
-def report(fill: Callable[..., Graph]) -> Path:
+def report(reports: list[Path], request: pytest.FixtureRequest) -> Path:
     """With every figure that fake runs have data for, a training curve included."""
-    graph = fill(
+    if reports:
+        return reports[0]
+    graph = request.getfixturevalue("fill")(
         lambda a, s: 10.0 + s if a is None else 50 + 20 * a + s, lambda a, s: 20.0 if a is None else 95 - 10 * a
     )
     for point in graph.points:
@@ -63,7 +70,8 @@ def report(fill: Callable[..., Graph]) -> Path:
             file.write('{"step": 40, "lo')  # a kill
         result = point.pretrain.run.path / "result.json"
         result.write_text(result.read_text().replace("{", '{"steps": 30,', 1))
-    return write_report("study.yaml")
+    reports.append(write_report("study.yaml").resolve())
+    return reports[0]
 
 
 def test_the_page_is_whole(report: Path) -> None:
@@ -73,39 +81,40 @@ def test_the_page_is_whole(report: Path) -> None:
     assert outline.open == []
     figures = {path.stem for path in report.glob("*.svg")}
     assert figures == {"tradeoff", "scores", "training", "cost", "diagnostics"}
-    assert text.count('role="img"') == len(figures)
+    assert len(re.findall(r' role="(img|group)" aria-label="', text)) == len(figures)
     assert len(set(outline.ids)) == len(outline.ids)
     inner = [target for target in outline.targets if target.startswith("#")]
     assert {target[1:] for target in inner} <= set(outline.ids)
     for target in outline.targets:
         assert target.startswith("#") or (report / target).is_file()  # nothing from a network
     assert "@import" not in text
-    assert "<script" not in text
+    assert re.findall("<script.*?>", text) == ['<script type="application/json" id="fields">', "<script>"]
     in_readme = re.findall(r"^#+ (.*)$", (report / "README.md").read_text(), flags=re.MULTILINE)
-    assert outline.headings == in_readme
+    assert outline.headings == [*in_readme, "Runs"]
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
     for name in ("tradeoff", "training"):
         assert (report / f"{name}.png").is_file()
 
 
-def photograph(page: Path, to: Path, width: int, height: int, dark: bool) -> np.ndarray:
-    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    size = f"--window-size={width},{height}"
-    # Containers often have a /dev/shm that is too small for it.
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-    argv = [CHROMIUM, *options, scheme, size, f"--screenshot={to}", page.resolve().as_uri()]
-    subprocess.run(argv, check=True, capture_output=True, timeout=300)
-    with Image.open(to) as image:
+@pytest.fixture
+def browser() -> Iterator[Callable[..., Browser]]:
+    """Open pages in a real browser, without a network."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}: make install-report")
+    with ExitStack() as pages:
+        yield lambda *arguments, **named: pages.enter_context(Browser(*arguments, **named))
+
+
+def photograph(page: Browser, to: Path) -> np.ndarray:
+    with Image.open(page.photograph(to)) as image:
         return np.asarray(image.convert("L"), dtype=float)
 
 
 @pytest.mark.slow
-def test_a_browser_shows_it(report: Path, tmp_path: Path) -> None:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}: make install-report")
-    light = photograph(report / "index.html", tmp_path / "light.png", 1000, 1600, dark=False)
-    dark = photograph(report / "index.html", tmp_path / "dark.png", 1000, 1600, dark=True)
+def test_light_and_dark(report: Path, tmp_path: Path, browser: Callable[..., Browser]) -> None:
+    pages = [browser(report / "index.html", 1000, 1600, dark=dark) for dark in (False, True)]
+    light, dark = (photograph(page, tmp_path / "page.png") for page in pages)
     assert light.shape == dark.shape == (1600, 1000)
     assert np.median(light) > 240
     assert np.median(dark) < 40
@@ -113,8 +122,81 @@ def test_a_browser_shows_it(report: Path, tmp_path: Path) -> None:
         assert (np.abs(shot - paper) > 100).mean() > 0.005  # ink that contrasts with the paper
     # The figure's own paper is the page's: no white card at night.
     assert (dark > 200).mean() < 0.1
-    # On a phone nothing but tables and wide figures, which scroll by themselves, is wider than the screen:
-    # the page's right margin stays empty beside the text.
-    phone = photograph(report / "index.html", tmp_path / "phone.png", 500, 1600, dark=False)
-    assert phone.shape[1] == 500
-    assert (phone[:, -12:] < 128).mean() < 0.001
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 768, 390])
+def test_only_tables_and_figures_scroll_sideways(report: Path, browser: Callable[..., Browser], width: int) -> None:
+    page = browser(report / "index.html", width, 800, phone=width < 500)
+    assert page.run("document.documentElement.scrollWidth") == width
+    wide = "e => e.getBoundingClientRect().right > innerWidth && !e.closest('.table, figure, pre')"
+    assert page.run(f"[...document.querySelectorAll('main *, nav *')].filter({wide}).map(e => e.outerHTML)") == []
+
+
+@pytest.mark.slow
+def test_a_point_shows_its_run_and_leads_to_it(report: Path, browser: Callable[..., Browser]) -> None:
+    page = browser(report / "index.html")
+    tip, row = "document.getElementById('tip')", "document.querySelector('tr.chosen')"
+    assert page.run(f"{tip}.hidden")
+    at = "r => document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)?.closest('a')"
+    uncovered = f"a => {{ a.scrollIntoView({{block: 'center'}}); return ({at})(a.getBoundingClientRect()) === a }}"
+    seed, mean = (
+        f"[...document.querySelectorAll('a.point[href^=\"#{kind}-\"]')].find({uncovered})"
+        for kind in ("run", "setting")
+    )
+    page.hover(seed)
+    run = page.run(f"{seed}.getAttribute('href').slice(5)")
+    alpha, number, top1, top5, _ = page.run(f"[...document.getElementById('run-{run}').cells].map(c => c.textContent)")
+    text = page.run(f"{tip}.textContent")
+    assert text == f"α = {alpha}, seed {number}: linear top-1 {top1}, linear top-5 {top5}; run {run}"
+    page.hover(mean)
+    assert "mean of n = 2: linear top-1 " in page.run(f"{tip}.textContent")
+    page.click(seed)
+    assert page.run(f"{row}.dataset.run") == run
+    own = page.run(f"{row}.nextSibling.textContent")
+    assert f"pretrain.seed{number}" in own
+    assert "linear.result.top1" in own
+    top = page.run(f"{row}.getBoundingClientRect().top")
+    assert 0 < top < 900
+    page.hover("document.querySelector('h1')")
+    assert page.run(f"{tip}.hidden")
+
+
+@pytest.mark.slow
+def test_the_keyboard_reaches_points_and_headers(report: Path, browser: Callable[..., Browser]) -> None:
+    page = browser(report / "index.html")
+    page.run("document.querySelector('a.point').focus()")
+    assert not page.run("document.getElementById('tip').hidden")
+    head = "document.querySelectorAll('.runs th')[2]"
+    page.run(f"{head}.querySelector('button').focus()")
+    page.press("Enter", 13)
+    assert page.run(f"{head}.getAttribute('aria-sort')") == "ascending"
+
+
+@pytest.mark.slow
+def test_tables_sort_by_number_and_filter(report: Path, browser: Callable[..., Browser]) -> None:
+    page = browser(report / "index.html")
+    table = "document.querySelector('#scores ~ .table table')"
+    column = f"[...{table}.tBodies[0].rows].map(row => row.cells[%d].textContent)"
+    scores = page.run(column % 2)
+    assert [score[:4] for score in scores] == ["50.5", "60.5", "70.5", "", "10.5"]  # the control is set apart
+    for expected, order in (("ascending", [0, 1, 2]), ("descending", [2, 1, 0])):
+        page.click(f"{table}.querySelectorAll('th button')[2]")
+        assert page.run(f"{table}.querySelectorAll('th')[2].getAttribute('aria-sort')") == expected
+        assert page.run(column % 2) == [*(scores[i] for i in order), *scores[3:]]
+    field = "document.querySelector('#runs input')"
+    page.click(field)
+    page.type("no pretraining")
+    shown = "[...document.querySelectorAll('.runs tbody tr')].filter(row => !row.hidden).length"
+    assert page.run(shown) == 2
+    assert page.run("document.querySelector('#runs output').textContent") == "2 of 8 rows"
+
+
+@pytest.mark.slow
+def test_print_cuts_no_table(report: Path, browser: Callable[..., Browser]) -> None:
+    page = browser(report / "index.html")
+    page.resize(680, 1000)  # A4 within its margins
+    page.send("Emulation.setEmulatedMedia", media="print")
+    cut = "e => e.getBoundingClientRect().right > innerWidth + 1"
+    assert page.run(f"[...document.querySelectorAll('table, figure svg')].filter({cut}).length") == 0
+    assert page.run("getComputedStyle(document.querySelector('nav')).display") == "none"
