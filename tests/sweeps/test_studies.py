@@ -16,6 +16,8 @@ from sweeps.study import load_study
 
 FOLDER = PROJECT / "sweeps" / "studies"
 STUDIES = sorted(FOLDER.glob("*.yaml"))
+FILES = {"published", "zoo"}  # of checkpoints that a user has; planned with stand-ins in test_published_study.py
+PLANNED = [file for file in STUDIES if file.stem not in FILES]
 # Studies of ImageNet: what each varies, and how many pretrainings it is.
 QUESTIONS = {
     "alpha": ("loss.alpha", 7),
@@ -44,7 +46,7 @@ def trained(point: Point) -> bool:
     return point.pretrain.identity.config["train"]["duration"] != "0 steps"
 
 
-@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", PLANNED, ids=lambda file: file.stem)
 def test_every_study_can_be_planned(file: Path) -> None:
     graph = plan(file.stem)
     assert graph.study.name == file.stem
@@ -60,7 +62,7 @@ def test_planning_loads_no_library_that_only_training_needs() -> None:
         "for file in sys.argv[1:]: build(load_study(file))\n"
         "print([name for name in ('torch', 'timm', 'cv2', 'mmseg', 'pandas', 'submitit') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, *STUDIES], cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *PLANNED], cwd=PROJECT, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 
 
