@@ -199,9 +199,8 @@ def prepare_model(model: VICRegLModel, config: PretrainConfig, device: torch.dev
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
     if config.machine.compile:
-        for part in (model.backbone, model.expander, model.projector):
-            if part is not None:
-                part.compile()  # in place: a wrapper would rename the tensors of checkpoints
+        for module in model.called_modules():
+            module.compile()  # in place: a wrapper would rename the tensors of checkpoints
     return model
 
 

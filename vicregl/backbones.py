@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
@@ -40,10 +40,10 @@ class Backbone(nn.Module):
         self._stage_indices = _stage_indices(trunk)
         self.channels, self.stage_channels = self._probe()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) -> map (B, C, h, w), pooled (B, C)."""
-        feature_map = self.last_map(images)
-        return feature_map, feature_map.mean(dim=(2, 3))
+    def forward(self, images: Tensor, stages: Sequence[int] = ()) -> tuple[Tensor, ...]:
+        """images (B, 3, H, W) -> map (B, C, h, w), pooled (B, C), and the maps of `stages()` with these numbers."""
+        maps = self.stages(images) if stages else [self.last_map(images)]
+        return maps[-1], maps[-1].mean(dim=(2, 3)), *(maps[number] for number in stages)
 
     def last_map(self, images: Tensor, final_norm: bool = True) -> Tensor:
         """images (B, 3, H, W) -> the last map (B, C, h, w); without `final_norm`, before the network's last norm."""

@@ -93,7 +93,7 @@ class VICRegLModel(nn.Module):
     def _outputs(self, images: Tensor) -> tuple[Any, list[Tensor], Tensor, Tensor]:
         """Return embedding (None without an expander), local maps of each stage (none without a projector), pooled and
         features, with one row per image."""
-        feature_map, pooled, stages = self._backbone(images)
+        feature_map, pooled, *stages = self.backbone(images, self.stages)
         positions = feature_map.flatten(2).transpose(1, 2)  # (B, P, F)
         embedding = None if self.expander is None else self.expander(pooled)
         maps: list[Tensor] = []
@@ -104,12 +104,10 @@ class VICRegLModel(nn.Module):
             maps = [self.projector(positions)]
         return embedding, maps, pooled, positions.detach()
 
-    def _backbone(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return the last map (B, F, h, w), pooled (B, F), and the maps of the stages with a local criterion."""
-        if not self.stages:
-            return *self.backbone(images), []
-        stages = self.backbone.stages(images)
-        return stages[-1], stages[-1].mean(dim=(2, 3)), [stages[k] for k in self.stages]
+    def called_modules(self) -> list[nn.Module]:
+        """Return the modules that `forward` calls, each a graph of its own for torch.compile."""
+        projectors = self.projector if isinstance(self.projector, nn.ModuleList) else [self.projector]
+        return [module for module in (self.backbone, self.expander, *projectors) if module is not None]
 
 
 def batch_dependent_module(model: nn.Module) -> str | None:

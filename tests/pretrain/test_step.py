@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.backends.registry import lookup_backend
 
 import pretrain.training
 from data import batch_colour
@@ -161,17 +162,41 @@ def test_a_gradient_too_large_for_float16_is_not_taken(make) -> None:
     assert all(torch.equal(before[key], value) for key, value in training.state.model.state_dict().items())
 
 
-def test_compiled_is_the_same_step(make, monkeypatch) -> None:
-    """Traced and differentiated as for the usual backend, which would then spend minutes in the C++ compiler."""
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
-    whole, losses = weights_after(make(*CONVNEXT, "optimizer.name=lars"), 2)
-    training = make(*CONVNEXT, "optimizer.name=lars", "machine.compile=true")
+@pytest.mark.parametrize(
+    ("options", "graphs"),
+    [
+        ([], 3),  # backbone, expander, projector
+        (["model.local_stages=[-2,-1]"], 4),  # with a projector for each stage
+    ],
+)
+def test_compiled_is_the_same_step(make, monkeypatch, tmp_path, options, graphs) -> None:
+    """Traced and differentiated as for the usual backend, which would then spend minutes in the C++ compiler.
+
+    All of the network is compiled, each module as one graph, and a checkpoint goes on without compilation.
+    """
+    options = [*CONVNEXT, "optimizer.name=lars", *options]
+    compile_module, made = torch.nn.Module.compile, []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
+    torch._dynamo.reset()
+    whole, losses = weights_after(make(*options), 2)
+    training = make(*options, "machine.compile=true")
     compiled, losses_of_compiled = weights_after(training, 2)
+    assert len(made) == graphs
     assert losses_of_compiled == pytest.approx(losses, rel=1e-4)
     assert compiled.keys() == whole.keys()
     for key, value in whole.items():
         torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    training.state.save(tmp_path / "other.pt")
+    resumed = make(*options)
+    assert resumed.state.load(tmp_path / "other.pt")
+    next_losses = [training_step(t, batch(64, 2, 2), 1e-2)[0]["loss"].item() for t in (training, resumed)]
+    assert next_losses[0] == pytest.approx(next_losses[1], rel=1e-4)
+    assert len(made) == graphs
 
 
 def test_colour_on_the_device_is_compiled_too(make, monkeypatch) -> None:

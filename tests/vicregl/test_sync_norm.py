@@ -17,7 +17,7 @@ WORKER = Path(__file__).with_name("norm_worker.py")
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_have_the_norm_of_the_whole_batch(ranks, count) -> None:
-    """Both ways; with three processes of unequal shares."""
+    """Both ways; with three processes of unequal shares, and compiled."""
     for code, _, errors in ranks.ended(ranks(count, WORKER)):
         assert code == 0, errors
 
