@@ -82,7 +82,7 @@ class PretrainMachineConfig(MachineConfig):
     keep_every_epochs: NonNegativeInt = 0  # epochs between kept checkpoints/epoch-0010.pt and so on; 0: none
     keep_at: list[Moment] = []  # further checkpoints to keep, as [100 steps, 2 epochs]
     max_minutes: NonNegativeFloat = 0.0  # then save and exit with code 75: repeat the command; 0: no limit
-    compile: bool = False  # torch.compile: takes minutes at the start, faster steps on a GPU
+    compile: bool = False  # torch.compile: network, and colour on a device; minutes at the start, faster steps on a GPU
     worker_kind: WorkerKind = "processes"  # of `workers`; data/workers.py compares both
 
 

@@ -118,6 +118,64 @@ print("counted")
 """
 
 
-def test_the_counter_counts() -> None:
-    done = subprocess.run([sys.executable, "-c", COUNTER], capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == "counted\n", done.stderr
+PARTS = """
+from benchmarks.pretend_cuda import pretend, put_on_cuda
+import torch
+from unittest import mock
+from eval import dense_knn, knn
+from eval.features import PooledFeatures
+from eval.linear_heads import LinearHeads
+from pretrain.checkpoint import random_state, set_random_state
+from pretrain.config import ProbeConfig
+from pretrain.diagnostics import OnlineProbe, feature_diagnostics
+from vicregl.backbones import create_backbone
+from vicregl.config import BackboneConfig
+
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+backbone = create_backbone(BackboneConfig("resnet18"))
+backbone.grid_size(32)
+
+def on(device, *shape):
+    return torch.zeros(shape, device=device)
+
+def labels(count, device=GPU):
+    return torch.zeros(count, dtype=torch.long, device=device)
+
+def learn(module, loss, parameters):
+    optimizer = torch.optim.SGD(parameters, momentum=0.9, lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+with pretend() as asked, mock.patch.object(knn, "_largest", lambda product, k: product.topk(k).indices):
+    put_on_cuda(backbone, channels_last=True)
+    features = PooledFeatures(backbone, GPU)
+    assert features(on(CPU, 4, 3, 32, 32)).device == features.maps(on(GPU, 4, 3, 32, 32)).device == GPU
+    heads = LinearHeads(512, 10, 3, 0)
+    put_on_cuda(heads, channels_last=False)
+    heads.weights = torch.nn.ParameterList([torch.nn.Parameter(on(GPU, 10, 512)) for _ in range(3)])
+    heads.biases = torch.nn.ParameterList([torch.nn.Parameter(on(GPU, 10)) for _ in range(3)])
+    learn(heads, lambda: heads.losses(on(GPU, 8, 512), labels(8)).sum(), heads.parameter_groups([0.1, 0.2, 0.3]))
+    heads.accuracy(on(GPU, 8, 512), labels(8))
+    bank, queries = (on(GPU, 90, 16), labels(90)), (on(GPU, 20, 16), labels(20))
+    knn.accuracies(bank, queries, [1, 5], 0.07, 10, 1 << 14)
+    dense_knn.vote((on(GPU, 90, 16), on(GPU, 90, 11)), on(GPU, 20, 16), [3], 0.02, 1 << 14)
+    dense_knn.predict(on(GPU, 11, 4, 4), (32, 32))
+    with torch.device("cuda"):
+        probe = OnlineProbe(512, 10, ProbeConfig())
+    probe.update(on(GPU, 8, 512), labels(8))
+    probe.accuracy()
+    feature_diagnostics(on(GPU, 8, 16), "x")
+    set_random_state(random_state(GPU), GPU)
+print("no devices mixed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "says"), [(COUNTER, "counted"), (PARTS, "no devices mixed")], ids=["counter", "parts"]
+)
+def test_on_the_pretended_device(program, says) -> None:
+    """The counter counts; and evaluations, probe and diagnostics leave what they compute on the GPU."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == f"{says}\n", done.stderr

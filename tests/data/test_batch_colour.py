@@ -120,6 +120,26 @@ def test_compiled_operations_are_a_kernel_each_and_give_the_same(photos: list[np
     assert (batch_colour.batch_blur_by_sums(x, kernels) != by_convolution).float().mean() < 0.001
 
 
+@pytest.mark.gpu
+def test_a_gpu_s_compiled_colours_are_the_cpu_s(photos: list[np.ndarray]) -> None:
+    """And the host never waits for them, once they are compiled."""
+    maker = ViewMaker(CONFIG, lambda side: (1, 1))
+    plans = [maker.draw(120, 160, sample_generator(7, 0, index))[0] for index in range(32)]
+    crops = [maker.crop(photos[index % len(photos)], plan, SIZE) for index, plan in enumerate(plans)]
+    levels, plan = torch.from_numpy(np.stack(crops)), plan_batch(plans)
+    expected = mirror_and_colour(levels, plan, CONFIG)
+    there, plan_there = levels.cuda(), plan.map(lambda tensor: tensor.cuda())
+    for compiled in (False, True):
+        mirror_and_colour(there, plan_there, CONFIG, compiled)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = mirror_and_colour(there, plan_there, CONFIG, compiled)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert (found.cpu() - expected).abs().mean() < 1e-3
+
+
 def device_statistics(photos: list[np.ndarray], kind: str, device: str) -> np.ndarray:
     maker = ViewMaker(CONFIG, lambda side: (1, 1))
     view, crops, plans = KINDS[kind], [], []

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from runtime.distributed import BACKENDS
 from vicregl import sync_norm
 from vicregl.sync_norm import synchronise
 
@@ -24,8 +25,9 @@ def test_processes_have_the_norm_of_the_whole_batch(ranks, count) -> None:
 
 @pytest.fixture
 def group(tmp_path):
-    """A group of this process alone."""
-    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    """A group of this process alone; where there is a GPU, with NCCL."""
+    backend = BACKENDS["cuda" if torch.cuda.is_available() else "cpu"]
+    dist.init_process_group(backend, f"file://{tmp_path}/meeting", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
