@@ -41,7 +41,7 @@ from eval.features import ImageBatches, PooledFeatures, choose_chunk
 from eval.knn import nearest, normalise_rows, product_chunk
 from eval.parent import Parent, load_parent_backbone
 from runtime.device import choose_convolutions
-from runtime.distributed import add_up, any_stop
+from runtime.distributed import add_up, any_stop, broadcast
 from runtime.errors import UserError, run_command
 from runtime.progress import Progress
 from runtime.rundir import Run
@@ -194,10 +194,10 @@ def score(config: DenseKnnConfig, features: PooledFeatures, memory: Memory, imag
     """Return (len(neighbours), classes, classes): pixels by label and by predicted class."""
     classes, ignore = len(images.layout.classes), images.layout.ignore_index
     confusions = torch.zeros(len(config.neighbours), classes, classes, dtype=torch.long)
+    chunk = broadcast(choose_chunk(features.device, config.machine.chunk_megabytes))
     for _, maps, masks in maps_of(config, features, images, run, "val"):
         positions = maps.movedim(1, -1)  # (B, h, w, C)
         queries = normalise_rows(positions.flatten(0, 2).clone())
-        chunk = choose_chunk(features.device, config.machine.chunk_megabytes)
         voted = vote(memory, queries, config.neighbours, config.temperature, chunk)
         for number, distributions in enumerate(voted):
             each = distributions.view(*positions.shape[:3], classes).movedim(-1, 1)

@@ -69,8 +69,15 @@ def split_by_hand(layout, backbone, split: str):
     return np.array(vectors), np.array(shares), np.array(masks)
 
 
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.slow
-def test_equals_the_protocol_done_by_hand(scenes, parent, evaluate, monkeypatch):
+def test_equals_the_protocol_done_by_hand(scenes, parent, evaluate, monkeypatch, double):
     """In float64: random weights give features so alike that rounding would choose among the neighbours."""
 
     def maps(self, images):

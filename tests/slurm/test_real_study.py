@@ -1,5 +1,6 @@
-"""The real stages on the real scheduler: 6 pretrainings, one of them on two nodes, each evaluated twice; while they
-run one is told to save and go back, others lose their node to a job of higher priority, and slurmctld is killed."""
+"""The real stages on the real scheduler: 6 pretrainings, each evaluated twice, one on two nodes and its evaluations by
+two processes; while they run one is told to save and go back, others lose their node to a job of higher priority, and
+slurmctld is killed."""
 
 from __future__ import annotations
 
@@ -104,7 +105,7 @@ def test_the_tables_are_those_of_this_machine_alone(
 ) -> None:
     resources = {**CLUSTER["all"], "memory_gb": 1.5}
     sweep = RealSweep(cluster, tmp_path / "slurm", study=ONE)
-    sweep.write("cluster.yaml", {"all": resources, "pretrain": {"nodes": 2}})
+    sweep.write("cluster.yaml", {"all": resources, "pretrain": {"nodes": 2}, "evals": {"tasks": 2}})
     assert "3 runs queued now of 3" in sweep.submit()
     sweep.wait_for(lambda: list(sweep.folder.glob("runs/pretrain/*/run.yaml")), "it is at work on two nodes", 120)
     (job,) = [line.split()[1] for line in sweep.jobs() if "-pretrain-" in line]
@@ -135,4 +136,6 @@ def test_the_tables_are_those_of_this_machine_alone(
     assert len(of_two) == 1
     attempts = yaml.safe_load(of_two[0].read_text())["attempts"]
     assert [attempt["processes"] for attempt in attempts] == [2, 2]
+    shared = [file for file in sweep.folder.glob("runs/[kl]*/*/run.yaml") if "processes: 2" in file.read_text()]
+    assert sorted(file.parts[-3] for file in shared) == ["knn", "linear"]
     assert all(Path(attempt["snapshot"]).is_relative_to(sweep.folder) for attempt in attempts)
