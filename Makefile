@@ -42,6 +42,7 @@ install-report:  ## install a browser and LaTeX for the tests of reports (root, 
 
 study: $(INSTALLED)  ## pretrain, evaluate, report: STUDY=sweeps/studies/quickstart.yaml WORKERS=2
 	$(RUN) -m sweeps run $(STUDY) --workers $(WORKERS)
+	-$(RUN) -m analysis.pictures --study $(STUDY)  # a study without pictures still has a report
 	$(RUN) -m analysis $(STUDY)
 
 test: $(INSTALLED)  ## run every test that can run here

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from analysis.figures import FIGURES
 from analysis.figures.published import write_published
-from analysis.report import RESULTS, STALE, texts_of, write_report
+from analysis.report import RESULTS, STALE, pictures_of, texts_of, write_report
 from analysis.report_data import load_report_data
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
@@ -79,6 +79,9 @@ def _verdict(folder: Path) -> Verdict:
         return Verdict(name, f"cannot be compared with its study: {error}", sound=False)
     if stale and STALE not in _text(folder / "README.md"):
         return Verdict(name, f"has other settings than this checkout and does not say so: {settings}", False, stale)
+    if outdated := pictures_of(folder, data.frame)[1]:
+        text = f"{', '.join(outdated)} shows other results than {RESULTS}: python -m analysis.pictures --study STUDY"
+        return Verdict(name, text, False, stale)
     plots = [plot for plot in FIGURES if (folder / f"{plot.name}.svg").is_file()]
     other = [file for file, text in texts_of(data, folder, plots).items() if _text(folder / file) != text]
     if other:

@@ -1,8 +1,10 @@
-"""What the scores say, in sentences: does pretraining beat the control, and what happens as the varied key falls?
+"""What the scores say, in sentences: an answer to quote, a comparison with the controls, and the course of the scores.
 
 A sentence that rests on one seed says so. With more seeds, each sentence is corrected for all the differences that it
-was chosen from (statistics.decided_together), so that it decides something false in at most 5 % of studies; the rest is
-undecided. That every setting beats the control needs no correction: every one of the tests has to succeed.
+was chosen from: against the baseline by Dunnett's test (statistics.decided_against), elsewhere by Holm's
+(decided_together), so that it rarely decides something false (in 5 % of studies, as those functions say); the rest is
+undecided. That
+every setting beats the control needs no correction: every one of the tests has to succeed.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 
-from analysis.labels import is_percent, number, score_name
-from analysis.statistics import Estimate, K, decided_together, rejected
+from analysis.labels import is_percent, number, score_name, short_labels
+from analysis.statistics import POWER, Estimate, K, decided_together, seeds_to_settle
 from analysis.summary import Row, Summary
 from analysis.tables import estimate_text
 
@@ -37,6 +39,89 @@ def findings(summary: Summary) -> list[str]:
         return lines
     scored = any(cell.by_seed for row in summary.rows for cell in row.scores.values())
     return ["No finding: the study compares no settings in an order, and no control." if scored else NO_SCORES]
+
+
+def answers(summary: Summary) -> list[str]:
+    """Return a sentence to quote for each curve: its best setting by report.y, what that does to report.x, and n."""
+    lines = []
+    for group, rows in summary.groups():
+        prefix = summary.group_name(group)
+        if sentence := _gain(summary, rows) or _highest(summary, rows):
+            lines.append(f"{prefix}: {sentence}" if prefix else sentence)
+    return lines
+
+
+def _gain(summary: Summary, rows: Sequence[Row]) -> str:
+    """Say which setting gains most over the baseline; empty without a baseline."""
+    report = summary.study.report
+    base = summary.baseline(rows[0])
+    gains = {id(r): d for r in rows if r is not base and (d := summary.difference(r, base, report.y)) is not None}
+    if base is None or not gains:
+        return ""
+    row = max((row for row in rows if id(row) in gains), key=lambda row: gains[id(row)].mean)
+    gain, several = gains[id(row)], len(gains) > 1
+    verb, extreme, over = ("gains", " the most", "over") if gain.mean > 0 else ("loses", " the least", "against")
+    text = (
+        f"{f'Of {len(gains)} values, ' if several else ''}{_setting(summary, row)} {verb}{extreme if several else ''} "
+        f"{score_name(report.y)} {over} {_setting(summary, base)}: {_gap_text(summary, row, base, report.y)}"
+    )
+    if (other := summary.difference(row, base, report.x)) is not None and report.x != report.y:
+        text += f"; {score_name(report.x)} there: {_gap_text(summary, row, base, report.x)}"
+        gain = other if other.half is None else gain
+    return f"{text}.{_caveat([gain])}"
+
+
+def _setting(summary: Summary, row: Row) -> str:
+    return short_labels(summary.study, [summary.study.report.vary], [row.varied])
+
+
+def _gap_text(summary: Summary, row: Row, base: Row, score: str) -> str:
+    """Return text such as "+14.3 ± 10.3 points (3 seeds)", with what would settle it where it is undecided."""
+    gap, percent = summary.difference(row, base, score), is_percent(score)
+    assert gap is not None, "only rows with this score are named"
+    text = f"{estimate_text(gap, percent, signed=True)}{' points' if percent else ''}"
+    if gap.half is None:
+        return text
+    if summary.is_decided(row, score):
+        return f"{text} ({gap.n} seeds)"
+    x, y = row.scores[score].by_seed, base.scores[score].by_seed
+    reason = (
+        "its interval excludes 0, but not among all the values"
+        if gap.sign
+        else seeds_text([x[s] - y[s] for s in x if s in y])
+    )
+    return f"{text} ({gap.n} seeds, undecided: {reason})"
+
+
+def seeds_text(differences: Sequence[float]) -> str:
+    """Say how many more seeds would settle an undecided difference."""
+    needed = seeds_to_settle(differences)
+    if needed is None:
+        return "these seeds cannot say how many more would settle it"
+    more = max(needed - len(differences), 1)
+    return (
+        f"about {more} seed{'s' * (more != 1)} more would settle it with {POWER:.0%} power, "
+        "if difference and scatter stay as they are"
+    ).replace("%", " %")
+
+
+def _highest(summary: Summary, rows: Sequence[Row]) -> str:
+    """Say which setting has the highest scores, for a study without a baseline."""
+    parts = []
+    means = []
+    for score in dict.fromkeys([summary.study.report.y, summary.study.report.x]):
+        scored = [row for row in rows if row.scores[score].by_seed]
+        if len(scored) < 2:
+            return ""
+        row, mean = max(((r, e) for r in scored if (e := r.scores[score].estimate)), key=lambda pair: pair[1].mean)
+        open_question = mean.half is not None and summary.best(rows, score) is not row
+        doubt = ", not decided among them" if open_question else ""
+        parts.append(
+            f"{score_name(score)} at {_setting(summary, row)} ({estimate_text(mean, is_percent(score))}{doubt})"
+        )
+        means.append(mean)
+    text = ", the highest ".join(parts)
+    return f"Of {len(rows)} values of {summary.study.report.vary}, the highest {text}.{_caveat(means)}"
 
 
 def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: str) -> str:
@@ -109,7 +194,7 @@ def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
     if not pairs:
         return ""
     kinds: dict[str, list[object]] = {}
-    decided = _both_decided(pairs)
+    decided = {row.varied for row in rows if all(_holds(summary, row, score) for score in (report.x, report.y))}
     for value, (x, y) in pairs.items():
         kinds.setdefault(_kind(x, y) if value in decided else "undecided", []).append(value)
     x_name, y_name = score_name(report.x), score_name(report.y)
@@ -128,13 +213,10 @@ def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
     return f"Against {report.vary} = {summary.label(report.baseline)}: {'; '.join(parts)}.{caveat}"
 
 
-def _both_decided(pairs: Mapping[object, tuple[Estimate, Estimate]]) -> set[object]:
-    """Return the settings whose two differences both hold among all settings; with one seed all, by the bare sign.
-
-    Both have to be decided, so the larger of the two p-values is that of the pair.
-    """
-    single = {value for value, pair in pairs.items() if any(difference.p is None for difference in pair)}
-    return single | rejected({v: max(x.p or 0.0, y.p or 0.0) for v, (x, y) in pairs.items() if v not in single})
+def _holds(summary: Summary, row: Row, score: str) -> bool:
+    """Return whether a difference to the baseline counts: a decided one, and of one seed any, by its bare sign."""
+    gap = summary.difference(row, summary.baseline(row), score)
+    return gap is not None and (gap.half is None or summary.is_decided(row, score))
 
 
 def _kind(x: Estimate, y: Estimate) -> str:

@@ -1,10 +1,12 @@
-"""How keys, values and scores are written for a reader."""
+"""How keys, values and scores are written for a reader, and in which order the values of a key stand."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,36 @@ def _short_label(study: Study, key: str, value: Any) -> str:
     text = label(study, key, value)
     is_name = key in (CHECKPOINT, METHOD) or key in study.report.labels or str(as_text(value)).startswith("{")
     return text if is_name or _DURATION.fullmatch(text) else f"{symbol(key)} = {text}"
+
+
+# [20, 4], 200 steps, 512-512-512: texts that differ in their numbers alone.
+_ORDERED_TEXT = re.compile(r"\[.*\]|\d+(\.\d+)? \w+|\d+(-\d+)+")
+_NUMBER = re.compile(r"(?<!\d)-?\d+(?:\.\d+)?")
+
+
+def order_of(key: str, values: Sequence[Any]) -> dict[Any, tuple[float, ...]] | None:
+    """Return the numbers by which values of a key are sorted; None where they have no order.
+
+    Numbers have one, and lists or texts whose numbers all grow together: [4, 4], [20, 4]. As a count of matches, 0 is
+    all of them.
+    """
+    texts = [str(value) for value in values]
+    if any(isinstance(value, bool) or value is None for value in values):
+        return None
+    if not all(isinstance(value, int | float) for value in values) and (
+        not all(map(_ORDERED_TEXT.fullmatch, texts)) or len({_NUMBER.sub("", text) for text in texts}) > 1
+    ):
+        return None
+    found = {value: _numbers(value) for value in values}
+    if key.endswith("matches"):
+        found = {value: tuple(n or math.inf for n in numbers) for value, numbers in found.items()}
+    ordered = sorted(found.values())
+    grow = all(a <= b for lower, upper in pairwise(ordered) for a, b in zip(lower, upper, strict=True))
+    return found if grow else None
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(map(float, _NUMBER.findall(value))) if isinstance(value, str) else (float(value),)
 
 
 def number(value: float, percent: bool, signed: bool = False) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 from yaml import YAMLError
 
+from analysis.findings import seeds_text
 from analysis.labels import is_percent, label, named_values, score_name
 from analysis.report_data import ReportData
-from analysis.statistics import difference, seeds_to_settle
+from analysis.statistics import difference
 from analysis.summary import Row, Summary, summarize
 from analysis.tables import estimate_text, score_text
 from runtime.errors import UserError
@@ -45,15 +46,7 @@ def _verdict(x: Mapping[Hashable, float], y: Mapping[Hashable, float], score: st
         return f"{text}: one seed cannot support it; with 2 or more there is an interval"
     if gap.sign:
         return f"{text}: {'higher' if gap.sign > 0 else 'lower'}, the 95 % interval excludes 0"
-    return f"{text}: undecided, the 95 % interval includes 0; {_seeds_text(pairs)}"
-
-
-def _seeds_text(pairs: Sequence[float]) -> str:
-    needed = seeds_to_settle(pairs)
-    if needed is None:
-        return "these seeds cannot say how many more would settle it"
-    more = needed - len(pairs)
-    return f"about {more} seed{'s' * (more != 1)} more would settle it, if difference and scatter stay as they are"
+    return f"{text}: undecided, the 95 % interval includes 0; {seeds_text(pairs)}"
 
 
 def best(data: ReportData, by: str, least: Mapping[str, float]) -> list[str]:

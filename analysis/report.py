@@ -18,10 +18,10 @@ from PIL import Image
 from analysis import page, published, render, runs, tables
 from analysis.changes import comparable
 from analysis.figures import FIGURES, Plot, cost, write
-from analysis.findings import findings
+from analysis.findings import answers, findings
 from analysis.labels import project_path, value_text
 from analysis.report_data import ReportData, load_report_data
-from analysis.results import commit_text, commits, load_results, provenance
+from analysis.results import commit_text, commits, load_results, marks_of, provenance
 from runtime import files
 from runtime.errors import UserError
 from sweeps.study import PRETRAIN
@@ -113,7 +113,7 @@ def files_of(
 
 def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: Any) -> str:
     frame, summary, diagnostics = data.frame, data.summary, data.diagnostics
-    pictures, outdated_pictures = _pictures(folder, frame)
+    pictures, outdated_pictures = pictures_of(folder, frame)
     return render.from_template(
         "report.md.j2",
         data=data,
@@ -121,6 +121,7 @@ def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: An
         stale=STALE,
         changes=data.changes,
         code=", ".join(dict.fromkeys(commit_text(c) for line in commits(frame) for c in line.split())),
+        answers=answers(summary),
         findings=findings(summary),
         several_seeds=summary.most_seeds > 1,
         plots=plots,
@@ -158,23 +159,20 @@ class Picture:
     caption: str
 
 
-def _pictures(folder: Path, frame: pd.DataFrame) -> tuple[list[Picture], list[str]]:
-    """Return the pictures of the very runs of the frame, and the paths of those of other runs or an earlier state.
+def pictures_of(folder: Path, frame: pd.DataFrame) -> tuple[list[Picture], list[str]]:
+    """Return the pictures of the very results of the frame, and the paths of those of other runs or earlier results.
 
-    Each PNG says in its text fields which runs it shows, in which state (SOURCE), and what it shows (CAPTION).
+    Each PNG says in its text fields which runs it shows, with which results (SOURCE), and what it shows (CAPTION).
     """
-    states = {
-        f"{run}:{state}"
-        for side in ("pretrain", "eval")
-        if f"{side}.hash" in frame
-        for run, state in frame[[f"{side}.hash", f"{side}.state"]].dropna().to_numpy()
-    }
+    files_there, marks = sorted((folder / PICTURES).glob("*.png")), set()
+    if files_there:
+        marks = set(map(_settled, marks_of(frame)))
     current, outdated = [], []
-    for file in sorted((folder / PICTURES).glob("*.png")):
+    for file in files_there:
         with Image.open(file) as image:
             texts = dict(getattr(image, "text", {}))
         runs, caption = set(texts.get(SOURCE, "").split()), texts.get(CAPTION, "")
-        if runs and set(map(_settled, runs)) <= set(map(_settled, states)):
+        if runs and set(map(_settled, runs)) <= marks:
             current.append(Picture(f"{PICTURES}/{file.name}", caption.partition(".")[0], caption))
         else:
             outdated.append(f"`{PICTURES}/{file.name}`")
@@ -182,9 +180,9 @@ def _pictures(folder: Path, frame: pd.DataFrame) -> tuple[list[Picture], list[st
 
 
 def _settled(run: str) -> str:
-    """Turn hash:state into hash:done or hash:not: a run that was running and is interrupted now shows the same gap."""
-    name, _, state = run.partition(":")
-    return f"{name}:{'done' if state == 'done' else 'not'}"
+    """Turn hash:state:mark into hash:mark or hash:not: a run that was running and now is interrupted shows one gap."""
+    name, state, mark = (*run.split(":"), "", "")[:3]
+    return f"{name}:{mark if state == 'done' else 'not'}"
 
 
 def require_no_loss(frame: pd.DataFrame, folder: Path) -> None:

@@ -12,6 +12,8 @@ All of analysis/ but pictures/ sees run directories through this file alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -33,6 +35,7 @@ from sweeps.study import PRETRAIN, Study, load_study
 DAMAGED = "damaged"
 # Provenance that says nothing about the result, or only something about one person's machine.
 _LEFT_OUT = ("host", "job", "argv", "no_commit")
+_COSTS = ("seconds", "_per_step", "_gb")  # of a result; another machine has others, and the same scores
 # Columns whose text may look like a number.
 _TEXTS = (".hash", ".commit", ".commits", ".python", "provenance.version", ".sources")
 
@@ -139,6 +142,33 @@ def score_column(frame: pd.DataFrame, score: str) -> pd.DataFrame:
     known = rows["published.value"].where(rows["published.score"] == name) if "published.value" in rows else math.nan
     runs = rows.get("pretrain.hash", pd.Series(None, rows.index, dtype=object))
     return rows.assign(value=pd.to_numeric(values, errors="coerce"), state=rows[state], published=known, run=runs)
+
+
+def result_mark(columns: Mapping[Hashable, Any]) -> str:
+    """Return a short mark of a run's scores, by name: another result has another mark; time and memory do not count."""
+    known = {str(k): v for k, v in columns.items() if v is not None and v == v and not str(k).endswith(_COSTS)}
+    numbers = {k: float(v) for k, v in known.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    texts = {key: str(numbers.get(key, value)) for key, value in known.items()}  # a CSV file may turn 5 into 5.0
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def run_mark(node: Node) -> str:
+    """Return `result_mark` of a run's directory, as its row in the table of results has it."""
+    columns = _run_columns(node, node.run.state())
+    return result_mark({k.removeprefix("result."): v for k, v in columns.items() if k.startswith("result.")})
+
+
+def marks_of(frame: pd.DataFrame) -> set[str]:
+    """Return hash:state:mark of every run of a table of results."""
+    marks: set[str] = set()
+    for side, start in (("pretrain", "pretrain.result."), ("eval", "score.")):
+        if f"{side}.hash" not in frame:
+            continue
+        scores = [str(column) for column in frame.columns if str(column).startswith(start)]
+        for run in frame.dropna(subset=[f"{side}.hash"]).drop_duplicates(f"{side}.hash").to_dict("records"):
+            mark = result_mark({name.removeprefix(start): run[name] for name in scores})
+            marks.add(f"{run[f'{side}.hash']}:{run[f'{side}.state']}:{mark}")
+    return marks
 
 
 def history_of(graph: Graph) -> pd.DataFrame:

@@ -7,19 +7,18 @@ contradict each other counts.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.labels import label, named_values, run_link, score_name, value_text
+from analysis.labels import label, named_values, order_of, run_link, score_name, value_text
 from analysis.results import score_column
-from analysis.statistics import Estimate, difference, estimate
+from analysis.statistics import Estimate, decided_against, difference, estimate
 from sweeps.keys import as_text
 from sweeps.study import CHECKPOINT, Study, is_seed
 
@@ -149,6 +148,15 @@ class Summary:
         """Return row - other; None where one has no value."""
         return None if other is None else difference(row.scores[score].by_seed, other.scores[score].by_seed)
 
+    def is_decided(self, row: Row, score: str) -> bool:
+        """Whether the difference of a row to its baseline holds, allowing for that of every other row with it."""
+        base = self.baseline(row)
+        if base is None or base is row:
+            return False
+        others = [other for other in self.rows if other is not base and self.baseline(other) is base]
+        scores = [tuple(cell.scores[score].by_seed.items()) for cell in (base, *others)]
+        return any(others[index] is row for index in _decided(*scores))
+
     def best(self, rows: Sequence[Row], score: str) -> Row | None:
         """Return the row with the highest mean, if the interval of its difference to every other row excludes 0.
 
@@ -162,34 +170,9 @@ class Summary:
         return top if all(d is not None and d.sign > 0 for d in differences) else None
 
 
-# [20, 4], 200 steps, 512-512-512: texts that differ in their numbers alone.
-_ORDERED_TEXT = re.compile(r"\[.*\]|\d+(\.\d+)? \w+|\d+(-\d+)+")
-_NUMBER = re.compile(r"(?<!\d)-?\d+(?:\.\d+)?")
-
-
-def order_of(key: str, values: Sequence[Any]) -> dict[Any, tuple[float, ...]] | None:
-    """Return the numbers by which values of a key are sorted; None where they have no order.
-
-    Numbers have one, and lists or texts whose numbers all grow together: [4, 4], [20, 4]. As a count of matches, 0 is
-    all of them.
-    """
-    texts = [str(value) for value in values]
-    if any(isinstance(value, bool) or value is None for value in values):
-        return None
-    if not all(isinstance(value, int | float) for value in values) and (
-        not all(map(_ORDERED_TEXT.fullmatch, texts)) or len({_NUMBER.sub("", text) for text in texts}) > 1
-    ):
-        return None
-    found = {value: _numbers(value) for value in values}
-    if key.endswith("matches"):
-        found = {value: tuple(n or math.inf for n in numbers) for value, numbers in found.items()}
-    ordered = sorted(found.values())
-    grow = all(a <= b for lower, upper in pairwise(ordered) for a, b in zip(lower, upper, strict=True))
-    return found if grow else None
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    return tuple(map(float, _NUMBER.findall(value))) if isinstance(value, str) else (float(value),)
+@lru_cache(maxsize=1000)  # a table asks once for each row
+def _decided(base: tuple[tuple[Hashable, float], ...], *others: tuple[tuple[Hashable, float], ...]) -> set[int]:
+    return decided_against(dict(base), {index: dict(other) for index, other in enumerate(others)})
 
 
 def summarize(frame: pd.DataFrame, study: Study, scores: Sequence[str]) -> Summary:

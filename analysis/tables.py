@@ -136,18 +136,22 @@ def _mean_fields(summary: Summary, row: Row, score: str) -> dict[str, Any]:
 
 
 def difference_text(summary: Summary, row: Row, score: str) -> str:
-    """Return text such as "+1.8 ± 0.5", or "baseline" for the baseline itself."""
+    """Return text such as "+1.8 ± 0.5†", or "baseline" for the baseline itself; †: it is decided among all rows."""
     base = summary.baseline(row)
     if row is base:
         return "baseline"
     difference = summary.difference(row, base, score)
-    return NONE if difference is None else estimate_text(difference, is_percent(score), signed=True)
+    if difference is None:
+        return NONE
+    return estimate_text(difference, is_percent(score), signed=True) + "†" * summary.is_decided(row, score)
 
 
 def _difference_fields(summary: Summary, row: Row, score: str) -> dict[str, Any]:
     base = summary.baseline(row)
     difference = None if row is base else summary.difference(row, base, score)
-    return {**_interval_fields("difference_", difference), "difference_n": difference.n if difference else None}
+    decided = None if difference is None else summary.is_decided(row, score)
+    fields = {"difference_n": difference.n if difference else None, "difference_decided": decided}
+    return {**_interval_fields("difference_", difference), **fields}
 
 
 def _interval_fields(prefix: str, estimate: Estimate | None) -> dict[str, Any]:
@@ -189,7 +193,8 @@ def score_values(summary: Summary, published: Sequence[Mapping[Hashable, Any]] =
 
     half95 is half the width of the 95 % interval; `best`, whether the intervals support it.
     """
-    values = ["n", "mean", "half95", "difference_mean", "difference_half95", "difference_n", "best", "gaps"]
+    differences = ["difference_mean", "difference_half95", "difference_n", "difference_decided"]
+    values = ["n", "mean", "half95", *differences, "best", "gaps"]
     if any(has_published(summary, score) for score in summary.study.scores):
         values += ["published", "published_difference"]
     names = ["source", "name", *summary.row_keys, "score", *values]
@@ -221,14 +226,17 @@ def notes(summary: Summary, against: str | None = None) -> list[str]:
     """Return sentences on what the figures of the table of scores mean; `against`: what Δ is, in place of its row."""
     report = summary.study.report
     if summary.most_seeds > 1:
-        texts = [
-            "n: number of seeds; ±: half of the 95 % interval of the mean (t over seeds), for one comparison alone."
-        ]
+        texts = ["n: number of seeds; ±: half of the 95 % interval of the mean (t over seeds)."]
     else:
         texts = ["n: number of seeds. One seed gives no interval: another seed may give other figures."]
     if report.baseline is not None:
         row = against or f"the row {report.vary} = {summary.label(report.baseline)}"
         texts.append(f"Δ: difference to {row}, paired by seed.")
+        if summary.most_seeds > 1:
+            texts.append(
+                "†: decided among all rows compared with it: Dunnett's test rejects equality at 5 %, and the row's own "
+                "interval excludes 0."
+            )
     if any(has_published(summary, score) for score in summary.study.scores):
         texts.append("published: the figure of the same weights and protocol; Δ to published: ours less it.")
     if any(is_best(summary, row, score) for row in summary.settings for score in summary.study.scores):

@@ -28,6 +28,7 @@ from analysis.pictures.matches import draw_matches
 from analysis.pictures.network import Images, Network
 from analysis.pictures.segmentations import add_legend, draw_segmentations, load_segmentation, refuse_different_images
 from analysis.report import CAPTION, PICTURES, SOURCE
+from analysis.results import run_mark
 from eval.parent import STAGE as PRETRAIN
 from eval.predictions import thin
 from eval.segmentation_config import SegmentationConfig
@@ -158,8 +159,8 @@ def _study_pictures(graph: Graph, options: argparse.Namespace) -> Iterator[Pictu
 
 
 def source(nodes: Sequence[Node]) -> str:
-    """Return the hash and the state of each run that a picture shows; by it analysis/report.py sees outdated ones."""
-    return " ".join(f"{node.identity.hash}:{node.run.state()}" for node in nodes)
+    """Return hash, state and result of each run that a picture shows; by it analysis/report.py sees outdated ones."""
+    return " ".join(f"{node.identity.hash}:{node.run.state()}:{run_mark(node)}" for node in nodes)
 
 
 def _draw_study_maps(panel: Panel, options: argparse.Namespace) -> Figure:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from analysis import committed
 from analysis import report as report_module
 from analysis.__main__ import main
 from analysis.figures import scores
-from analysis.report import STALE, write_report
+from analysis.report import SOURCE, STALE, write_report
 from runtime.errors import UserError
 from sweeps.graph import Graph
 
@@ -73,6 +75,18 @@ def test_a_file_that_the_table_does_not_make(
     assert f"WRONG fake: {file} " in capsys.readouterr().out
     path.unlink()
     assert check() == 1
+
+
+def test_a_picture_of_other_results(check: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = Path("reports/fake/pictures")
+    pictures.mkdir()
+    texts = PngInfo()
+    texts.add_text(SOURCE, "0123456789:done:0123456789")
+    Image.new("RGB", (4, 4)).save(pictures / "maps.png", pnginfo=texts)
+    main(["--refresh"])
+    capsys.readouterr()
+    assert check() == 1
+    assert "WRONG fake: `pictures/maps.png` shows other results than results.csv" in capsys.readouterr().out
 
 
 def test_a_figure_that_is_missing_from_the_page(check: Callable[[], int | None]) -> None:

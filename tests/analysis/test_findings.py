@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from analysis.findings import ONE_SEED, course, findings, tradeoff
+from analysis.findings import ONE_SEED, answers, course, findings, tradeoff
 from analysis.summary import Scores, Summary
 
 SummaryOf = Callable[..., Summary]
@@ -157,10 +158,20 @@ def test_equal_settings_rarely_make_a_course(
     assert share(summary_of, draws, decides_a_course) <= AT_MOST
 
 
-@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("noise", "level"),
+    [([1.0] * 5, 0.05), ([10.0, 1.0, 1.0, 1.0, 1.0], 0.05), ([1.0, 1.0, 1.0, 1.0, 10.0], 0.075)],
+    ids=["alike", "a setting scatters ten times as much", "the baseline scatters ten times as much"],
+)
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_equal_settings_rarely_beat_the_baseline(summary_of: SummaryOf, seeds: int, noise: list[float]) -> None:
-    assert share(summary_of, equal_settings(seeds, noise), decides_against_the_baseline) <= AT_MOST
+def test_equal_settings_rarely_beat_the_baseline(
+    summary_of: SummaryOf, seeds: int, noise: list[float], level: float
+) -> None:
+    count = 250  # Dunnett's p-values take time; an effect of the seed only makes its test decide less
+    draws = equal_settings(seeds, noise, seed_effect=0.0, count=count)
+    at_most = level + 2 * math.sqrt(level * (1 - level) / count)
+    assert share(summary_of, draws, decides_against_the_baseline) <= at_most
 
 
 @pytest.mark.parametrize("lower", [0.0, 50.0], ids=["all alike", "two alike, far above the others"])
@@ -192,7 +203,7 @@ def test_a_difference_that_one_of_many_shows_by_chance_is_undecided(summary_of: 
     assert "every 95 % interval of the difference excludes 0" in control  # each has to: no allowance is needed
     assert "falls from 1 to 0 (−2.5 ± 2.0, undecided: not significant among 6 comparisons)" in top1
     assert "no setting is shown to gain segmentation mIoU" in trade
-    assert "one or both undecided at 0, 0.5, 0.75" in trade
+    assert "both lose at 0, 0.75; one or both undecided at 0.5" in trade  # the seeds of a setting are close together
 
 
 def test_a_setting_that_does_not_beat_the_control_takes_the_others_allowance_away(summary_of: SummaryOf) -> None:
@@ -205,3 +216,38 @@ def test_a_setting_that_does_not_beat_the_control_takes_the_others_allowance_awa
     top1, miou, *_ = findings(summary_of({"loss.alpha": [0.0, 1.0], "seed": [0, 1, 2]}, rows))
     assert "but undecided at loss.alpha = 0, 1: not significant among 2 comparisons" in top1
     assert "every 95 % interval of the difference excludes 0" in miou
+
+
+def answer_of(summary_of: SummaryOf, top1: list[float], miou: list[float], seeds: int = 3) -> str:
+    """The same noise for every alpha, but for its sign at 0.5 in the first score."""
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, x + NOISE[s] * (-9 if a == 0.5 else 1), y + NOISE[s])
+        for a, x, y in zip(ALPHAS, top1, miou, strict=True)
+        for s in range(seeds)
+    ]
+    (answer,) = answers(summary_of({"loss.alpha": ALPHAS, "seed": list(range(seeds))}, rows))
+    return answer
+
+
+def test_the_answer_names_the_highest_gain_and_what_is_undecided(summary_of: SummaryOf) -> None:
+    half = 2.0 * stats.t.ppf(0.975, 2) / 3**0.5
+    assert answer_of(summary_of, [50, 61, 60], [31, 36, 30]) == (
+        "Of 2 values, α = 0.5 gains the most segmentation mIoU over α = 1: +6.0 ± 0.0 points (3 seeds); linear top-1 "
+        f"there: +1.0 ± {half:.1f} points (3 seeds, undecided: about 31 seeds more would settle it with 80 % power, "
+        "if difference and scatter stay as they are)."
+    )
+    assert "α = 0 loses the least segmentation mIoU against α = 1: −1.0 ± 0.0 points" in (
+        answer_of(summary_of, [50, 61, 60], [29, 26, 30])
+    )
+    one = answer_of(summary_of, [50, 61, 60], [31, 36, 30], seeds=1)
+    assert one.endswith("+3.0 points. One seed cannot support it.")
+
+
+def test_the_answer_without_a_baseline_names_the_highest(summary_of: SummaryOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": s}, 60 + a + NOISE[s], 30 - a) for a in ALPHAS for s in range(3)]
+    grid: dict[str, list[object]] = {"loss.alpha": list(ALPHAS), "seed": [0, 1, 2]}
+    assert answers(summary_of(grid, rows, baseline=None)) == [
+        "Of 3 values of loss.alpha, the highest segmentation mIoU at α = 0 (30.0 ± 0.0), the highest linear top-1 at "
+        "α = 1 (61.0 ± 0.5)."
+    ]
+    assert answers(summary_of(grid, [(*row[:2], math.nan, math.nan) for row in rows], baseline=None)) == []

@@ -37,10 +37,15 @@ def test_compare_pairs_seeds_and_tells_what_would_settle_it(report_data_of: Repo
     assert f"difference −1.0 ± {half:.1f} (3 seeds, paired): undecided" in top1
     more = re.search(r"about (\d+) seeds more", top1)
     assert more is not None
-    # The definition itself, seed by seed: one fewer would not do.
-    scatter = np.std(list(WIDE.values()), ddof=1)
-    halves = [stats.t.ppf(0.975, n - 1) * scatter / n**0.5 for n in (3 + int(more[1]) - 1, 3 + int(more[1]))]
-    assert halves[1] < 1.0 <= halves[0]
+    assert "would settle it with 80 % power" in top1
+    # The definition itself: seeds drawn as those are, so many and one fewer.
+    scatter, needed = np.std(list(WIDE.values()), ddof=1), 3 + int(more[1])
+    random = np.random.default_rng(0)
+    settled = []
+    for n in (needed - 2, needed):
+        draws = random.normal(1.0, scatter, (20_000, n))
+        settled.append(np.mean(stats.ttest_1samp(draws, 0, axis=1, alternative="greater").pvalue <= 0.025))
+    assert settled[0] < 0.8 <= settled[1] + 0.01
     assert "difference +5.0 ± 0.0 (3 seeds, paired): higher, the 95 % interval excludes 0" in miou
 
 

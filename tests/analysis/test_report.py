@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import math
 import os
 import re
@@ -166,9 +167,19 @@ def test_pictures_are_shown_while_they_are_of_these_runs(fill: Callable[..., Gra
     page, html = (report / "README.md").read_text(), (report / "index.html").read_text()
     assert "![Maps](pictures/maps.png)\n\nMaps. In colours." in page
     assert '<img src="data:image/png;base64,' in html
-    assert "an earlier state of these: `pictures/unknown.png`" in page
+    assert "earlier results of these: `pictures/unknown.png`" in page
     assert "python -m analysis.pictures --study study.yaml" in page
-    (graph.points[0].pretrain.run.path / "result.json").unlink()
+    assert (
+        "![Maps]" in (write_report("study.yaml", figures=(), results=report / "results.csv") / "README.md").read_text()
+    )
+    result = graph.points[0].pretrain.run.path / "result.json"
+    scores = json.loads(result.read_text())
+    result.write_text(json.dumps(scores | {"seconds": 1.0}))  # the same scores on another machine
+    assert "![Maps]" in (write_report("study.yaml", figures=()) / "README.md").read_text()
+    result.write_text(json.dumps(scores | {"rank_pooled": 1.0}))  # of the same config
+    page = (write_report("study.yaml", figures=()) / "README.md").read_text()
+    assert "![Maps]" not in page
+    result.unlink()
     page = (write_report("study.yaml", figures=(), force=True) / "README.md").read_text()
     assert "![Maps]" not in page
     assert "`pictures/maps.png`, `pictures/unknown.png`" in page

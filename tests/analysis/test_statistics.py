@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.statistics import decided_together, difference, estimate, rejected
+from analysis.statistics import MOST_DUNNETT, decided_against, decided_together, difference, estimate, rejected
 
 scores = st.floats(0, 100).map(lambda value: round(value, 3))
 samples = st.lists(scores, min_size=2, max_size=8).filter(lambda values: max(values) - min(values) > 0.01)
@@ -94,3 +94,22 @@ def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
 
 def test_what_has_no_interval_is_never_decided() -> None:
     assert decided_together({"one seed": estimate([3.0]), "none": None, "sure": estimate([1.0, 1.0])}) == {"sure"}
+
+
+def test_a_difference_to_the_baseline_is_decided_by_dunnett_and_its_own_interval() -> None:
+    base = dict(enumerate([50.0, 50.4, 49.6]))
+    scores = {"higher": [55.0, 55.3, 54.9], "alike": [50.1, 50.6, 49.5], "scatters": [40.0, 60.0, 71.0]}
+    others = {name: dict(enumerate(values)) for name, values in scores.items()}
+    near = {name: others[name] for name in ("higher", "alike")}
+    assert decided_against(base, near) == {"higher"}
+    assert stats.dunnett(*scores.values(), control=list(base.values())).pvalue[0] > 0.05  # the scatter is in all of it
+    assert decided_against(base, others) == set()
+    assert decided_against(base, {"one seed": {0: 90.0}}) == set()
+    assert decided_against({0: 1.0, 1: 1.0}, {"a": {0: 2.0, 1: 2.0}, "b": {0: 1.0, 1: 1.0}}) == {"a"}
+
+
+def test_many_comparisons_are_decided_by_holm() -> None:
+    base = dict(enumerate([50.0, 50.4, 49.6]))
+    others = {i: {s: x + (i == 7) * (9 + 0.01 * s) + i % 2 for s, x in base.items()} for i in range(MOST_DUNNETT + 1)}
+    assert 7 in decided_against(base, others)
+    assert 0 not in decided_against(base, others)

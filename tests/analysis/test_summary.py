@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analysis.summary import Summary, order_of, summarize, version_of_each_point
+from analysis.labels import order_of
+from analysis.summary import Summary, summarize, version_of_each_point
 from analysis.tables import notes, results_table
 from sweeps.study import EvalPart, PretrainPart, ReportPart, Study
 
