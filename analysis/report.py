@@ -22,6 +22,7 @@ from analysis.findings import answers, findings
 from analysis.labels import project_path, value_text
 from analysis.report_data import ReportData, load_report_data
 from analysis.results import commit_text, commits, load_results, marks_of, provenance
+from analysis.settings import settings_table
 from runtime import files
 from runtime.errors import UserError
 from sweeps.study import PRETRAIN
@@ -125,7 +126,7 @@ def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: An
         findings=findings(summary),
         several_seeds=summary.most_seeds > 1,
         plots=plots,
-        settings=tables.settings_table(frame, data.study),
+        settings=settings_table(frame, data.study),
         pictures=pictures,
         outdated_pictures=outdated_pictures,
         diagnostics=tables.diagnostics_table(diagnostics),

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.changes import changes
 from analysis.results import load_results, results_of
-from analysis.tables import settings_table
+from analysis.settings import settings_table
 from runtime.provenance import PROJECT
 from runtime.yaml_files import read_yaml
 from sweeps.graph import build

@@ -1,0 +1,59 @@
+"""The table of settings: what a reader has to know of the configs of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.labels import NONE, value_text
+from analysis.render import Column, Table
+from sweeps.study import PRETRAIN, Study
+
+PROTOCOL = "score.protocol"
+# A row of the table of settings -> the columns of the results that it is in, by the stage's own name for it.
+SETTINGS = {
+    "data": ("data.name",),
+    "network": ("model.backbone.name",),
+    "protocol": (PROTOCOL,),
+    "optimiser": ("optimizer.name", "momentum"),
+    "learning rate": ("optimizer.base_lr", "optimizer.lr", "learning_rates"),
+    "weight decay": ("optimizer.weight_decay", "weight_decay"),
+    "length": ("train.duration", "epochs", "iterations"),
+    "batch (images)": ("train.batch_size", "batch_size"),
+    "crop or image (pixels)": ("views.large_size", "crop_size", "image_size"),
+    "neighbours": ("neighbours",),
+}
+SETTING_TEXTS = {
+    "epochs": "{} epochs",
+    "iterations": "{} iterations",
+    "optimizer.base_lr": "{} (base)",  # times the batch over 256
+    "momentum": "sgd, momentum {}",  # of a stage that has no other optimiser
+}
+FEW = 3  # values; more are those of the table of scores
+
+
+def settings_table(frame: pd.DataFrame, study: Study) -> Table | None:
+    """Return the settings of the runs of the grid that a reader has to know: a column for each stage.
+
+    None for a frame without configs.
+    """
+    grid = frame[frame["control"].isna()]
+    parts = {PRETRAIN: grid} | {name: grid[grid["eval.name"] == name] for name in study.evals}
+    stages = [_stage_column(part, rows) for part, rows in parts.items()]
+    titles = [title for title in SETTINGS if any(stage.text(title) != NONE for stage in stages)]
+    return Table.of([Column[str]("setting", str), *stages], titles) if titles else None
+
+
+def _stage_column(part: str, rows: pd.DataFrame) -> Column[str]:
+    return Column(part, lambda title: _setting_text(rows, part, SETTINGS[title]))
+
+
+def _setting_text(rows: pd.DataFrame, part: str, names: Sequence[str]) -> str:
+    side = "pretrain" if part == PRETRAIN else "eval"
+    for name in names:
+        column = f"{side}.{name}" if name != PROTOCOL else name if side == "eval" else ""
+        values = [value_text(value) for value in dict.fromkeys(rows[column].dropna())] if column in rows else []
+        if values:
+            return SETTING_TEXTS.get(name, "{}").format("varied" if len(values) > FEW else ", ".join(values))
+    return NONE
