@@ -45,6 +45,7 @@ def import_weights(config: WeightsConfig) -> Parent:
 
 def read_weights(config: WeightsConfig, device: str = "cpu") -> tuple[Backbone, LoadReport]:
     """Load the weights strictly; on the device "meta", a file is checked as strictly and its values are dropped.
+    What is not on that device had to be made: a tag's or a loader's network, and one whose positions are compared.
 
     UserError if they are missing or unreadable, not those that the config expects, or do not fit the network in every
     key and shape.
@@ -54,14 +55,22 @@ def read_weights(config: WeightsConfig, device: str = "cpu") -> tuple[Backbone, 
     if config.loader is not None:
         backbone = call_loader(config.loader, config.args)
     else:
-        with torch.device(device if config.timm is None else "cpu"):
-            backbone = create_backbone(BackboneConfig(name, args))
+        backbone = _create(name, args, device if config.timm is None else "cpu")
         if config.timm is None:
             return backbone, _load_file(config, backbone)
         load_tag(config.timm, config.path, backbone)
     tensors = backbone.trunk.state_dict()
     values = sum(tensor.numel() for tensor in tensors.values())
     return backbone, LoadReport(Path(config.timm or name), len(tensors), values, "", [], "", "")
+
+
+def _create(name: str, args: dict[str, Any], device: str) -> Backbone:
+    """Create the network on the device; on the CPU if it has values beside its weights, as periods of positions."""
+    with torch.device(device):
+        backbone = create_backbone(BackboneConfig(name, args))
+    tensors = [*backbone.trunk.parameters(), *backbone.trunk.buffers()]
+    computed = len(tensors) > len(backbone.trunk.state_dict())
+    return create_backbone(BackboneConfig(name, args)) if computed and device != "cpu" else backbone
 
 
 def _load_file(config: WeightsConfig, backbone: Backbone) -> LoadReport:

@@ -19,6 +19,8 @@ from eval.weights_config import WeightsConfig
 from runtime.config import MachineConfig
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
+from vicregl.backbones import create_backbone
+from vicregl.config import BackboneConfig
 from vicregl.errors import InvalidInputError
 
 CONFIG = str(PROJECT / "eval" / "configs" / "knn_scenes.yaml")
@@ -203,3 +205,18 @@ def test_the_result_of_an_import_says_what_matched(cached, tmp_path):
     result = json.loads((run.path / "result.json").read_text())
     assert (result["file"], result["normalisation"]) == (TAG, [[0.5] * 3, [0.5] * 3])
     assert result["tensors"] == len(timm.create_model(TAG, num_classes=0).state_dict())
+
+
+def test_positions_that_are_compared_are_compared_without_the_weights_too(tmp_path):
+    """A file of DINOv3's names holds the periods of its positions; the network on the meta device has no values."""
+    args = {"depth": 1}
+    trunk = create_backbone(BackboneConfig("vit_small_patch16_dinov3", args)).trunk
+    names = {f"blocks.0.gamma_{k}": f"blocks.0.ls{k}.gamma" for k in (1, 2)} | {"reg_token": "storage_tokens"}
+    layout = {names.get(key, key): value for key, value in trunk.state_dict().items()}
+    layout |= {"blocks.0.attn.qkv.bias": torch.zeros(3 * 384), "rope_embed.periods": trunk.rope.periods}
+    torch.save(layout, tmp_path / "file.pth")
+    row = {"file": str(tmp_path / "file.pth"), "arch": "vit_small_patch16_dinov3", "args": args}
+    assert read_weights(config(tmp_path, **row), "meta")[1].names == "DINOv3's"
+    torch.save(layout | {"rope_embed.periods": 2 * trunk.rope.periods}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"rope_embed\.periods is"):
+        read_weights(config(tmp_path, **row), "meta")
