@@ -13,7 +13,14 @@ import torch
 from data.check import preflight
 from data.config import DataConfig, NormalisationName
 from eval.config import DenseKnnConfig, EvalConfig, identity
-from eval.parent import Parent, choose_normalisation, normalisation_of_weights, normalisation_source, open_parent
+from eval.parent import (
+    Parent,
+    choose_normalisation,
+    normalisation_of_weights,
+    normalisation_source,
+    open_parent,
+    require_class_token,
+)
 from eval.published import published_score
 from eval.segmentation_config import SegmentationConfig
 from eval.weights import import_weights, parse_args
@@ -46,6 +53,8 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
     parent = arguments.open_parent(config.machine.runs, config.normalisation)
     name = identity(config, parent.hash, parent.at)
     if Run.at(config.machine.runs, name).result() is None:
+        if getattr(config, "pooled", "mean") == "class_token":
+            require_class_token(parent)
         for note in preflight(config.data, masks=schema in (SegmentationConfig, DenseKnnConfig)):
             print(note, flush=True)
 
@@ -56,7 +65,9 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
         scores |= {"normalisation_mean": mean, "normalisation_std": std}
         scores |= {"normalisation_source": normalisation_source(parent, config.normalisation)}
         scores |= {
-            key: getattr(config, key) for key in ("resize", "image_size", "interpolation") if hasattr(config, key)
+            key: getattr(config, key)
+            for key in ("resize", "image_size", "interpolation", "pooled")
+            if hasattr(config, key)
         }
         return (
             scores | arguments.describe_weights(parent) | arguments.published(parent, schema.stage, config.data, scores)

@@ -26,7 +26,16 @@ from runtime.config import (
 from runtime.rundir import Identity
 
 
-class LinearConfig(ComputeConfig):
+class PooledConfig(ComputeConfig):
+    """An evaluation of pooled features: the mean of the map's positions, or the class token of a transformer."""
+
+    pooled: Literal["mean", "class_token"] = added_later("mean")
+
+    def named(self, protocol: str) -> str:
+        return super().named(protocol if self.pooled == "mean" else f"{protocol}, class token")
+
+
+class LinearConfig(PooledConfig):
     """Several learning rates are trained in one backbone pass; the held-out slice of train chooses one.
 
     mode `augmented` crops every training image anew each epoch: the published protocol. mode `cached` computes the
@@ -108,7 +117,7 @@ class KnnMachineConfig(MachineConfig):
     chunk_megabytes: PositiveInt | None = None
 
 
-class KnnConfig(ComputeConfig):
+class KnnConfig(PooledConfig):
     """Nothing is trained: the nearest training images vote. All of `neighbours` are scored; one of them is the result.
 
     That is `k` if it is set, else the best on a held-out slice of train, whose images vote for the score on val too.

@@ -15,7 +15,7 @@ from data.images import ImageList
 from data.transforms import LabelledDataset, eval_transform, train_transform
 from data.views import Purpose, sample_generator
 from data.workers import WatchedLoader
-from eval.config import KnnConfig, LinearConfig
+from eval.config import KnnConfig, LinearConfig, PooledConfig
 from eval.splits import Splits
 from runtime.config import ComputeConfig, MachineConfig
 from runtime.device import free_bytes
@@ -147,6 +147,7 @@ class PooledFeatures:
         config = config or ComputeConfig()
         self.device, self.world = device, world
         self.autocast = config.precision == "bfloat16"
+        self.class_token = isinstance(config, PooledConfig) and config.pooled == "class_token"
         self.layout = torch.channels_last if config.channels_last else torch.preserve_format
         self.backbone: Any = backbone.to(device, memory_format=self.layout).eval()  # type: ignore[call-overload]
 
@@ -163,7 +164,7 @@ class PooledFeatures:
             return torch.empty(0, device=self.device), torch.empty(0, self.backbone.channels, device=self.device)
         images = images.to(self.device, memory_format=self.layout, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            maps, pooled = self.backbone(images)
+            maps, pooled = (self.backbone.map_and_class_token if self.class_token else self.backbone)(images)
         return maps.float(), pooled.float()
 
     def maps(self, images: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class PooledFeatures:
 
     @torch.no_grad()
     def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return maps and pooled features. A pooled feature is a mean of its map's, so it shows what is not finite."""
+        """Return maps and pooled features: these come from all positions, so they show what is not finite."""
         maps, pooled = self.forward(images)
         if not torch.isfinite(pooled).all():
             raise NotFiniteError("the backbone's features are not finite: its training went wrong")

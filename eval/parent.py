@@ -83,6 +83,13 @@ def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = N
     return backbone
 
 
+def require_class_token(parent: Parent) -> None:
+    """UserError where the parent's network has no class token."""
+    if not load_parent_backbone(parent).has_class_token:
+        name = parent.config["model"]["backbone"]["name"]
+        raise UserError(f"config: pooled = 'class_token' is not possible: {name} has no class token; allowed: mean")
+
+
 def choose_normalisation(parent: Parent, name: NormalisationName) -> Normalisation:
     """Return the mean and deviation for the parent's images, by its pretraining, its own weights, or timm's of it."""
     if "weights" not in parent.config:

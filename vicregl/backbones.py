@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,20 @@ class Backbone(nn.Module):
         """images (B, 3, H, W) -> map (B, C, h, w), pooled (B, C), and the maps of `stages()` with these numbers."""
         maps = self.stages(images) if stages else [self.last_map(images)]
         return maps[-1], maps[-1].mean(dim=(2, 3)), *(maps[number] for number in stages)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether timm gives a class token beside the map: of vision transformers that have one."""
+        options = inspect.signature(getattr(self.trunk, "forward_intermediates", len)).parameters
+        return getattr(self.trunk, "cls_token", None) is not None and "return_prefix_tokens" in options
+
+    def map_and_class_token(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W) -> map (B, C, h, w), class token (B, C), both normed. InvalidInputError without one."""
+        if not self.has_class_token:
+            raise InvalidInputError(f"backbone {self.name!r} has no class token; its map can be pooled by the mean")
+        options = {"norm": self._token_norm, "return_prefix_tokens": True, "intermediates_only": True}
+        ((feature_map, prefix),) = self.trunk.forward_intermediates(images, indices=1, output_fmt="NCHW", **options)
+        return feature_map, prefix[:, 0]  # registers and other tokens stand after it
 
     def last_map(self, images: Tensor, final_norm: bool = True) -> Tensor:
         """images (B, 3, H, W) -> the last map (B, C, h, w); without `final_norm`, before the network's last norm."""

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from eval import dense_knn, knn, linear, segmentation
 from eval.config import KnnConfig, identity
+from eval.features import PooledFeatures
 from eval.parent import load_parent_backbone, open_parent
 from runtime.errors import UserError
 from runtime.rundir import Identity, open_run
@@ -171,3 +172,36 @@ def test_every_evaluation_takes_a_kept_checkpoint(stage, evaluate, parent, kept,
 def test_a_moment_without_unit_is_refused(evaluate, parent, scenes):
     code, err, _ = evaluate(knn.main, parent, "eval/configs/knn_scenes.yaml", *scenes, "--at", "10")
     assert (code, "expected a whole number and its unit" in err) == (2, True), err
+
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
+
+
+@pytest.mark.parametrize("stage", ["knn", "linear"])
+def test_the_class_token_in_place_of_the_maps_mean(stage, evaluate, make_parent, scenes):
+    module, config, quick, _ = EVALUATIONS[stage]
+    file, parent = f"eval/configs/{config}.yaml", make_parent("vit_tiny_patch16_224", args=VIT)
+    runs = {}
+    for pooled in ("mean", "class_token"):
+        code, err, runs[pooled] = evaluate(module.main, parent, file, *scenes, *quick, f"pooled={pooled}")
+        assert code == 0, err
+        assert runs[pooled].result()["pooled"] == pooled
+    name, result = runs["class_token"].path, runs["class_token"].result()
+    assert name != runs["mean"].path
+    assert result["protocol"] == runs["mean"].result()["protocol"] + ", class token"
+    evaluate(module.main, parent, file, *scenes, *quick)
+    assert evaluate.output == [f"{runs['mean'].path} is done"]  # runs of before keep their names
+
+
+def test_features_are_the_class_token(make_parent):
+    backbone = load_parent_backbone(open_parent(make_parent("vit_tiny_patch16_224", args=VIT))).eval()
+    images = torch.randn(3, 3, 32, 32)
+    expected = backbone.trunk.forward_features(images)[:, 0]
+    actual = PooledFeatures(backbone, torch.device("cpu"), KnnConfig(pooled="class_token"))(images)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_network_without_a_class_token_is_refused_before_anything_is_made(evaluate, parent, scenes, tmp_path):
+    code, err, _ = evaluate(knn.main, parent, "eval/configs/knn_scenes.yaml", *scenes, "pooled=class_token")
+    assert (code, "scenes_resnet has no class token; allowed: mean" in err) == (2, True), err
+    assert not (tmp_path / "runs" / "knn").exists()

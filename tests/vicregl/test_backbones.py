@@ -86,6 +86,55 @@ def test_a_vits_map_is_timms_normed_patch_tokens() -> None:
     torch.testing.assert_close(backbone(images)[0].flatten(2).transpose(1, 2), tokens)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "side", "tokens"),
+    [
+        ("vit_small_patch16_224", {"depth": 4}, (224, 224), 1),
+        ("vit_small_patch16_224", {"depth": 4}, (320, 192), 1),
+        ("vit_small_patch14_reg4_dinov2", {"depth": 4}, (518, 518), 5),
+        ("vit_small_patch16_dinov3", {"depth": 4}, (320, 192), 5),
+        ("deit_tiny_distilled_patch16_224", {"depth": 4}, (224, 224), 2),
+    ],
+)
+@torch.no_grad()
+def test_class_and_register_tokens_stay_out_of_the_map(name, args, side, tokens) -> None:
+    """The map is timm's patch tokens row by row, at sizes that are not square too; the class token is timm's first."""
+    torch.manual_seed(0)
+    backbone = create_backbone(BackboneConfig(name, args)).eval()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(2, 3, *side)
+    all_tokens = backbone.trunk.forward_features(images)
+    patch = backbone.trunk.patch_embed.patch_size[0]
+    feature_map, pooled = backbone(images)
+    assert feature_map.shape[2:] == (side[0] // patch, side[1] // patch)
+    torch.testing.assert_close(feature_map.flatten(2).transpose(1, 2), all_tokens[:, tokens:])
+    same_map, class_token = backbone.map_and_class_token(images)
+    assert torch.equal(same_map, feature_map)
+    torch.testing.assert_close(class_token, all_tokens[:, 0])
+    assert not torch.allclose(class_token, pooled, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("scenes_resnet", {}), ("hiera_tiny_224", {}), ("vit_betwixt_patch16_reg4_gap_256", {"depth": 4})],
+)
+def test_networks_without_a_class_token_say_so(name, args) -> None:
+    """The last has registers alone."""
+    backbone = create_backbone(BackboneConfig(name, args))
+    assert not backbone.has_class_token
+    with pytest.raises(UserError, match="has no class token"):
+        backbone.map_and_class_token(torch.zeros(1, 3, 64, 64))
+
+
+@torch.no_grad()
+def test_dinov3s_convnext() -> None:
+    backbone = create_backbone(BackboneConfig("convnext_tiny", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16]})).eval()
+    feature_map, pooled = backbone(torch.randn(2, 3, 96, 160))
+    assert feature_map.shape == (2, 16, 3, 5)
+    torch.testing.assert_close(pooled, feature_map.mean(dim=(2, 3)))
+
+
 def test_the_scenes_network() -> None:
     backbone = create_backbone(BackboneConfig("scenes_resnet"))
     assert backbone.grid_size(32) == (8, 8)
