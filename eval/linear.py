@@ -12,7 +12,8 @@ Kept checkpoints of one pretraining are different networks and share nothing.
 
 On several GPUs, the same command by `torchrun --nproc-per-node 8 -m eval.linear ...` or srun. batch_size is of all
 processes together: each computes its share of every batch, and their gradients are summed, so the heads are those of
-one process but for rounding. Heads on cached features, which take little time, are trained by every process alike.
+one process but for rounding; only drop path (finetune) draws otherwise. Heads on cached features, which take little
+time, are trained by every process alike.
 """
 
 from __future__ import annotations

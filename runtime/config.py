@@ -150,7 +150,8 @@ class ComputeConfig(Config):
     Outputs are float32 whatever the pass, and so is all that is computed of them.
     """
 
-    precision: Literal["float32", "bfloat16"] = added_later("float32")  # of the network, by autocast
+    # Of the network, by autocast. float32 is torch's: on GPUs that have TF32, convolutions use it.
+    precision: Literal["float32", "bfloat16"] = added_later("float32")
     channels_last: bool = added_later(False)  # the memory layout of convolutions' weights, and so of maps
 
     def named(self, protocol: str) -> str:
