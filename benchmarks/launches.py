@@ -3,6 +3,7 @@
     python -m benchmarks.launches          # the table of benchmarks/launches.md, for this checkout; needs g++
     python -m benchmarks.launches resnet50_100ep:64x8 train.precision=float16      # RECIPE:BATCHxPROCESSES
     python -m benchmarks.launches colour:256 colour-compiled:256     # mirror, colour, normalise two views of 224 pixels
+    python -m benchmarks.launches --graphs resnet50_100ep:64x8      # what machine.compile compiles
 
 BATCH is of one process. The step is the project's own, without DDP's all-reduce of the gradients, which reads them.
 """
@@ -20,6 +21,7 @@ from benchmarks.pretend_cuda import Asked, pretend, put_on_cuda
 # isort: split
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import pretrain.step
@@ -30,7 +32,7 @@ from data.config import ViewsConfig
 from data.views import ViewMaker, sample_generator
 from pretrain.config import PretrainConfig
 from pretrain.step import training_step
-from pretrain.training import Training
+from pretrain.training import Training, prepare_model
 from runtime import config as configs
 from runtime.distributed import largest
 from runtime.errors import run_command
@@ -61,6 +63,28 @@ def count(recipe: str, batch: int, processes: int, overrides: Sequence[str] = ()
                 training_step(training, views, 0.1)
                 largest(0)  # as after every step: does any process ask for a stop?
     return asked
+
+
+def count_graphs(recipe: str, processes: int, overrides: Sequence[str] = ()) -> list[int]:
+    """Return the number of operations in each graph that `machine.compile` makes of a network's forward pass."""
+    fixed = ["machine.compile=true", *overrides]
+    config = configs.load(PretrainConfig, f"pretrain/configs/{recipe}.yaml", fixed)
+    operations: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> torch.fx.GraphModule:
+        operations.append(sum(node.op.startswith("call_") for node in graph.graph.nodes))
+        return graph
+
+    compile_module = nn.Module.compile
+    with (
+        group_of(processes),
+        torch.device("meta"),
+        mock.patch.object(nn.Module, "compile", lambda module: compile_module(module, backend=backend)),
+    ):
+        model = VICRegLModel(config.model, config.loss.global_weight)
+        model = prepare_model(model, config, torch.device("meta"), World(size=processes))
+        model([torch.empty(2, 3, side, side) for side in config.views.sides()])
+    return operations
 
 
 def count_colour(images: int, compiled: bool) -> Asked:
@@ -160,13 +184,20 @@ def row(case: str, asked: Asked) -> str:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description="Count a step's kernels.")
+    parser.add_argument("--graphs", action="store_true", help="list what machine.compile compiles instead")
     parser.add_argument("cases", nargs="*", help=f"RECIPE:BATCHxPROCESSES and key=value; default {' '.join(CASES)}")
-    words = parser.parse_args(argv).cases
-    overrides = [word for word in words if "=" in word]
+    options = parser.parse_args(argv)
+    overrides = [word for word in options.cases if "=" in word]
+    cases = [word for word in options.cases if "=" not in word] or CASES
+    if options.graphs:
+        for case in cases:
+            graphs = count_graphs(case.partition(":")[0], int(case.partition("x")[2] or 1), overrides)
+            print(f"{case}: {len(graphs)} graphs with {', '.join(map(str, graphs))} operations")
+        return
     heads = ["step", "launches", *PHASES, "waits", "collectives", "MB sent", "GB read and written"]
     heads += ["modelled ms", "criterion's share"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for case in [word for word in words if "=" not in word] or CASES:
+    for case in cases:
         recipe, _, size = case.partition(":")
         batch, _, processes = size.partition("x")
         if recipe.startswith("colour"):

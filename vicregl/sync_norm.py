@@ -61,7 +61,7 @@ class SharedBatchNorm(_BatchNorm):
         dims = [0, *range(2, x.dim())]
         column = (-1, *[1] * (x.dim() - 2))
         # The number of values travels with their sums, in one all-reduce: processes may have different ones.
-        sums = _SumOverProcesses.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
+        sums = _SumOverProcesses.apply(torch.cat([x.sum(dims), x.new_full((1,), x.numel() / x.shape[1])]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         # Of centred values, at the cost of a second all-reduce: in float32, E[x^2] - E[x]^2 cancels for a large mean.

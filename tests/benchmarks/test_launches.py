@@ -75,6 +75,12 @@ def test_precision_auto_is_bfloat16_on_a_gpu(rows) -> None:
     assert rows("quickstart:4x1", "train.precision=auto") == rows("quickstart:4x1", "train.precision=bfloat16")
 
 
+def test_the_graphs_of_a_compiled_network(command) -> None:
+    """Backbone, expander and a projector for each stage, with BatchNorm over processes."""
+    done = command("benchmarks.launches", "--graphs", "quickstart:4x4", "model.local_stages=[-2,-1]")
+    assert done.stdout.startswith("quickstart:4x4: 4 graphs with "), done.stdout + done.stderr
+
+
 COUNTER = """
 from benchmarks.pretend_cuda import BYTES, FLOPS, SECONDS, pretend
 import torch
