@@ -96,7 +96,7 @@ def _run_columns(node: Node, state: str) -> dict[str, Any]:
         "hash": node.identity.hash,
         "format": node.identity.format,
         "state": state,
-        "config_file": project_path(node.config_file),
+        "config_file": project_path(node.config_file) if node.config_file else None,  # none of imported weights
         **{key: as_text(value) for key, value in flatten(node.identity.config).items()},
         **{f"result.{key}": _finite(value) for key, value in flatten(result).items()},
         **{f"provenance.{key}": value for key, value in _run_provenance(node).items()},

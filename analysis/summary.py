@@ -238,9 +238,9 @@ def _comparable(value: Any) -> Any:
 def version_of_each_point(frame: pd.DataFrame) -> pd.Series:
     """Return, for each row, the version of its point (a pretraining and all its evaluations), as text.
 
-    That is the commits of all its runs, with a + where code was changed, and the protocols of those evaluations that
-    have several within the study. A point that is not complete counts to the most common version that its runs so far
-    can still become; one that was not started, to the most common of all.
+    That is the commits of all its runs (not of a checkpoint that is given), with a + where code was changed, and the
+    protocols of those evaluations that have several within the study. A point that is not complete counts to the most
+    common version that its runs so far can still become; one that was not started, to the most common of all.
     """
     keys = [c for c in frame.columns if c == "control" or c.startswith("grid.")]
     point = frame.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, frame.index)
@@ -257,8 +257,12 @@ def version_of_each_point(frame: pd.DataFrame) -> pd.Series:
 def _marks(frame: pd.DataFrame) -> pd.Series:
     """Return, for each row, the parts of its version; none where nothing was started."""
     parts: list[list[str]] = [[] for _ in range(len(frame))]
-    for column in ("pretrain.provenance.commits", "eval.provenance.commits"):
-        for marks, commits in zip(parts, frame.get(column, [None] * len(frame)), strict=True):
+    nothing = pd.Series(None, frame.index, dtype=object)
+    # A checkpoint that is given, as imported weights or another study's run, is named by its content, not by its code.
+    trained = frame.get("pretrain.config_file", pd.Series("", frame.index)).notna()
+    evaluated = frame.get("eval.provenance.commits", nothing)
+    for column in (frame.get("pretrain.provenance.commits", nothing).where(trained), evaluated):
+        for marks, commits in zip(parts, column, strict=True):
             marks += [_short_commit(commit) for commit in commits.split()] if isinstance(commits, str) else []
     for marks, protocol in zip(parts, _distinguishing_protocols(frame), strict=True):
         marks += [protocol] if protocol else []

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from analysis.report_data import load_report_data
+from analysis.summary import version_of_each_point
 from analysis.tables import results_table, score_values
 from runtime.errors import UserError
 from runtime.rundir import open_run
@@ -237,3 +238,19 @@ def test_the_published_figure_stands_beside_its_row(run, tmp_path):
     data.frame.to_csv(tmp_path / "results.csv", index=False)
     again = load_report_data(graph.study, results=tmp_path / "results.csv")
     assert results_table(again.summary) == table
+
+
+def test_the_code_that_made_a_given_checkpoint_is_no_version_of_the_study(run, tmp_path):
+    """Runs of other commits may stand in one table; commits of their evaluations tell rows apart, as ever."""
+    graph = planned(tmp_path, {"one": {"run": str(run.run.path)}, "kept": {"run": str(run.run.path), "epoch": 2}})
+    for point in graph.points:
+        with open_run(point.evals["knn"].root, point.evals["knn"].identity, {}) as made:
+            made.write_result({"top1": 50.0, "protocol": "knn"})
+    frame = load_report_data(graph.study, [f"machine.runs={tmp_path / 'runs'}"]).frame
+    assert frame["pretrain.config_file"].isna().all()
+    older = frame.assign(
+        **{"pretrain.provenance.commits": ["a" * 40, "a" * 40, "a" * 40, "b" * 40, "b" * 40, "b" * 40]}
+    )
+    assert version_of_each_point(older).nunique() == 1
+    theirs = older.assign(**{"eval.provenance.commits": older["pretrain.provenance.commits"]})
+    assert version_of_each_point(theirs).nunique() == 2
