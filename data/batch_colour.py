@@ -109,14 +109,16 @@ def mirror_and_colour(levels: Tensor, plan: BatchPlan, config: ViewsConfig, comp
 
     def change(rows: Tensor, operation: Operation, *arguments: Any) -> None:
         if len(rows):
-            x[rows] = run(operation)(x[rows], *arguments)
+            # A single row would be compiled anew; torch gives up after eight versions of an operation.
+            x[rows] = (run if len(rows) > 1 else as_it_is)(operation)(x[rows], *arguments)
 
     change(mirrored, mirror)
     for number, (rows, factors) in enumerate(zip(jittered, plan.factors.split(plan.sizes[1:17]), strict=True)):
         change(rows, JITTER[number % 4], factors.view(-1, 1, 1, 1))
     change(gray, batch_gray)
     if len(blurred):
-        x[blurred] = (batch_blur_by_sums if compiled else batch_blur)(x[blurred], plan.kernels)
+        by_sums = compiled and len(blurred) > 1
+        x[blurred] = (batch_blur_by_sums if by_sums else batch_blur)(x[blurred], plan.kernels)
     change(solarized, batch_solarize, config.solarize_threshold)
     return normalise_batch(x.permute(0, 2, 3, 1).contiguous(), config, run)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +121,29 @@ def test_compiled_operations_are_a_kernel_each_and_give_the_same(photos: list[np
         assert differ.float().mean() < 0.0001, operation
     by_convolution = batch_colour.batch_blur(x, kernels)
     assert (batch_colour.batch_blur_by_sums(x, kernels) != by_convolution).float().mean() < 0.001
+
+
+def test_operations_are_compiled_a_few_times_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After eight versions torch would leave an operation as it is, and say so only in a log."""
+    versions = Counter[str]()
+
+    def compiled(operation: batch_colour.Operation) -> batch_colour.Operation:
+        def trace(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> batch_colour.Operation:
+            versions[operation.__name__] += 1
+            return graph.forward
+
+        return torch.compile(operation, dynamic=True, backend=trace)
+
+    monkeypatch.setattr(batch_colour, "compiled_version", cache(compiled))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    config = CONFIG.replace(large_size=40, small_size=24)
+    maker = ViewMaker(config, lambda side: (1, 1))
+    for step in range(8):  # groups of all sizes
+        drawn = [maker.draw(120, 160, sample_generator(step, 0, index)) for index in range(12)]
+        for side, plans in zip(maker.sides, zip(*drawn, strict=True), strict=True):
+            levels = torch.zeros(12, side, side, 3, dtype=torch.uint8)
+            assert mirror_and_colour(levels, plan_batch(plans), config, True).shape == (12, 3, side, side)
+    assert max(versions.values()) <= 6, versions
 
 
 @pytest.mark.gpu
