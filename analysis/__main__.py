@@ -7,6 +7,8 @@
     python -m analysis --check                               is every report current, or does it say that it is not?
     python -m analysis --refresh                             write every report again from its results.csv
 
+    python -m analysis.cost_bench STUDY                     time and memory of a step, on an idle machine, for the report
+
 `machine.runs=FOLDER` after the study says where the runs are. `--results reports/scenes/results.csv` takes the table of
 a report instead, whose run directories may be gone.
 """
@@ -92,7 +94,7 @@ def _compare(argv: Sequence[str]) -> None:
     parser = _parser("compare", "study")
     parser.add_argument("a", help="a row of the study: 0.9, loss.alpha=0.9,loss.local=both, or a control's name")
     parser.add_argument("b", help="another row")
-    parser.add_argument("machine", nargs="*", help="machine.runs=FOLDER, where the runs are")
+    parser.add_argument("machine", nargs="*", default=[], help="machine.runs=FOLDER, where the runs are")
     arguments = parser.parse_intermixed_args(argv)
     data = load_report_data(arguments.study, arguments.machine, arguments.results)
     print("\n".join(compare(data, arguments.a, arguments.b)))
@@ -101,7 +103,7 @@ def _compare(argv: Sequence[str]) -> None:
 def _best(argv: Sequence[str]) -> None:
     parser = _parser("best", "study")
     parser.add_argument("--by", required=True, help="the score that decides, such as miou or segmentation.miou")
-    parser.add_argument("machine", nargs="*", help="machine.runs=FOLDER, where the runs are")
+    parser.add_argument("machine", nargs="*", default=[], help="machine.runs=FOLDER, where the runs are")
     limits, rest = _limits(argv)
     arguments = parser.parse_intermixed_args(rest)
     data = load_report_data(arguments.study, arguments.machine, arguments.results)

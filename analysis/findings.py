@@ -239,3 +239,41 @@ def _values(summary: Summary, values: Sequence[object]) -> str:
 
 def _caveat(differences: Iterable[Estimate]) -> str:
     return "" if all(difference.half is not None for difference in differences) else f" {ONE_SEED.capitalize()}."
+
+
+# Below these a representation says little; the untrained network's own values are the comparison where there is one.
+COLLAPSED_STD, COLLAPSED_RANK, REPEATED = 0.05, 2.0, 0.9
+
+
+def collapse_verdict(diagnostics: Summary) -> str:
+    """Say in words whether the features of any setting have collapsed; empty where no run wrote diagnostics."""
+    known = [row for row in diagnostics.settings if any(cell.by_seed for cell in row.scores.values())]
+    if not known:
+        return ""
+    signs = {id(row): signs for row in known if (signs := _collapse_signs(row))}
+    if not signs:
+        return (
+            f"No setting has collapsed: in every seed, each standard deviation is above {COLLAPSED_STD:g}, each "
+            f"effective rank above {COLLAPSED_RANK:g} and each correlation below {REPEATED:g}."
+        )
+    keys = diagnostics.row_keys
+    named = [
+        f"{short_labels(diagnostics.study, keys, row.values)} ({', '.join(signs[id(row)])})"
+        for row in known
+        if id(row) in signs
+    ]
+    return f"**Collapsed, in one seed or more: {'; '.join(named)}.**"
+
+
+def _collapse_signs(row: Row) -> list[str]:
+    """Return what shows a collapse in some seed of a row, such as "rank pooled 1.2"."""
+    signs = []
+    for name, cell in row.scores.items():
+        short = name.partition(".")[2].replace("_", " ")
+        values = list(cell.by_seed.values())
+        if values and short.startswith("correlation") and max(values) > REPEATED:
+            signs.append(f"{short} {number(max(values), percent=False)}")
+        limit = COLLAPSED_STD if short.startswith("std") else COLLAPSED_RANK if short.startswith("rank") else None
+        if values and limit is not None and min(values) < limit:
+            signs.append(f"{short} {number(min(values), percent=False)}")
+    return signs

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from PIL import Image
 from analysis import page, published, render, runs, tables
 from analysis.changes import comparable
 from analysis.figures import FIGURES, Plot, cost, write
-from analysis.findings import answers, findings
+from analysis.findings import answers, collapse_verdict, findings
 from analysis.labels import project_path, value_text
 from analysis.report_data import ReportData, load_report_data
-from analysis.results import commit_text, commits, load_results, marks_of, provenance
+from analysis.results import commit_text, commits, load_results, marks_of, provenance, score_column
 from analysis.settings import settings_table
 from runtime import files
 from runtime.errors import UserError
@@ -54,7 +55,9 @@ def write_report(
     file is replaced in one step.
     """
     data = load_report_data(study_file, machine, results)
+    require_scores(data)
     folder = Path(reports) / data.study.name
+    data.costs = cost.read_costs(folder)
     if not force:
         require_no_loss(data.frame, folder)
     kept = {CURVES} if _keeps_curves(data, folder, force) else set()
@@ -130,6 +133,7 @@ def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: An
         pictures=pictures,
         outdated_pictures=outdated_pictures,
         diagnostics=tables.diagnostics_table(diagnostics),
+        collapse=collapse_verdict(diagnostics),
         gaps=_gaps(frame),
         contradictions=list(dict.fromkeys(summary.contradictions + diagnostics.contradictions)),
         cost=cost.stage_table(frame),
@@ -184,6 +188,26 @@ def _settled(run: str) -> str:
     """Turn hash:state:mark into hash:mark or hash:not: a run that was running and now is interrupted shows one gap."""
     name, state, mark = (*run.split(":"), "", "")[:3]
     return f"{name}:{mark if state == 'done' else 'not'}"
+
+
+def require_scores(data: ReportData) -> None:
+    """Raise UserError where runs are done and none of any evaluation wrote a score that the study names."""
+    report = data.study.report
+    named = {"report.x": [report.x], "report.y": [report.y], "report.scores": report.scores}
+    for key, scores in named.items():
+        for score in scores:
+            source, _, name = score.partition(".")
+            rows, start = score_column(data.frame, score), "pretrain.result." if source == PRETRAIN else "score."
+            done = rows[rows["state"] == "done"].dropna(axis="columns", how="all")
+            if done.empty or f"{start}{name}" in data.frame:
+                continue
+            known = [str(column).removeprefix(start) for column in done if str(column).startswith(start)]
+            near = get_close_matches(name, known, n=2)
+            hint = f"did you mean {' or '.join(f'{source}.{other}' for other in near)}? " if near else ""
+            raise UserError(
+                f"{key} = {score!r}: none of the {len(done)} runs of {source} that are done wrote it; {hint}"
+                f"they have: {', '.join(known)}"
+            )
 
 
 def require_no_loss(frame: pd.DataFrame, folder: Path) -> None:

@@ -25,6 +25,7 @@ class ReportData:
     study: Study
     frame: pd.DataFrame  # results.results_of
     history: pd.DataFrame = field(default_factory=pd.DataFrame)  # results.history_of
+    costs: pd.DataFrame | None = None  # figures.cost.read_costs
     from_csv: bool = False  # the frame was read from a results.csv, so there is no history
 
     @cached_property

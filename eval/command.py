@@ -96,8 +96,10 @@ class EvalArguments:
             prog=f"python -m eval.{stage}",
             usage="%(prog)s RUN | --weights FILE --arch NAME [--arch-arg key=value]  --config FILE [key=value ...]",
         )
-        parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a finished pretraining run; overrides")
-        parser.add_argument("--config", required=True, help=f"a YAML file, as eval/configs/{stage}_scenes.yaml")
+        about = "a finished pretraining run; overrides"
+        parser.add_argument("words", nargs="*", default=[], metavar="RUN key=value", help=about)
+        file = f"eval/configs/{'seg' if stage == 'segmentation' else stage}_scenes.yaml"
+        parser.add_argument("--config", required=True, help=f"a YAML file, as {file}")
         parser.add_argument("--at", metavar="MOMENT", help='a checkpoint that RUN kept, as "500 steps" or "10 epochs"')
         parser.add_argument("--weights", type=Path, help="in place of RUN: a published file, or a backbone.safetensors")
         parser.add_argument("--arch", help="the network of --weights, by timm's name, as resnet50")

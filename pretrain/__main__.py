@@ -28,7 +28,7 @@ from runtime.world import World, world_from_environment
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pretrain", description="Pretrain one network.")
     parser.add_argument("--config", required=True, help="a YAML file, e.g. pretrain/configs/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", help="key=value, e.g. loss.alpha=0.9")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value, e.g. loss.alpha=0.9")
     arguments = parser.parse_args(argv)
     config = configs.load(PretrainConfig, arguments.config, arguments.overrides)
     world = world_from_environment()

@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("config", help="a pretraining config, as pretrain/configs/quickstart.yaml")
     parser.add_argument("--workers", help="numbers of workers, as 0,1,2; default: 0, 1, 2, 4, ... up to the cores")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
-    parser.add_argument("overrides", nargs="*", help="key=value, as views.execution=device")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value, as views.execution=device")
     arguments = parser.parse_intermixed_args(argv)
     cores = available_cores()
     numbers = _numbers(arguments.workers) or [0, *(n for n in (1 << power for power in range(10)) if n <= cores)]

@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("config", help="a pretraining config, as pretrain/configs/quickstart.yaml")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("build/views.png"), help="default: %(default)s")
-    parser.add_argument("overrides", nargs="*", help="key=value, as seed=1")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value, as seed=1")
     arguments = parser.parse_intermixed_args(argv)
     require(arguments.images >= 1, "--images", arguments.images, "1 or more")
     config = load_config(arguments.config, arguments.overrides)

@@ -1,8 +1,8 @@
-"""What training costs: the time of each stage; time and memory of a step at each setting, as a table and a figure."""
+"""What training costs: the time of each stage; time and memory of a step, where analysis.cost_bench measured them."""
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -26,6 +26,7 @@ from analysis.results import runs_of
 from runtime.progress import describe_seconds
 
 TIME, MEMORY = "milliseconds", "gigabytes"  # columns of step_costs
+FILE = "cost.csv"  # of the report's folder
 _LABELS = {TIME: "ms a step", MEMORY: "peak memory (GB)"}
 
 
@@ -43,34 +44,32 @@ def stage_table(frame: pd.DataFrame) -> Table:
     return Table(["stage", "runs with a time", "together", "a run", "shortest to longest"], [lines])
 
 
-def step_costs(data: ReportData) -> pd.DataFrame:
-    """Return the columns varied, group, milliseconds, gigabytes, one row for each finished pretraining with steps.
+def read_costs(folder: Path) -> pd.DataFrame | None:
+    """Return what analysis.cost_bench measured for the report in a folder; None where it did not."""
+    file = folder / FILE
+    return pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.is_file() else None
 
-    Milliseconds: the run's own seconds over its steps, so loading data, diagnostics and saving are included. Gigabytes:
-    the peak memory of a process; NaN for a run that did not measure it.
-    """
+
+def step_costs(data: ReportData) -> pd.DataFrame:
+    """Return the columns varied, group, milliseconds and gigabytes: a row for each measurement of a setting."""
     vary, *others = data.study.row_keys
-    frame, wanted = data.frame, ["pretrain.result.seconds", "pretrain.result.steps"]
-    if not set(wanted) <= set(frame.columns):
+    costs = data.costs
+    if costs is None or not {f"grid.{key}" for key in data.study.row_keys} <= set(costs):
         return pd.DataFrame({name: [] for name in ("varied", "group", TIME, MEMORY)})
-    runs = frame[frame["control"].isna()].drop_duplicates("pretrain.run").dropna(subset=wanted)
-    runs = runs[runs["pretrain.result.steps"] > 0]
     groups = [
-        short_labels(data.study, others, [run[f"grid.{key}"] for key in others]) for run in runs.to_dict("records")
+        short_labels(data.study, others, [row[f"grid.{key}"] for key in others]) for row in costs.to_dict("records")
     ]
-    milliseconds = 1000 * runs["pretrain.result.seconds"] / runs["pretrain.result.steps"]
-    memory = runs.get("pretrain.result.peak_memory_gb", pd.Series(math.nan, runs.index))
-    columns = {"varied": runs[f"grid.{vary}"], "group": groups, TIME: milliseconds}
-    return pd.DataFrame(columns | {MEMORY: pd.to_numeric(memory, errors="coerce")})
+    known = costs.assign(varied=costs[f"grid.{vary}"], group=groups)[["varied", "group", TIME, MEMORY]]
+    return known[known["varied"].isin([row.varied for row in data.summary.settings])]
 
 
 def step_table(data: ReportData) -> Table | None:
-    """Return the cost of a step at each setting: medians over the runs, and their range; None without any time."""
+    """Return the cost of a step at each setting: medians over the rounds, and their range; None without any."""
     costs = step_costs(data)
     if costs.empty:
         return None
     several = costs["group"].nunique() > 1
-    header = [data.study.report.vary, *(["curve"] if several else []), "runs", *_LABELS.values()]
+    header = [data.study.report.vary, *(["curve"] if several else []), "rounds", *_LABELS.values()]
     lines = []
     for (varied, group), rows in costs.groupby(["varied", "group"], sort=False):
         name = [data.summary.label(varied), *([str(group)] if several else [])]
@@ -90,7 +89,7 @@ def _spread(values: pd.Series) -> str:
 
 
 def draw(data: ReportData) -> Figure | None:
-    """Draw a panel for each of time and memory that runs of two or more settings have measured."""
+    """Draw a panel for each of time and memory that was measured at two or more settings."""
     costs = step_costs(data)
     known = [name for name in _LABELS if costs.dropna(subset=[name])["varied"].nunique() > 1]
     if not known:
@@ -112,22 +111,19 @@ def _draw_panel(axes: Axes, costs: pd.DataFrame, name: str, positions: dict[obje
     for index, (group, rows) in enumerate(costs.groupby("group", sort=False)):
         color, marker = curve_style(index)
         x = rows["varied"].map(positions)
-        axes.plot(x, rows[name], ".", color=color, markersize=3, alpha=0.6, rasterized=len(costs) > MANY_POINTS)
+        axes.plot(x, rows[name], ".", color=color, markersize=4, alpha=0.4, rasterized=len(costs) > MANY_POINTS)
         medians = rows.assign(x=x).groupby("x")[name].median()
-        axes.plot(medians.index, medians, line, marker=marker, color=color, label=str(group))
+        axes.plot(medians.index, medians, linestyle=line, marker=marker, color=color, label=str(group), clip_on=False)
 
 
 def caption(data: ReportData) -> str:
-    vary, costs = data.study.report.vary, step_costs(data)
+    costs, measured = data.costs, step_costs(data)
+    machine = "" if costs is None else ", ".join(dict.fromkeys(costs["machine"]))
     text = (
-        f"Milliseconds of a training step against {vary}: each run's time over its steps (dots), and medians. Runs "
-        "that shared a machine with other work are slower than they would be alone."
+        f"Time of a training step, and peak memory of the process, against {data.study.report.vary}: every setting in "
+        f"turns on one machine ({machine}), single rounds (faint) and medians."
     )
-    missing = int(costs[MEMORY].isna().sum())
-    if missing == len(costs):
-        return f"{text} Memory: no run has measured it."
-    text += " Right: the peak memory of a process, of the GPU where it used one."
-    return f"{text} {missing} of {len(costs)} runs have not measured it." if missing else text
+    return text + (" Memory was not measured." if measured[MEMORY].isna().all() else "")
 
 
 PLOT = Plot(

@@ -25,14 +25,14 @@ from analysis.labels import run_link
 from analysis.report_data import ReportData
 from analysis.results import score_column
 
-FEWEST = 5  # runs; over fewer a correlation says nothing
+FEWEST = 6  # runs; over fewer a correlation says nothing, and there is no figure
 SHOWN = ("pretrain.rank_pooled", "pretrain.rank_local", "pretrain.std_local")
 
 
 def draw(data: ReportData) -> Figure | None:
     scores = list(dict.fromkeys([data.study.report.x, data.study.report.y]))
     pairs = {(score, name): pairs_of(data, name, score) for score in scores for name in SHOWN}
-    names = [name for name in SHOWN if any(len(pairs[score, name]) > 1 for score in scores)]
+    names = [name for name in SHOWN if any(len(pairs[score, name]) >= FEWEST for score in scores)]
     if not names:
         return None
     size = (PAGE / 3 * len(names) + 0.2, 0.3 + 1.75 * len(scores))

@@ -159,12 +159,22 @@ def _draw_curve(axes: Axes, curve: Curve, colors: Sequence[Any], marker: str, su
         bars += _draw_bars(axes, point, color, summary)
         fill = "white" if summary.baseline(row) is row else color
         axes.plot(*point.mean, marker, color=color, markerfacecolor=fill, zorder=4)
-    if summary.order is not None:
-        for start, end in pairwise(curve.means):
-            _draw_step(axes, start, end, colors[0] if len(set(colors)) == 1 else GREY)
+    for start, end in pairwise(_joined(curve, summary)):
+        _draw_step(axes, start, end, colors[0] if len(set(colors)) == 1 else GREY)
     axes.plot([], [], marker=marker, color=colors[0], label=curve.name)
     add_links(axes, curve.means, [row.mean_link for row in curve.rows], OVER_MEAN)
     return bars
+
+
+def _joined(curve: Curve, summary: Summary) -> list[tuple[float, float]]:
+    """Return the means to be joined, in order: of the varied key, or of checkpoints of the column report.join."""
+    if summary.order is not None:
+        return curve.means
+    column, descriptions = str(summary.study.report.join), summary.study.descriptions
+    places = [
+        (descriptions.get(row.varied, {}).get(column), mean) for row, mean in zip(curve.rows, curve.means, strict=True)
+    ]
+    return [mean for place, mean in sorted((place, mean) for place, mean in places if isinstance(place, int | float))]
 
 
 def _draw_seeds(axes: Axes, curve: Curve, colors: Sequence[Any], summary: Summary) -> None:
@@ -233,7 +243,7 @@ def _label_points(
     labels = [(*point.mean, text, GREY) for text, point in marked]
     segments = list(bars)
     for index, curve in enumerate(curves):
-        segments += list(pairwise(curve.means)) if summary.order is not None else []
+        segments += list(pairwise(_joined(curve, summary)))
         color = curve_style(index)[0] if len(curves) > 1 else "0.1"
         for point, row in zip(curve.points, curve.rows, strict=True):
             labels.append((*point.mean, short_labels(summary.study, [vary], [row.varied]), color))
@@ -254,7 +264,8 @@ def _published(data: ReportData) -> list[tuple[str, Point]]:
 
 def caption(data: ReportData) -> str:
     report, summary = data.study.report, data.summary
-    text = f"Each point is one {report.vary}{', joined in its order; arrows: where it rises' if summary.order else ''}"
+    joined = report.vary if summary.order else report.join
+    text = f"Each point is one {report.vary}{f', joined by {joined}; arrows: where it rises' if joined else ''}"
     if report.baseline is not None:
         text += "; the hollow one is the baseline"
     if any(len(row.scores[report.x].by_seed) > 1 for row in summary.rows):

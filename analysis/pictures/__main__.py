@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m analysis.pictures", description=__doc__, formatter_class=formatter)
-    parser.add_argument("words", nargs="*", metavar="RUN", help="run directories; with --study machine.runs=FOLDER")
+    words = "run directories; with --study machine.runs=FOLDER"
+    parser.add_argument("words", nargs="*", default=[], metavar="RUN", help=words)
     parser.add_argument("--study", help="a YAML file such as sweeps/studies/quickstart.yaml")
     parser.add_argument("--out", type=Path, help="the folder to write to")
     parser.add_argument(

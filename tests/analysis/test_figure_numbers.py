@@ -175,33 +175,48 @@ def test_diagnostics_pair_each_run_with_its_own_score(report_data_of: ReportData
     assert diagnostics.correlation(six[:4]) == ""  # too few to say anything
 
 
-def test_cost_is_time_over_steps_without_controls(report_data_of: ReportDataOf) -> None:
-    costs = cost.step_costs(some_report_data(report_data_of))
-    assert len(costs) == 9
-    assert costs.groupby("varied")["milliseconds"].mean().to_dict() == {0.0: 250.0, 0.5: 375.0, 1.0: 500.0}
-    assert costs["gigabytes"].isna().all()
-    assert len(drawn(cost.draw, some_report_data(report_data_of)).axes) == 1
+def measured(data: ReportData, memory: bool = True) -> ReportData:
+    """What analysis.cost_bench wrote: 250 ms a step at alpha 0, 500 at 1, a little more in each round."""
+    rows = [
+        {
+            "grid.loss.alpha": a,
+            "milliseconds": 250 * (1 + a) + n,
+            "gigabytes": 2.0 - a if memory else None,
+            "machine": "M",
+        }
+        for n in range(3)
+        for a in ALPHAS
+    ]
+    return ReportData(data.study, data.frame, data.history, costs=pd.DataFrame(rows).assign(machine="M"))
+
+
+def test_cost_is_what_was_measured_and_else_not_shown(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of)
+    assert cost.draw(data) is None
+    assert cost.step_table(data) is None
+    time, memory = drawn(cost.draw, measured(data)).axes
+    assert time.get_ylabel() == "ms a step"
+    assert list(time.lines[1].get_ydata()) == [251.0, 376.0, 501.0]  # medians of the rounds
+    assert list(memory.lines[1].get_ydata()) == [2.0, 1.5, 1.0]
+    assert "on one machine (M)" in cost.caption(measured(data))
+    table = cost.step_table(measured(data))
+    assert table is not None
+    assert table.blocks[0][0] == ["0", "3", "251 (250 to 252)", "2.00 (2.00 to 2.00)"]
 
 
 def test_memory_that_was_not_measured_is_a_gap_and_no_zero(report_data_of: ReportDataOf) -> None:
-    data = some_report_data(report_data_of)
-    frame = data.frame
-    alpha, seed = frame["grid.loss.alpha"].astype(float), frame["grid.seed"]
-    measured = (2.0 - alpha + seed / 10).where((alpha > 0) & ~((alpha == 0.5) & (seed == 2)))
-    some = ReportData(data.study, frame.assign(**{"pretrain.result.peak_memory_gb": measured}), data.history)
-    time, memory = drawn(cost.draw, some).axes
-    assert time.get_ylabel() == "ms a step"
-    medians = memory.lines[1]
-    assert list(medians.get_xdata()) == [0.5, 1.0]  # nothing at 0
-    assert list(medians.get_ydata()) == pytest.approx([1.55, 1.1])
-    assert "4 of 9 runs have not measured it" in cost.caption(some)
-    table = cost.step_table(some)
-    assert table is not None
-    assert table.blocks[0] == [
-        ["0", "3", "250 (250 to 250)", "–"],
-        ["0.5", "3", "375 (375 to 375)", "1.55 (1.50 to 1.60), 1 not measured"],
-        ["1", "3", "500 (500 to 500)", "1.10 (1.00 to 1.20)"],
-    ]
+    data = measured(some_report_data(report_data_of), memory=False)
+    assert [axes.get_ylabel() for axes in drawn(cost.draw, data).axes] == ["ms a step"]
+    assert "Memory was not measured" in cost.caption(data)
+
+
+def test_names_are_not_joined_in_the_cost(report_data_of: ReportDataOf) -> None:
+    names: list[object] = ["none", "location"]
+    rows = [(None, {"loss.alpha": name, "seed": 0}, 60.0, 30.0) for name in names]
+    data = report_data_of({"loss.alpha": names, "seed": [0]}, rows, baseline="none")
+    costs = pd.DataFrame({"grid.loss.alpha": names, "milliseconds": [1.0, 2.0], "gigabytes": 1.0, "machine": "M"})
+    panel = drawn(cost.draw, ReportData(data.study, data.frame, costs=costs)).axes[0]
+    assert {line.get_linestyle() for line in panel.lines} == {"None"}
 
 
 def test_published_points_lie_on_the_figure_only_where_they_compare(report_data_of: ReportDataOf) -> None:
@@ -221,9 +236,14 @@ def test_the_published_figure_is_of_the_overview(tmp_path: Path) -> None:
 
 def test_a_figure_without_material_leaves_no_old_file(report_data_of: ReportDataOf, tmp_path: Path) -> None:
     data = some_report_data(report_data_of)
-    assert write(cost.PLOT, data, tmp_path)
-    assert not write(cost.PLOT, ReportData(data.study, data.frame[:1]), tmp_path)
+    assert write(cost.PLOT, measured(data), tmp_path)
+    assert not write(cost.PLOT, data, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_diagnostics_from_six_runs_on(report_data_of: ReportDataOf) -> None:
+    assert diagnostics.draw(some_report_data(report_data_of, runs=1)) is None
+    assert drawn(diagnostics.draw, some_report_data(report_data_of, runs=2)).axes
 
 
 JOINED = [[0.5, 0.1, 1.0], ["20 steps", "3 steps", "100 steps"], ["[20, 4]", "[4, 4]", "[64, 4]"]]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.findings import ONE_SEED, answers, course, findings, tradeoff
+from analysis.findings import ONE_SEED, answers, collapse_verdict, course, findings, tradeoff
 from analysis.summary import Scores, Summary
 
 SummaryOf = Callable[..., Summary]
@@ -251,3 +251,22 @@ def test_the_answer_without_a_baseline_names_the_highest(summary_of: SummaryOf) 
         "α = 1 (61.0 ± 0.5)."
     ]
     assert answers(summary_of(grid, [(*row[:2], math.nan, math.nan) for row in rows], baseline=None)) == []
+
+
+def test_a_collapse_is_said_in_words(summary_of: SummaryOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": s}, 60.0, 30.0) for a in ALPHAS for s in range(2)]
+    summary = summary_of({"loss.alpha": list(ALPHAS), "seed": [0, 1]}, rows)
+    for row in summary.settings:
+        row.scores = {
+            "pretrain.rank_pooled": Scores({0: 40.0, 1: 40.0}),
+            "pretrain.std_local": Scores({0: 0.8, 1: 0.8}),
+        }
+    assert collapse_verdict(summary).startswith("No setting has collapsed: in every seed")
+    summary.settings[1].scores["pretrain.rank_pooled"].by_seed[1] = 1.2
+    summary.settings[1].scores["pretrain.correlation_local"] = Scores({0: 0.95})
+    assert collapse_verdict(summary) == (
+        "**Collapsed, in one seed or more: α = 0.5 (rank pooled 1.20, correlation local 0.950).**"
+    )
+    for row in summary.settings:
+        row.scores = {"pretrain.rank_pooled": Scores()}
+    assert collapse_verdict(summary) == ""

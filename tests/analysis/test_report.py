@@ -228,3 +228,12 @@ def test_runs_of_two_installed_versions_are_told_apart(fill: Callable[..., Graph
     assert "several code versions" in page
     frame = load_results("reports/fake/results.csv")
     assert frame["pretrain.provenance.sources"][1] == "12" * 32  # text, though it looks like a number
+
+
+def test_a_mistyped_score_is_refused_with_near_ones(fill: Callable[..., Graph], folder: Path) -> None:
+    fill(top1, top5)
+    study = folder / "study.yaml"
+    study.write_text(study.read_text().replace("linear.top5", "linear.top-5"))
+    with pytest.raises(UserError, match=r"'linear.top-5': none of the 8 runs of linear.*did you mean linear.top5"):
+        write_report("study.yaml", figures=())
+    assert not Path("reports").exists()
