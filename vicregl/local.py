@@ -76,7 +76,7 @@ class Match:
 
     @property
     def positions(self) -> dict[int, Tensor]:
-        """By view."""
+        """The positions in the maps of both views, by view."""
         return {self.matching.source: self.source, self.matching.target: self.target}
 
 
