@@ -7,7 +7,7 @@
     python -m analysis --check                               is every report current, or does it say that it is not?
     python -m analysis --refresh                             write every report again from its results.csv
 
-    python -m analysis.cost_bench STUDY                     time and memory of a step, on an idle machine, for the report
+    python -m analysis.cost_bench STUDY                     measure a step's time and memory, on an idle machine
 
 `machine.runs=FOLDER` after the study says where the runs are. `--results reports/scenes/results.csv` takes the table of
 a report instead, whose run directories may be gone.
@@ -55,6 +55,7 @@ def _report(argv: Sequence[str]) -> None:
     parser.add_argument("words", nargs="+", metavar="STUDY machine.runs=FOLDER", help="YAML files; where the runs are")
     parser.add_argument("--together", metavar="NAME", help="one table of all the studies, in its own report")
     parser.add_argument("--results", help="results.csv of the study's report, in place of the run directories")
+    parser.add_argument("--points", metavar="FILE.csv", help="own or others' points: name,score,data,protocol,value")
     parser.add_argument("--parquet", action="store_true", help="write results.parquet too; needs pyarrow")
     parser.add_argument("--force", action="store_true", help="replace a report that has scores which this one lacks")
     arguments = parser.parse_intermixed_args(argv)
@@ -71,6 +72,7 @@ def _report(argv: Sequence[str]) -> None:
     if arguments.parquet:
         require_parquet()
     options = {"parquet": arguments.parquet, "results": arguments.results, "force": arguments.force}
+    options["points"] = arguments.points
     for study in studies:
         print(write_report(study, arguments.reports, machine, **options) / "README.md", flush=True)
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.figures import FIGURES
-from analysis.figures.cost import read_costs
 from analysis.figures.published import write_published
 from analysis.report import RESULTS, STALE, pictures_of, texts_of, write_report
-from analysis.report_data import load_report_data
+from analysis.report_data import add_measured, load_report_data
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
 
@@ -83,7 +82,7 @@ def _verdict(folder: Path) -> Verdict:
     if outdated := pictures_of(folder, data.frame)[1]:
         text = f"{', '.join(outdated)} shows other results than {RESULTS}: python -m analysis.pictures --study STUDY"
         return Verdict(name, text, False, stale)
-    data.costs = read_costs(folder)
+    add_measured(data, folder)
     plots = [plot for plot in FIGURES if (folder / f"{plot.name}.svg").is_file()]
     other = [file for file, text in texts_of(data, folder, plots).items() if _text(folder / file) != text]
     if other:

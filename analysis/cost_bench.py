@@ -19,7 +19,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.figures.cost import FILE, MEMORY, TIME
+from analysis.figures.cost import MEMORY, TIME
+from analysis.report_data import COSTS
 from runtime import files, provenance
 from runtime.device import available_cores
 from runtime.errors import UserError, run_command
@@ -53,8 +54,8 @@ def main(argv: Sequence[str]) -> None:
     frame = measure(options.study, options.rounds, options.steps, options.machine)
     folder = Path(options.reports) / load_study(options.study).name
     files.make_folder(folder, "write elsewhere: --reports FOLDER")
-    files.write_text(folder / FILE, frame.assign(load=round(load, 2)).to_csv(index=False))
-    print(folder / FILE)
+    files.write_text(folder / COSTS, frame.assign(load=round(load, 2)).to_csv(index=False))
+    print(folder / COSTS)
 
 
 def measure(study_file: str, rounds: int, steps: int, machine: Sequence[str] = ()) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,10 +12,13 @@ import pandas as pd
 from analysis.labels import NONE, number, value_text
 from analysis.render import Column, Table
 from eval.published import published_rows
+from runtime.errors import UserError
 
 Record = dict[Hashable, Any]
 # A study's score -> the column of published.csv that measures the same on ImageNet-1k and Pascal VOC.
 SOURCES = {"linear.top1": "linear_top1", "segmentation.miou": "voc_frozen_miou"}
+POINTS = "points.csv"  # of a report's folder
+POINT_COLUMNS = ("name", "score", "data", "protocol", "value")  # score: linear.top1; data, protocol: as in results.csv
 _COLUMNS = {
     "linear_top1": "linear top-1 (%)",
     "voc_frozen_miou": "VOC mIoU, frozen (%)",
@@ -35,12 +39,17 @@ def published() -> pd.DataFrame:
     return pd.DataFrame(published_rows())
 
 
+def _backbones() -> set[str]:
+    """Return the networks with which VICRegL itself was published."""
+    known = published()
+    return set(known.loc[known["method"] == "VICRegL", "backbone"])
+
+
 def rows_beside(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the published rows of the study's backbones; of ResNet-50, the paper's main table, where it has none."""
-    known = published()
     column = frame.get("pretrain.model.backbone.name", pd.Series(dtype=str))
-    same = known[known["backbone"].isin(set(column.dropna()))]
-    return same if len(same) else known[known["backbone"] == "resnet50"]
+    same = set(column.dropna()) & _backbones()
+    return published()[published()["backbone"].isin(same or {"resnet50"})]
 
 
 def is_comparable(frame: pd.DataFrame) -> bool:
@@ -48,8 +57,46 @@ def is_comparable(frame: pd.DataFrame) -> bool:
     backbones = set(frame.get("pretrain.model.backbone.name", pd.Series(dtype=str)).dropna())
     pretrained = set(frame.get("pretrain.data.name", pd.Series(dtype=str)).dropna())
     evaluated = set(frame.get("eval.data.name", pd.Series(dtype=str)).dropna())
-    same_backbone = bool(backbones) and backbones <= set(published()["backbone"])
+    same_backbone = bool(backbones) and backbones <= _backbones()
     return same_backbone and pretrained == {"imagenet"} and bool(evaluated) and evaluated <= {"imagenet", "voc"}
+
+
+def read_points(file: Path) -> pd.DataFrame:
+    """Return own or other people's points of a CSV file with the columns POINT_COLUMNS: a row for each score of each.
+
+    UserError where it cannot be read, lacks a column, or has a value that is not a number.
+    """
+    try:
+        frame = pd.read_csv(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a CSV file: {error}") from error
+    if missing := [name for name in POINT_COLUMNS if name not in frame]:
+        raise UserError(f"{file} has no column {', '.join(missing)}; expected {', '.join(POINT_COLUMNS)}")
+    numbers = pd.to_numeric(frame["value"], errors="coerce")
+    if wrong := [value for value, known in zip(frame["value"], numbers.notna(), strict=True) if not known]:
+        raise UserError(f"{file}: value {wrong[0]!r}; expected a number, a percentage as 71.5")
+    return frame[list(POINT_COLUMNS)].assign(value=numbers)
+
+
+def matching(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the points measured as the study measures: its evaluation's data and protocol."""
+    wanted = ["eval.name", "eval.data.name", "score.protocol"]
+    if not set(wanted) <= set(frame):
+        return points.iloc[:0]
+    known = {tuple(row) for row in frame[wanted].dropna().to_numpy()}
+    rows = zip(points["score"].str.partition(".")[0], points["data"], points["protocol"], strict=True)
+    return points[[row in known for row in rows]]
+
+
+def points_table(points: pd.DataFrame, frame: pd.DataFrame) -> Table:
+    """Return the table of points, each with whether it is drawn."""
+    same = set(matching(points, frame).index)
+    columns = [
+        *(_text_column(name) for name in POINT_COLUMNS[:-1]),
+        Column[Record]("value", lambda row: number(row["value"], percent=True)),
+        Column[Record]("measured as here", lambda row: "yes" if row["index"] in same else "no"),
+    ]
+    return Table.of(columns, points.reset_index().to_dict("records"))
 
 
 def names(rows: pd.DataFrame) -> list[str]:
@@ -74,6 +121,10 @@ def published_table(rows: pd.DataFrame) -> Table:
         Column[Record]("source", lambda row: f"({sources.index(row['source']) + 1})"),
     ]
     return Table.of(columns, rows.to_dict("records"))
+
+
+def _text_column(name: str) -> Column[Record]:
+    return Column(name, lambda row: str(row[name]))
 
 
 def _pretraining_text(row: Record) -> str:

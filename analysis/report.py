@@ -21,7 +21,7 @@ from analysis.changes import comparable
 from analysis.figures import FIGURES, Plot, cost, write
 from analysis.findings import answers, collapse_verdict, findings
 from analysis.labels import project_path, value_text
-from analysis.report_data import ReportData, load_report_data
+from analysis.report_data import ReportData, add_measured, load_report_data
 from analysis.results import commit_text, commits, load_results, marks_of, provenance, score_column
 from analysis.settings import settings_table
 from runtime import files
@@ -46,23 +46,28 @@ def write_report(
     parquet: bool = False,
     results: str | Path | None = None,
     force: bool = False,
+    points: str | Path | None = None,
 ) -> Path:
     """Write reports/<study name>/ from whatever runs there are, and return that folder.
 
     `figures`: all by default. `parquet`: write results.parquet too. `results`: a results.csv in place of the runs; it
-    draws everything but the training curves, and keeps those that are there. Raises UserError for a study that cannot
+    draws everything but the training curves, and keeps those that are there. `points`: a CSV file of own or other
+    people's points (published.read_points), which stays beside the report. Raises UserError for a study that cannot
     be read and, without `force`, where the present report has scores or curves that the new one would not have. Each
     file is replaced in one step.
     """
     data = load_report_data(study_file, machine, results)
     require_scores(data)
     folder = Path(reports) / data.study.name
-    data.costs = cost.read_costs(folder)
+    others = None if points is None else published.read_points(Path(points))
     if not force:
         require_no_loss(data.frame, folder)
     kept = {CURVES} if _keeps_curves(data, folder, force) else set()
     files.make_folder(folder, CANNOT_WRITE)
     files.write_text(folder / RESULTS, data.frame.to_csv(index=False))
+    if others is not None:
+        files.write_text(folder / published.POINTS, others.to_csv(index=False))
+    add_measured(data, folder)
     plots = FIGURES if figures is None else figures
     shown = [plot for plot in plots if plot.name in kept or write(plot, data, folder)]
     for name, text in texts_of(data, folder, shown).items():
@@ -138,6 +143,7 @@ def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: An
         contradictions=list(dict.fromkeys(summary.contradictions + diagnostics.contradictions)),
         cost=cost.stage_table(frame),
         step_cost=cost.step_table(data),
+        points=None if data.points is None else published.points_table(data.points, frame),
         provenance=provenance(frame, data.study),
         file=project_path(data.study.file),
         **variables,

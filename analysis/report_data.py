@@ -10,12 +10,15 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.changes import changes
+from analysis.published import POINTS, read_points
 from analysis.results import history_of, load_results, results_of
 from analysis.summary import Summary, summarize
 from analysis.tables import DIAGNOSTICS
 from runtime.errors import UserError
 from sweeps.graph import build
 from sweeps.study import Study, load_study
+
+COSTS = "cost.csv"  # of a report's folder; analysis.cost_bench writes it
 
 
 @dataclass
@@ -25,7 +28,8 @@ class ReportData:
     study: Study
     frame: pd.DataFrame  # results.results_of
     history: pd.DataFrame = field(default_factory=pd.DataFrame)  # results.history_of
-    costs: pd.DataFrame | None = None  # figures.cost.read_costs
+    costs: pd.DataFrame | None = None  # of analysis.cost_bench
+    points: pd.DataFrame | None = None  # published.read_points
     from_csv: bool = False  # the frame was read from a results.csv, so there is no history
 
     @cached_property
@@ -43,6 +47,13 @@ class ReportData:
     def changes(self) -> list[str]:
         """What differs between the settings of a results.csv and those of its study now."""
         return changes(self.frame, build(self.study)) if self.from_csv else []
+
+
+def add_measured(data: ReportData, folder: Path) -> None:
+    """Add what lies in a report's folder beside its results: the cost of a step, and other people's points."""
+    costs, points = folder / COSTS, folder / POINTS
+    data.costs = pd.read_csv(costs, keep_default_na=False, na_values=[""]) if costs.is_file() else None
+    data.points = read_points(points) if points.is_file() else None
 
 
 def load_report_data(

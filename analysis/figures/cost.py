@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -26,7 +24,6 @@ from analysis.results import runs_of
 from runtime.progress import describe_seconds
 
 TIME, MEMORY = "milliseconds", "gigabytes"  # columns of step_costs
-FILE = "cost.csv"  # of the report's folder
 _LABELS = {TIME: "ms a step", MEMORY: "peak memory (GB)"}
 
 
@@ -42,12 +39,6 @@ def stage_table(frame: pd.DataFrame) -> Table:
         times = (describe_seconds(seconds.sum()), describe_seconds(seconds.mean()), spread)
         lines.append([str(part), f"{len(seconds)} of {len(runs)}", *times])
     return Table(["stage", "runs with a time", "together", "a run", "shortest to longest"], [lines])
-
-
-def read_costs(folder: Path) -> pd.DataFrame | None:
-    """Return what analysis.cost_bench measured for the report in a folder; None where it did not."""
-    file = folder / FILE
-    return pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.is_file() else None
 
 
 def step_costs(data: ReportData) -> pd.DataFrame:

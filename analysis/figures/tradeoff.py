@@ -32,7 +32,7 @@ from analysis.figures.base import (
 )
 from analysis.figures.placement import Segment, place_labels
 from analysis.labels import is_percent, number, short_labels
-from analysis.published import SOURCES, is_comparable, names, rows_beside
+from analysis.published import SOURCES, is_comparable, matching, names, rows_beside
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate
 from analysis.summary import Row, Summary
@@ -73,7 +73,7 @@ def draw(data: ReportData) -> Figure:
         axes.text(0.5, 0.5, "no run has both scores yet", transform=axes.transAxes, ha="center", color=GREY)
         return figure
     controls, far = _controls(summary, curves)
-    published = _published(data)
+    published = [*_published(data), *_points(data)]
     marked = [*controls, *published]
     _set_limits(axes, summary, curves, [point for _, point in marked])
     bars: list[Segment] = []
@@ -262,6 +262,18 @@ def _published(data: ReportData) -> list[tuple[str, Point]]:
     return [(f"{name} (published)", point) for name, point in zip(names(rows), points, strict=True)]
 
 
+def _points(data: ReportData) -> list[tuple[str, Point]]:
+    """Return own or other people's points that were measured as here, with their names."""
+    if data.points is None:
+        return []
+    report, rows = data.study.report, matching(data.points, data.frame)
+    values = rows.drop_duplicates(["name", "score"]).pivot(index="name", columns="score", values="value")
+    if not {report.x, report.y} <= set(values):
+        return []
+    pairs = values.dropna(subset=[report.x, report.y])[[report.x, report.y]]
+    return [(str(name), Point(Estimate(x, None, 1), Estimate(y, None, 1))) for name, x, y in pairs.itertuples()]
+
+
 def caption(data: ReportData) -> str:
     report, summary = data.study.report, data.summary
     joined = report.vary if summary.order else report.join
@@ -275,6 +287,8 @@ def caption(data: ReportData) -> str:
         )
     if len(pareto_front([mean for curve in _curves(summary) for mean in curve.means])) > 1:
         text += "; the dashed steps are the Pareto front of the means"
+    if _published(data) or _points(data):
+        text += "; hollow diamonds are published or other people's points"
     return f"{text}."
 
 
