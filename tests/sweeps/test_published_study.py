@@ -124,13 +124,8 @@ def test_a_published_file_at_full_size(files, image_folder, tmp_path):
     trees.voc_tree(tmp_path / "voc", shape=(376, 504))
     (tmp_path / "voc" / "ImageSets/Segmentation/val.txt").write_text("2007_val0\n")
     values = yaml.safe_load((STUDIES / "published.yaml").read_text())
-    linear = {
-        "data.name": "imagefolder",
-        "data.root": str(image_folder),
-        "epochs": 2,
-        "batch_size": 256,
-        "held_out": 0.0,
-    }
+    linear = {"data.name": "imagefolder", "data.root": str(image_folder), "epochs": 1, "batch_size": 24}
+    linear |= {"learning_rates": [0.02], "held_out": 0.0}
     voc = {"data.root": str(tmp_path / "voc"), "iterations": 2, "batch_size": 2}
     values["evals"] = {name: values["evals"][name] for name in ("linear", "voc")}
     values["evals"]["linear"]["set"] = linear
