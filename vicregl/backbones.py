@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import register_model
 from timm.models._builder import build_model_with_cfg
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
         """images (B, 3, H, W) -> map (B, C, h, w), class token (B, C), both normed. InvalidInputError without one."""
         if not self.has_class_token:
             raise InvalidInputError(f"backbone {self.name!r} has no class token; its map can be pooled by the mean")
+        images = self._whole_patches(images)
         options = {"norm": self._token_norm, "return_prefix_tokens": True, "intermediates_only": True}
         ((feature_map, prefix),) = self.trunk.forward_intermediates(images, indices=1, output_fmt="NCHW", **options)
         return feature_map, prefix[:, 0]  # registers and other tokens stand after it
@@ -94,9 +96,20 @@ class Backbone(nn.Module):
         return feature_map if norm is None else norm(feature_map)
 
     def _token_maps(self, images: Tensor, indices: int | list[int], norm: bool) -> list[Tensor]:
+        images = self._whole_patches(images)
         options = {"norm": norm and self._token_norm, "output_fmt": "NCHW", "intermediates_only": True}
         maps: list[Tensor] = self.trunk.forward_intermediates(images, indices=indices, **options)
         return maps
+
+    def _whole_patches(self, images: Tensor) -> Tensor:
+        """Enlarge images, by less than a patch, to whole patches: the map then covers exactly the image."""
+        patch = getattr(getattr(self.trunk, "patch_embed", None), "patch_size", None)
+        if patch is None:
+            return images
+        size = [-(-side // step) * step for side, step in zip(images.shape[2:], patch, strict=True)]
+        if size == list(images.shape[2:]):
+            return images
+        return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
     def _probe(self) -> tuple[int, list[int]]:
         """Return the channels of the last map and of each stage. InvalidInputError for a network without maps."""

@@ -117,6 +117,26 @@ def test_class_and_register_tokens_stay_out_of_the_map(name, args, side, tokens)
 
 @pytest.mark.parametrize(
     ("name", "args"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 4}),
+        ("vit_small_patch16_dinov3", {"depth": 4}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}),
+    ],
+)
+@torch.no_grad()
+def test_images_that_are_no_whole_number_of_patches(name, args) -> None:
+    """As the whole images of VOC, which segmentation scores: they are enlarged, by less than a patch."""
+    backbone = create_backbone(BackboneConfig(name, args)).eval()
+    images = torch.randn(1, 3, 250, 333)
+    patch = backbone.trunk.patch_embed.patch_size[0]
+    whole = [-(-side // patch) * patch for side in (250, 333)]
+    enlarged = torch.nn.functional.interpolate(images, whole, mode="bilinear")
+    assert torch.equal(backbone.last_map(images), backbone.last_map(enlarged))
+    assert all(torch.equal(a, b) for a, b in zip(backbone.stages(images), backbone.stages(enlarged), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
     [("scenes_resnet", {}), ("hiera_tiny_224", {}), ("vit_betwixt_patch16_reg4_gap_256", {"depth": 4})],
 )
 def test_networks_without_a_class_token_say_so(name, args) -> None:
