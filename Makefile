@@ -7,7 +7,7 @@ WORKERS ?= 2
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help install install-slurm install-report study reports check-reports test test-fast lint format schemas smoke clean
+.PHONY: help install install-slurm install-report study reports site check-reports test test-fast lint format schemas smoke clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,8 +71,11 @@ format: $(INSTALLED)  ## format with ruff
 check-reports: $(INSTALLED)  ## check that committed reports match their tables and name their settings
 	$(RUN) -m analysis --check
 
-reports: $(INSTALLED)  ## rebuild every committed report from its results.csv
+reports: $(INSTALLED)  ## rebuild every committed report from its results.csv, and their overview
 	$(RUN) -m analysis --refresh
+
+site: $(INSTALLED)  ## write the overview of all reports -> reports/index.html
+	$(RUN) -m analysis --site
 
 schemas: $(INSTALLED)  ## write the JSON schemas for editors -> schemas/
 	$(RUN) -m sweeps.schema

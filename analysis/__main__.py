@@ -2,12 +2,14 @@
 
     python -m analysis STUDY ... [--reports FOLDER]          write reports/<study name>/
     python -m analysis STUDY STUDY ... --together NAME       write one table of several studies: reports/NAME/
+    python -m analysis REPORT/results.csv ... [...]          the same of tables, whose studies sweeps/studies has
     python -m analysis compare STUDY A B                     does A beat B? A: 0.9, KEY=VALUE,KEY=VALUE or a control
     python -m analysis best STUDY --by miou --min-top1 70    rank the settings by one score, with limits on others
     python -m analysis --check                               is every report current, or does it say that it is not?
     python -m analysis --refresh                             write every report again from its results.csv
+    python -m analysis --site                                write reports/index.html, the overview of all reports
 
-    python -m analysis.cost_bench STUDY                     measure a step's time and memory, on an idle machine
+    python -m analysis.cost_bench STUDY                      measure a step's time and memory, on an idle machine
 
 `machine.runs=FOLDER` after the study says where the runs are. `--results reports/scenes/results.csv` takes the table of
 a report instead, whose run directories may be gone.
@@ -18,7 +20,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from analysis.committed import check, refresh
+from analysis.committed import check, refresh, site
 from analysis.questions import best, compare
 from analysis.report import require_parquet, write_report
 from analysis.report_data import load_report_data
@@ -29,7 +31,7 @@ LIMIT = "--min-"  # and the name of a score
 
 
 def main(argv: Sequence[str]) -> int | None:
-    commands = {"compare": _compare, "best": _best, "--check": _check, "--refresh": _refresh}
+    commands = {"compare": _compare, "best": _best, "--check": _check, "--refresh": _refresh, "--site": _site}
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     _report(argv)
@@ -89,7 +91,11 @@ def _check(argv: Sequence[str]) -> int:
 
 def _refresh(argv: Sequence[str]) -> None:
     for folder in refresh(_parser("--refresh", "reports").parse_args(argv).reports):
-        print(folder / "README.md", flush=True)
+        print(folder if folder.suffix else folder / "README.md", flush=True)
+
+
+def _site(argv: Sequence[str]) -> None:
+    print(site(_parser("--site", "reports").parse_args(argv).reports))
 
 
 def _compare(argv: Sequence[str]) -> None:

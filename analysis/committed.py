@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.figures import FIGURES
-from analysis.figures.published import write_published
+from analysis.page import SITE
 from analysis.report import RESULTS, STALE, pictures_of, texts_of, write_report
-from analysis.report_data import add_measured, load_report_data
+from analysis.report_data import STUDIES, ReportData, add_measured, load_report_data
+from analysis.site import texts_of as site_texts
+from analysis.site import write_site
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 
-STUDIES = PROJECT / "sweeps" / "studies"
 _PHRASE = STALE.removeprefix("Made with ").lower()
 _QUOTE = re.compile(r"\]\(reports/([^/)]+)/")
 
@@ -39,17 +39,45 @@ def check(reports: str | Path) -> list[Verdict]:
     Raises UserError where there is no report.
     """
     verdicts = [_verdict(folder) for folder in _folders(reports)]
+    if (Path(reports) / SITE).is_file():
+        verdicts.append(_verdict_on_site(Path(reports)))
     return [*verdicts, *_wrong_quotes(Path(reports).parent / "README.md", {v.name: v.stale for v in verdicts})]
 
 
 def refresh(reports: str | Path) -> Iterator[Path]:
-    """Write every report again from its results.csv, and the published figure beside them.
+    """Write the overview and every report again from their results.csv.
 
     Figures that need the run directories stay.
     """
-    write_published(Path(reports))
+    yield site(reports)
     for folder in _folders(reports):
         yield write_report(STUDIES / f"{folder.name}.yaml", reports, results=folder / RESULTS)
+
+
+def site(reports: str | Path) -> Path:
+    """Write the overview of all reports, and return its page."""
+    return write_site(*_listed(reports), Path(reports))
+
+
+def _listed(reports: str | Path) -> tuple[list[ReportData], dict[str, str]]:
+    """Return the reports of an overview, and why the others are not in it, by name."""
+    listed, left = [], {}
+    for folder in _folders(reports):
+        try:
+            data = load_report_data(STUDIES / f"{folder.name}.yaml", results=folder / RESULTS)
+        except UserError as error:
+            left[folder.name] = str(error).replace(f"{STUDIES}/", "")
+            continue
+        add_measured(data, folder)
+        listed.append(data)
+    return listed, left
+
+
+def _verdict_on_site(reports: Path) -> Verdict:
+    texts = site_texts(*_listed(reports), reports)
+    other = [file for file, text in texts.items() if _text(reports / file) != text]
+    text = f"{', '.join(other)} is not what the reports make" if other else "current"
+    return Verdict("overview", text, sound=not other)
 
 
 def _folders(reports: str | Path) -> list[Path]:

@@ -250,7 +250,7 @@ def collapse_verdict(diagnostics: Summary) -> str:
     known = [row for row in diagnostics.settings if any(cell.by_seed for cell in row.scores.values())]
     if not known:
         return ""
-    signs = {id(row): signs for row in known if (signs := _collapse_signs(row))}
+    signs = {id(row): signs for row in known if (signs := collapse_signs(row))}
     if not signs:
         return (
             f"No setting has collapsed: in every seed, each standard deviation is above {COLLAPSED_STD:g}, each "
@@ -265,7 +265,7 @@ def collapse_verdict(diagnostics: Summary) -> str:
     return f"**Collapsed, in one seed or more: {'; '.join(named)}.**"
 
 
-def _collapse_signs(row: Row) -> list[str]:
+def collapse_signs(row: Row) -> list[str]:
     """Return what shows a collapse in some seed of a row, such as "rank pooled 1.2"."""
     signs = []
     for name, cell in row.scores.items():

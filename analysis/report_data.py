@@ -15,9 +15,11 @@ from analysis.results import history_of, load_results, results_of
 from analysis.summary import Summary, summarize
 from analysis.tables import DIAGNOSTICS
 from runtime.errors import UserError
+from runtime.provenance import PROJECT
 from sweeps.graph import build
 from sweeps.study import Study, load_study
 
+STUDIES = PROJECT / "sweeps" / "studies"
 COSTS = "cost.csv"  # of a report's folder; analysis.cost_bench writes it
 
 
@@ -61,13 +63,25 @@ def load_report_data(
 ) -> ReportData:
     """Read a study (its file, or a Study) and its run directories, or in place of those the results.csv of its report.
 
-    UserError as load_results.
+    In place of both, that results.csv alone, if its study is one of STUDIES. UserError as load_results.
     """
+    if results is None and not isinstance(study, Study) and Path(study).suffix == ".csv":
+        study, results = _study_of(study), study
     read = study if isinstance(study, Study) else load_study(study)
     if results is not None:
         return ReportData(read, _of_the_study(load_results(results), read, results), from_csv=True)
     graph = build(read, machine)
     return ReportData(read, results_of(graph), history_of(graph))
+
+
+def _study_of(results: str | Path) -> Path:
+    """Return the file of the study that a results.csv names."""
+    names = sorted(set(load_results(results)["study"].astype(str)))
+    file = STUDIES / f"{names[0]}.yaml" if names else STUDIES
+    if len(names) != 1 or not file.is_file():
+        allowed = "the table of one study of sweeps/studies; for another: STUDY --results FILE"
+        raise UserError(f"{results} has rows of {', '.join(names) or 'no study'}; expected {allowed}")
+    return file
 
 
 def _of_the_study(frame: pd.DataFrame, study: Study, file: str | Path) -> pd.DataFrame:

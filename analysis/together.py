@@ -61,7 +61,7 @@ def write_together(
         scores=table,
         remarks=sentences,
         provenance=[f"{data.study.name}: {line}" for data in studies_data for line in _origin(data)],
-        files=" ".join(project_path(data.study.file) for data in studies_data),
+        files=" ".join(project_path(str(s)) if Path(s).is_absolute() else str(s) for s in studies),
     )
     values = pd.concat(score_values(data.summary).assign(study=data.study.name) for data in studies_data)
     both = table, together_table(studies_data, narrow=True)

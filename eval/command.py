@@ -55,7 +55,7 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
     if Run.at(config.machine.runs, name).result() is None:
         if getattr(config, "pooled", "mean") == "class_token":
             require_class_token(parent)
-        for note in preflight(config.data, masks=schema in (SegmentationConfig, DenseKnnConfig)):
+        for note in preflight(config.data, masks=issubclass(schema, SegmentationConfig | DenseKnnConfig)):
             print(note, flush=True)
 
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def main() -> None:
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the schema of each stage's config by the stage's name, and that of `study`."""
-    by_name = {name: schema_of(stage.schema()) for name, stage in stages.STAGES.items()}
+    """Return the schema of each listed stage's config by the stage's name, and that of `study`."""
+    listed = {name: stage for name, stage in stages.STAGES.items() if stage.config_class}
+    by_name = {name: schema_of(stage.schema()) for name, stage in listed.items()}
     study = schema_of(Study)
     # The keys of `set`, `grid` and `controls` are those of the pretraining's config.
     keys = {"propertyNames": dotted_keys(stages.STAGES[PRETRAIN].schema())}

@@ -1,12 +1,15 @@
 """The stages that a study may name, each with its config module and its command; none is imported before it is used.
 
-A new stage is one entry here. Its config module has a config class and `identity(config, parent_hash, at) -> Identity`
-(`at` where a checkpoint of a moment is evaluated), or `identity(config)` if the stage has no parent.
+A new evaluation is one file, eval/<name>.py, found by the line of its config class that names the stage (EXTEND.md). A
+stage that is listed here is planned without importing more than its config module, which has a config class and
+`identity(config, parent_hash, at) -> Identity` (`at` where a checkpoint of a moment is evaluated), or
+`identity(config)` if the stage has no parent.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +23,8 @@ from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from runtime.rundir import Identity
 
+_DECLARATION = re.compile(r'^    stage: ClassVar\[str\] = "(\w+)"', re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -27,14 +32,18 @@ class Stage:
 
     name: str
     module: str  # holds the config class and `identity`
-    config_class: str
+    config_class: str  # empty: the one whose `stage` is this name
     command: tuple[str, ...]  # after the Python interpreter
     work: Callable[[Any], float] = lambda config: 1.0  # length of a run, relative to others of the stage
     several: bool = True  # whether several processes may share one run
     score: str = ""  # the score in its result.json that a report shows if the study names none
 
     def schema(self) -> type[Any]:
-        return getattr(importlib.import_module(self.module), self.config_class)
+        module = importlib.import_module(self.module)
+        if self.config_class:
+            return getattr(module, self.config_class)
+        classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
+        return next(kind for kind in classes if vars(kind).get("stage") == self.name)
 
     def load(self, file: str | Path | None, overrides: Sequence[str]) -> Any:
         return configs.load(self.schema(), file, overrides)
@@ -47,7 +56,7 @@ class Stage:
             raise UserError(f"{where}: {error}") from error
 
     def identity(self, config: Any, parent: Identity | None = None, at: str | None = None) -> Identity:
-        make = importlib.import_module(self.module).identity
+        make = importlib.import_module(self.module if self.config_class else "eval.config").identity
         evaluated = [] if parent is None else [parent.hash, *([] if at is None else [at])]
         return make(config, *evaluated)
 
@@ -77,6 +86,17 @@ STAGES = {
         Stage("segmentation", "eval.config", "SegmentationConfig", ("-m", "eval.segmentation"), score="miou"),
     )
 }
+
+
+def _add_evaluations(folder: Path) -> None:
+    """Add the evaluations of a folder that are not listed, without importing them."""
+    for file in sorted(folder.glob("*.py")):
+        declared = file.stem not in STAGES and _DECLARATION.findall(file.read_text(encoding="utf-8"))
+        if declared and file.stem in declared:
+            STAGES[file.stem] = Stage(file.stem, f"eval.{file.stem}", "", ("-m", f"eval.{file.stem}"), several=False)
+
+
+_add_evaluations(PROJECT / "eval")
 
 
 def get_stage(name: str, where: str) -> Stage:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,6 +71,11 @@ class Browser:
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its result; events before that are passed over."""
+        answer = self._ask(method, parameters)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
+
+    def _ask(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self.count += 1
         message = {"id": self.count, "method": method, "params": parameters}
         message |= {"sessionId": self.session} if self.session else {}
@@ -77,8 +83,7 @@ class Browser:
         self.write.flush()
         while (answer := self._next()).get("id") != self.count:
             pass
-        assert "error" not in answer, f"{method}: {answer['error']}"
-        return answer["result"]
+        return answer
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
@@ -100,6 +105,16 @@ class Browser:
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 30) -> None:
+        """Wait until an expression is true, over a change of the page."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            answer = self._ask("Runtime.evaluate", {"expression": f"Boolean({expression})", "returnByValue": True})
+            if answer.get("result", {}).get("result", {}).get("value") is True:
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"never true: {expression}")
 
     def centre(self, element: str) -> tuple[float, float]:
         """Scroll an element, a JavaScript expression, into view, and return its centre."""

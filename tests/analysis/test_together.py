@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis import report_data
 from analysis.__main__ import main
 from analysis.report_data import load_report_data
 from analysis.together import together_table
@@ -41,7 +42,7 @@ def test_rows_by_study_and_the_same_columns(two: Path) -> None:
     assert table.header == ["study", "setting", "n", top1, delta, top5, delta]
     first, second = table.blocks
     assert [line[0] for line in first] == ["fake", "", "", ""]
-    assert first[0][1:5] == ["loss.alpha = 0", "2", "50.5 ± 6.4", "−20.0 ± 0.0"]
+    assert first[0][1:5] == ["loss.alpha = 0", "2", "50.5 ± 6.4", "−20.0 ± 0.0†"]
     assert [line[0] for line in second] == ["second", "", "", ""][: len(second)]
     assert second[0] == [
         "second",
@@ -50,7 +51,7 @@ def test_rows_by_study_and_the_same_columns(two: Path) -> None:
         "",
         "",
         "**79.0 ± 0.0**",
-        "+1.0 ± 0.0",
+        "+1.0 ± 0.0†",
     ]
     assert second[1][5:] == ["78.0 ± 0.0", "baseline"]
     assert "(1 new)" in second[-1][5]
@@ -62,12 +63,30 @@ def test_the_report_tells_what_keeps_the_studies_apart(two: Path, capsys: pytest
     page = Path("reports/both/README.md").read_text()
     assert "**linear is not one measurement: its protocol differs** (fake: fake; second: another)" in page
     assert "python -m analysis study.yaml second.yaml --together both" in page
-    assert "\n- Δ: difference to the baseline row of its own study, paired by seed.\n- Bold: the best row" in page
+    assert (
+        "\n- Δ: difference to the baseline row of its own study, paired by seed.\n- †: decided among all rows" in page
+    )
+    assert "\n- Bold: the best row" in page
     assert re.search(r"\bnan\b", page.lower()) is None
     rows = csv.DictReader(Path("reports/both/table.csv").read_text().splitlines())
     assert {row["study"] for row in rows} == {"fake", "second"}
     names = ["README.md", "index.html", "results.csv", "table-narrow.tex", "table.csv", "table.md", "table.tex"]
     assert sorted(path.name for path in Path("reports/both").iterdir()) == names
+
+
+def test_tables_in_place_of_run_directories(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main(["study.yaml", "second.yaml"])
+    main(["study.yaml", "second.yaml", "--together", "both"])
+    monkeypatch.setattr(report_data, "STUDIES", two)
+    (two / "study.yaml").rename(two / "fake.yaml")
+    (two / "runs").rename(two / "gone")
+    main(["reports/fake/results.csv", "reports/second/results.csv", "--together", "tables"])
+    tables = [Path("reports", name, "table.md").read_text(encoding="utf-8") for name in ("both", "tables")]
+    assert tables[0] == tables[1]
+    page = Path("reports/tables/README.md").read_text(encoding="utf-8")
+    assert "python -m analysis reports/fake/results.csv reports/second/results.csv --together tables" in page
+    with pytest.raises(UserError, match="has rows of fake, second; expected the table of one study"):
+        main(["reports/both/results.csv", "reports/second/results.csv", "--together", "more"])
 
 
 def test_names_that_would_overwrite_or_mix(two: Path) -> None:

@@ -28,7 +28,7 @@ def name_of(file: Path) -> str:
 
 def test_the_committed_schemas_are_those_of_the_code() -> None:
     made = schema.schemas()
-    assert made.keys() == {"study", *stages.STAGES}
+    assert made.keys() == {"study", *(name for name, stage in stages.STAGES.items() if stage.config_class)}
     assert {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in schema.FOLDER.iterdir()} == made
 
 

@@ -1,0 +1,115 @@
+"""How much a report can say: whether rows differ as expected, how many seeds it has, whether its training had ended."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from analysis.labels import is_percent, score_name, short_labels
+from analysis.report_data import ReportData
+from analysis.statistics import Estimate, decided_together
+from analysis.summary import Row, Summary
+from analysis.tables import estimate_text
+from runtime.config import Duration
+
+STILL = 1.0  # percentage points over the last quarter of a training: above that, it had not reached a plateau
+LATE = 0.75  # of a training: where its last quarter begins
+
+Pair = tuple[str, Row, Row]  # a score, and two rows, of which the first is expected to be higher
+
+
+def _why_undecided(summary: Summary, comparisons: int) -> str:
+    return "one seed" if summary.most_seeds < 2 else f"no difference is significant among {comparisons}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def row_label(summary: Summary, row: Row) -> str:
+    """Name a row for a sentence: a control by its name, a setting by its values."""
+    return row.control or short_labels(summary.study, summary.row_keys, row.values)
+
+
+def difference_text(summary: Summary, pair: Pair, difference: Estimate | None) -> str:
+    """Return text such as "segmentation mIoU is higher at α = 0.5 than at α = 1 (+3.1 ± 0.4)"."""
+    score, a, b = pair
+    if difference is None:
+        return f"{score_name(score)} of {row_label(summary, a)} and {row_label(summary, b)} cannot be compared yet"
+    way = "higher" if difference.mean > 0 else "lower" if difference.mean < 0 else "the same"
+    than = "as" if way == "the same" else "than"
+    size = estimate_text(difference, is_percent(score), signed=True)
+    return f"{score_name(score)} is {way} at {row_label(summary, a)} {than} at {row_label(summary, b)} ({size})"
+
+
+def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
+    """Say whether rows differ as expected, in the first score by which they are given and in the others."""
+    summary = data.summary
+    differences = {i: summary.difference(a, b, score) for i, (score, a, b) in enumerate(expected)}
+    decided = decided_together(differences)
+    main = [i for i, (score, _, _) in enumerate(expected) if score == expected[0][0]]
+    means = {i: found.mean for i, found in differences.items() if found is not None}
+    held = [i for i in main if i in decided and means[i] > 0]
+    against = [i for i in main if i in decided and means[i] < 0]
+    word = "Undecided" if not held and not against else "No" if not held else "Yes"
+    word = f"{word}, in part" if word != "Undecided" and len(held) < len(main) and len(against) < len(main) else word
+    parts = [difference_text(summary, pair, differences[i]) for i, pair in enumerate(expected)]
+    marked = [text if i in decided else f"{text}, undecided" for i, text in enumerate(parts)]
+    lead = f"{word} ({_why_undecided(summary, len(expected))})" if word == "Undecided" else word
+    return f"**{lead}.** {_capital('; '.join(parts if word == 'Undecided' else marked))}."
+
+
+def seeds(data: ReportData) -> str:
+    """Return the number of seeds of the settings, as "3" or "2 to 3"."""
+    counts = {len(row.scores[data.study.report.y].by_seed) for row in data.summary.settings}
+    low, high = (min(counts), max(counts)) if counts else (0, 0)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def strength(data: ReportData) -> str:
+    """Return how much the answer rests on: seeds, length of training, and whether the scores still moved at its end."""
+    count, lengths = data.summary.most_seeds, _lengths(data.frame)
+    length = f", {' to '.join(lengths)}" if lengths else ""
+    return f"{count} seed{'s' * (count != 1)}{length}; {plateau(data)}"
+
+
+def _lengths(frame: pd.DataFrame) -> list[str]:
+    column = frame.get("pretrain.train.duration", pd.Series(dtype=str))
+    texts = sorted(set(column[frame["control"].isna()].dropna()), key=lambda text: Duration.parse(text).amount)
+    return [texts[0], texts[-1]] if len(texts) > 1 else texts
+
+
+def plateau(data: ReportData) -> str:
+    """Say how far the scores moved over the last quarter of the trainings, by the checkpoints that were evaluated."""
+    report = data.study.report
+    changes = {score: _late_change(data.frame, score) for score in dict.fromkeys([report.x, report.y])}
+    known = {score: change for score, change in changes.items() if change is not None and is_percent(score)}
+    if not known:
+        return "plateau not measured"
+    moves = ", ".join(f"{score_name(s)} {estimate_text(Estimate(c, None, 1), True, True)}" for s, c in known.items())
+    at_plateau = all(abs(change) <= STILL for change in known.values())
+    return f"{'at a plateau' if at_plateau else 'no plateau yet'} (last quarter: {moves})"
+
+
+def _late_change(frame: pd.DataFrame, score: str) -> float | None:
+    """Return the mean change of a score from the last checkpoint before the last quarter, over the runs of the grid."""
+    source, _, name = score.partition(".")
+    column = f"score.{name}"
+    if column not in frame or "pretrain.hash" not in frame or "pretrain.train.duration" not in frame:
+        return None
+    changes = []
+    for _, rows in frame[frame["control"].isna()].groupby("pretrain.hash", sort=False):
+        values = dict(zip(rows["eval.name"], pd.to_numeric(rows[column], errors="coerce"), strict=True))
+        end = Duration.parse(rows["pretrain.train.duration"].iloc[0]).amount
+        early = {moment: value for moment, value in _by_moment(values, source).items() if moment <= LATE * end}
+        if early and pd.notna(values.get(source)):
+            changes.append(values[source] - early[max(early)])
+    return sum(changes) / len(changes) if changes else None
+
+
+def _by_moment(values: Mapping[str, float], source: str) -> dict[float, float]:
+    """Return the scores of checkpoints before the end, by their step or epoch: of "linear at 100 steps", 100."""
+    found = {re.fullmatch(rf"{re.escape(source)} at (\d+) \w+", str(name)): value for name, value in values.items()}
+    return {float(match[1]): value for match, value in found.items() if match is not None and pd.notna(value)}

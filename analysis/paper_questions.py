@@ -1,0 +1,142 @@
+"""The questions with which the suite began, each answered from the strongest report that varies what it asks about.
+
+A new question is one more entry of QUESTIONS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from analysis.evidence import Pair, verdict
+from analysis.figures.cost import MEMORY, TIME, step_costs
+from analysis.findings import collapse_signs, tradeoff
+from analysis.labels import number, score_name
+from analysis.report_data import ReportData
+from analysis.summary import Row
+from analysis.tables import DIAGNOSTICS, score_text
+from runtime.config import Duration
+
+# The answer of a report; empty where the report does not have what it takes.
+Answer = Callable[[ReportData], str]
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    vary: str  # the key that a report has to vary
+    answer: Answer
+
+
+def answers(reports: Sequence[ReportData]) -> list[tuple[Question, ReportData | None, str]]:
+    """Return each question with the report that answers it, and the answer."""
+    return [(question, *_answer(question, reports)) for question in QUESTIONS]
+
+
+def _answer(question: Question, reports: Sequence[ReportData]) -> tuple[ReportData | None, str]:
+    asked = [data for data in reports if data.study.report.vary == question.vary]
+    for data in sorted(asked, key=_strength, reverse=True):
+        if text := question.answer(data):
+            return data, text
+    return None, "**Undecided.** No report has measured it."
+
+
+def _strength(data: ReportData) -> tuple[int, float]:
+    """Order reports by seeds, then by the length of their trainings."""
+    lengths = data.frame.get("pretrain.train.duration")
+    known = [] if lengths is None else [Duration.parse(text).amount for text in lengths.dropna()]
+    return data.summary.most_seeds, max(known, default=0.0)
+
+
+def _row(data: ReportData, name: object) -> Row | None:
+    """Return the row of a value of the varied key, or of a control, in the first curve; None without scores."""
+    rows = [row for row in data.summary.rows if name in (row.control, str(row.varied)) or name == row.varied]
+    return next((row for row in rows if row.scores[data.study.report.y].by_seed), None)
+
+
+def _expect(*names: tuple[object, object]) -> Answer:
+    """Return an answer that compares rows, each with one that is expected to be lower in segmentation."""
+
+    def answer(data: ReportData) -> str:
+        rows = [(_row(data, a), _row(data, b)) for a, b in names]
+        scores = dict.fromkeys([data.study.report.y, data.study.report.x])
+        pairs: list[Pair] = [(s, a, b) for s in scores for a, b in rows if a is not None and b is not None]
+        return verdict(data, pairs) if len(pairs) == len(scores) * len(names) else ""
+
+    return answer
+
+
+def _trade(data: ReportData) -> str:
+    """Say at which settings segmentation gains and classification loses against the baseline, both decided."""
+    summary, report = data.summary, data.study.report
+    rows = [row for row in summary.settings if summary.difference(row, summary.baseline(row), report.y) is not None]
+    settings = [row for row in rows if row is not summary.baseline(row)]
+    if not settings:
+        return ""
+    decided = [row for row in settings if all(summary.is_decided(row, score) for score in (report.x, report.y))]
+    trades = [row for row in decided if _gap(data, row, report.y) > 0 > _gap(data, row, report.x)]
+    word = "Yes" if trades else "No" if len(decided) == len(settings) else "Undecided"
+    return f"**{word}.** {' '.join(tradeoff(summary, rows) for _, rows in summary.groups())}"
+
+
+def _gap(data: ReportData, row: Row, score: str) -> float:
+    found = data.summary.difference(row, data.summary.baseline(row), score)
+    return 0.0 if found is None else found.mean
+
+
+def _collapse(data: ReportData) -> str:
+    """Compare the features with and without the attraction of close features: rank, deviation, correlation."""
+    with_it, without = _row(data, "feature"), _row(data, "none")
+    rows = {row.values: row for row in data.diagnostics.rows}
+    if with_it is None or without is None:
+        return ""
+    a, b = rows[with_it.values], rows[without.values]
+    known = [name for name in DIAGNOSTICS if a.scores[name].by_seed and b.scores[name].by_seed]
+    if not known:
+        return ""
+    signs, single = collapse_signs(a), any(len(row.scores[name].by_seed) < 2 for row in (a, b) for name in known)
+    word = "Undecided (one seed)" if single else f"Yes ({', '.join(signs)})" if signs else "No"
+    values = "; ".join(
+        f"{score_name(name).removeprefix('pretrain ').replace('_', ' ')} {_score(a, name)} against {_score(b, name)}"
+        for name in known
+    )
+    return f"**{word}.** With features attracted alone, against no local criterion: {values}."
+
+
+def _score(row: Row, name: str) -> str:
+    return score_text(row.scores[name], percent=False)
+
+
+def _cost(data: ReportData) -> str:
+    """Compare a step without the local criterion (alpha = 1) with one that has both, where cost_bench measured them."""
+    costs = step_costs(data)
+    groups = {float(str(value)): rows for value, rows in costs.groupby("varied")}
+    both = [value for value in groups if 0 < value < 1]
+    if 1.0 not in groups or not both:
+        return ""
+    plain, local = groups[1.0], costs[costs["varied"].isin(both)]
+    times = [rows[TIME].dropna() for rows in (local, plain)]
+    apart = times[0].min() > times[1].max() and min(map(len, times)) > 1
+    lead = f"{number(times[0].median() / times[1].median(), False)} times the time of a step" if apart else "Undecided"
+    memory = [rows[MEMORY].dropna().median() for rows in (local, plain)]
+    texts = [f"{number(t.median(), False)} ms ({number(t.min(), False)} to {number(t.max(), False)})" for t in times]
+    beside = "" if None in memory or memory[1] != memory[1] else f"; memory {memory[0]:.2f} against {memory[1]:.2f} GB"
+    return f"**{lead}.** With both criteria {texts[0]}, with the global one alone {texts[1]}{beside}."
+
+
+QUESTIONS = (
+    Question("As alpha falls from 1, does segmentation gain what classification loses?", "loss.alpha", _trade),
+    Question(
+        "Does attracting by location alone help more than by feature alone, and both most?",
+        "loss.local",
+        _expect(("location", "feature"), ("both", "location"), ("both", "feature")),
+    ),
+    Question("Do the features collapse when close features are attracted?", "loss.local", _collapse),
+    Question("What does the local criterion cost?", "loss.alpha", _cost),
+    Question("Does a local criterion at several scales help?", "model.local_stages", _expect(("[-2, -1]", "[-1]"))),
+    Question(
+        "Are all pairs nearer than a threshold better than the nearest 20?",
+        "loss.location_threshold",
+        _expect((2.0, "nearest 20"), (8.0, "nearest 20")),
+    ),
+)
