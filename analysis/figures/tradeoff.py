@@ -85,7 +85,7 @@ def draw(data: ReportData) -> Figure:
     for _, point in published:
         axes.plot(*point.mean, "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
     axes.set_title("\n".join(far), loc="left", color=GREY, fontsize=6.5)
-    _draw_front(axes, pareto_front([mean for curve in curves for mean in curve.means]))
+    bars += _draw_front(axes, pareto_front([mean for curve in curves for mean in curve.means]))
     if len(curves) > MANY_CURVES:
         figure.legend(loc="outside upper center", ncols=2, fontsize=5)
     elif len(curves) > 1:
@@ -218,10 +218,13 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
-    """Draw a front of two points or more as steps: a straight line would claim settings that nobody measured."""
+def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> list[Segment]:
+    """Draw a front of two points or more as steps, and return them.
+
+    A straight line would claim settings that nobody measured.
+    """
     if len(front) < 2:
-        return
+        return []
     (left, _), (low, _) = axes.get_xlim(), axes.get_ylim()
     corners = [(front[0][0], low)]
     for (x, y), (following, _) in zip(front, [*front[1:], (left, 0.0)], strict=True):
@@ -229,6 +232,7 @@ def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
     x_values, y_values = zip(*corners, strict=True)
     dashes = (0, (4, 2))
     axes.plot(x_values, y_values, color="0.6", linewidth=0.7, linestyle=dashes, zorder=0, scalex=False, scaley=False)
+    return list(pairwise(corners))
 
 
 def _label_points(
