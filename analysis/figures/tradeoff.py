@@ -77,8 +77,8 @@ def draw(data: ReportData) -> Figure:
     marked = [*controls, *published]
     _set_limits(axes, summary, curves, [point for _, point in marked])
     bars: list[Segment] = []
-    for curve, colors, marker in zip(curves, _colors(data, curves), _markers(curves), strict=True):
-        bars += _draw_curve(axes, curve, colors, marker, summary)
+    for index, (curve, colors) in enumerate(zip(curves, _colors(data, curves), strict=True)):
+        bars += _draw_curve(axes, curve, colors, curve_style(index)[1], summary)
     for _, point in controls:
         bars += _draw_bars(axes, point, GREY, summary)
         axes.plot(*point.mean, "x", color=GREY, zorder=3)
@@ -114,10 +114,6 @@ def _colors(data: ReportData, curves: Sequence[Curve]) -> list[list[Any]]:
         shades = varied_colors(data)
         return [[shades[row.varied] for row in curves[0].rows]]
     return [[curve_style(index)[0]] * len(curve.rows) for index, curve in enumerate(curves)]
-
-
-def _markers(curves: Sequence[Curve]) -> list[str]:
-    return [curve_style(index)[1] for index in range(len(curves))]
 
 
 def _controls(summary: Summary, curves: Sequence[Curve]) -> tuple[list[tuple[str, Point]], list[str]]:
