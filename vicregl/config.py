@@ -25,7 +25,7 @@ RESERVED_ARGS = ("pretrained", "num_classes", "features_only", "global_pool", "i
 # Accepted without asking timm, whose import takes seconds.
 KNOWN_BACKBONES = (
     *("scenes_resnet", "resnet18", "resnet34", "resnet50", "resnet101"),
-    *("convnext_small", "convnext_base", "convnext_xlarge"),
+    *("convnext_small", "convnext_base", "convnext_xlarge", "vit_tiny_patch16_224"),
 )
 
 
