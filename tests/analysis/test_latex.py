@@ -78,6 +78,24 @@ def test_every_committed_table_fits(head: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_worked_example_compiles(tmp_path: Path) -> None:
+    """As its first line says: a table and a figure of a report in two columns."""
+    example = PROJECT / "analysis" / "paper.tex"
+    line = re.match(r"% (pdflatex) -output-directory build (\S+)\n", example.read_text(encoding="utf-8"))
+    assert line
+    assert PROJECT / line[2] == example
+    if shutil.which(line[1]) is None:
+        pytest.skip("no pdflatex on this machine: make install-report")
+    command = [line[1], "-interaction=nonstopmode", "-halt-on-error", "-output-directory", str(tmp_path), line[2]]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=300)
+    log = (tmp_path / "paper.log").read_text(encoding="utf-8", errors="replace")
+    assert done.returncode == 0, log[-2000:]
+    assert overfull(log) == []
+    assert log.count("(./reports/") == 2
+    assert "<./reports/scenes/tradeoff.pdf>" in log.replace("\n", "")
+
+
+@pytest.mark.slow
 def test_a_table_too_wide_is_seen(tmp_path: Path) -> None:
     wide = Table([f"column {i}" for i in range(30)], [[["x"] + ["100.0"] * 29]])
     assert overfull(compiled(PAGE, [render.to_latex(wide)], tmp_path))
