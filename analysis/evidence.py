@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.labels import is_percent, score_name, short_labels
+from analysis.labels import NONE, is_percent, label, score_name, short_labels
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate, decided_together
 from analysis.summary import Row, Summary
@@ -29,36 +29,38 @@ def _capital(text: str) -> str:
 
 
 def row_label(summary: Summary, row: Row) -> str:
-    """Name a row for a sentence: a control by its name, a setting by its values."""
-    return row.control or short_labels(summary.study, summary.row_keys, row.values)
-
-
-def difference_text(summary: Summary, pair: Pair, difference: Estimate | None) -> str:
-    """Return text such as "segmentation mIoU is higher at α = 0.5 than at α = 1 (+3.1 ± 0.4)"."""
-    score, a, b = pair
-    if difference is None:
-        return f"{score_name(score)} of {row_label(summary, a)} and {row_label(summary, b)} cannot be compared yet"
-    way = "higher" if difference.mean > 0 else "lower" if difference.mean < 0 else "the same"
-    than = "as" if way == "the same" else "than"
-    size = estimate_text(difference, is_percent(score), signed=True)
-    return f"{score_name(score)} is {way} at {row_label(summary, a)} {than} at {row_label(summary, b)} ({size})"
+    """Name a row for a sentence: a control by its name, a setting by its values, of which a word needs no key."""
+    words = label(summary.study, summary.row_keys[0], row.varied)
+    is_word = len(row.values) == 1 and words[:1].isalpha()
+    return row.control or (words if is_word else short_labels(summary.study, summary.row_keys, row.values))
 
 
 def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
-    """Say whether rows differ as expected, in the first score by which they are given and in the others."""
+    """Say whether rows differ as expected, in the score of the first pair, and by how much in every score.
+
+    All the differences are decided together (Holm's procedure).
+    """
     summary = data.summary
     differences = {i: summary.difference(a, b, score) for i, (score, a, b) in enumerate(expected)}
     decided = decided_together(differences)
-    main = [i for i, (score, _, _) in enumerate(expected) if score == expected[0][0]]
     means = {i: found.mean for i, found in differences.items() if found is not None}
+    main = [i for i, (score, _, _) in enumerate(expected) if score == expected[0][0]]
     held = [i for i in main if i in decided and means[i] > 0]
     against = [i for i in main if i in decided and means[i] < 0]
-    word = "Undecided" if not held and not against else "No" if not held else "Yes"
-    word = f"{word}, in part" if word != "Undecided" and len(held) < len(main) and len(against) < len(main) else word
-    parts = [difference_text(summary, pair, differences[i]) for i, pair in enumerate(expected)]
-    marked = [text if i in decided else f"{text}, undecided" for i, text in enumerate(parts)]
-    lead = f"{word} ({_why_undecided(summary, len(expected))})" if word == "Undecided" else word
-    return f"**{lead}.** {_capital('; '.join(parts if word == 'Undecided' else marked))}."
+    word = "Yes" if held else "No" if against else f"Undecided ({_why_undecided(summary, len(expected))})"
+    if held or against:
+        word += "" if len(main) in (len(held), len(against)) else ", in part"
+    texts: dict[str, list[str]] = {}
+    for i, (score, a, b) in enumerate(expected):
+        doubt = "" if i in decided or not decided else " (undecided)"
+        gap = _gap_text(score, differences[i]) + doubt
+        texts.setdefault(score, []).append(f"{row_label(summary, a)} over {row_label(summary, b)} {gap}")
+    parts = [f"{score_name(score)}: {', '.join(gaps)}" for score, gaps in texts.items()]
+    return f"**{word}.** {_capital('; '.join(parts))}."
+
+
+def _gap_text(score: str, difference: Estimate | None) -> str:
+    return NONE if difference is None else estimate_text(difference, is_percent(score), signed=True)
 
 
 def seeds(data: ReportData) -> str:
