@@ -65,7 +65,10 @@ def _count_nodes(node: yaml.Node, most: int, counted: dict[int, int]) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that 1e-6 is a number (YAML 1.2) and a repeated key is an error."""
+    """PyYAML's safe loader, except that 1e-6 is a number and 16:00 is text (YAML 1.2), and a repeated key an error."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | str:
+        return str(node.value) if ":" in node.value else self.construct_yaml_int(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -76,6 +79,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )

@@ -107,6 +107,12 @@ def test_only(script: str) -> None:
     _require(["sbatch", "--test-only"], script)
 
 
+def check_srun(options: Sequence[str]) -> None:
+    """Let srun read the options without starting anything; UserError with its message if it refuses one."""
+    if options:
+        _require(["srun", *options, "--help"])  # it reads them from left to right
+
+
 def scancel(jobs: Sequence[str]) -> None:
     """Cancel the jobs. UserError if scancel fails, except for jobs that have ended meanwhile."""
     for start in range(0, len(jobs), _JOBS_PER_SCANCEL):

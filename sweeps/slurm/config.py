@@ -5,21 +5,29 @@ pretrain:   {nodes: 2, gpus: 4, minutes: 1200, parallel: 8}                # ove
 evals:      {gpus: 4, tasks: 4, minutes: 240}                              # of every other stage, over `all`
 linear:     {memory_gb: 24}                                                # of one stage, over `evals`
 max_array_size: 500                                                        # 0: the cluster's maximum
+
+`sbatch` and `srun` of a section are any other options of these commands, by their long names:
+
+all:        {gpus: h100:4, memory_gb: null, sbatch: {reservation: spring, mail-user: me@lab.org, exclusive: true}}
+pretrain:   {srun: {container-image: /images/torch.sqsh}}
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import NonNegativeInt, PositiveFloat, create_model
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, create_model
 
 from runtime import config as configs
 from runtime.config import Config, PositiveInt, require
+from runtime.config_keys import merge
 from runtime.errors import UserError
 from runtime.yaml_files import file_layers
 from sweeps import stages
@@ -28,15 +36,54 @@ from sweeps.study import PRETRAIN
 USER_FILE = Path("~/.config/vicregl-bench/cluster.yaml")
 _SLURM_CONFIGS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 
+# Options that a key of the cluster file gives, which is checked, shown by `plan` and recorded.
+_GIVEN_BY_KEY = {
+    **{name: name for name in ("nodes", "partition", "account", "qos", "constraint", "exclude")},
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "gpus"),
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "ntasks-per-gpu"), "tasks"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "cpus"),
+    "mem": "memory_gb",
+    "time": "minutes",
+    "signal": "signal_seconds",
+    "array": "parallel",
+}
+# Options that submit.py gives, or that would keep it from knowing its jobs.
+_GIVEN_BY_SUITE = (
+    *("job-name", "dependency", "kill-on-invalid-dep", "requeue", "no-requeue", "output", "error", "open-mode"),
+    *("unbuffered", "kill-on-bad-exit", "wrap", "parsable", "quiet", "wait", "clusters"),
+    *("test-only", "help", "usage", "version"),
+)
+_MEMORY_OPTIONS = ("mem-per-gpu", "mem-per-cpu")
+
+
+def _check_gpus(value: object) -> object:
+    number = type(value) is int and value >= 0
+    if not (number or value is None or (isinstance(value, str) and re.fullmatch(r"[\w.-]+:[1-9]\d*", value))):
+        raise ValueError
+    return value
+
+
+def _check_option(value: object) -> object:
+    one_line = isinstance(value, str) and value.isprintable()
+    if not (one_line or value is None or isinstance(value, bool | int | float)):
+        raise ValueError("a number, text of one line, true for an option without a value, or null for none")
+    return value
+
+
+GpuRequest = Annotated[
+    int | str | None, BeforeValidator(_check_gpus), Field(description='a number, or a type and a number as "h100:4"')
+]
+Options = dict[str, Annotated[bool | int | float | str | None, BeforeValidator(_check_option)]]
+
 
 class Resources(Config):
     """The resources of one run of a stage; null leaves a value to the cluster's own default."""
 
     nodes: PositiveInt = 1
-    gpus: NonNegativeInt = 1  # of each node
+    gpus: GpuRequest = 1  # of each node; "h100:4": of a type
     tasks: NonNegativeInt = 0  # processes on each node; 0: one per GPU, at least one
     cpus: PositiveInt = 8  # of each process
-    memory_gb: PositiveFloat = 32.0  # of each node
+    memory_gb: PositiveFloat | None = 32.0  # of each node
     minutes: PositiveInt = 240  # a run that is not done by then is requeued, and resumes
     partition: str | None = None
     account: str | None = None
@@ -48,10 +95,16 @@ class Resources(Config):
     container: str = ""  # a command put before the run's, for example `apptainer exec --nv image.sif`
     python: str = ""  # the interpreter of the runs; empty: that of `submit`
     signal_seconds: PositiveInt = 90  # before the limit: then a run is asked to save
+    sbatch: Options = {}  # any other options by their long names; true: one without a value; null: not given
+    srun: Options = {}  # of the srun that starts the run's processes
+
+    @property
+    def gpus_per_node(self) -> int:
+        return _gpus_in(self.sbatch) if self.gpus is None else int(str(self.gpus).rpartition(":")[2])
 
     @property
     def tasks_per_node(self) -> int:
-        return self.tasks or max(1, self.gpus)
+        return self.tasks or max(1, self.gpus_per_node)
 
     @property
     def processes(self) -> int:
@@ -61,6 +114,41 @@ class Resources(Config):
         # SLURM may signal a minute early: a job must not be asked to save as soon as it begins.
         early = self.signal_seconds <= 60 * self.minutes / 2
         require(early, "signal_seconds", self.signal_seconds, f"half of the limit ({self.minutes} minutes) at most")
+        for section in ("sbatch", "srun"):
+            for name, value in getattr(self, section).items():
+                _check_name(name, value, f"{section}.{name}")
+        for key, twice in (("gpus", _gpus_in(self.sbatch) > 0), ("memory_gb", _sets_memory(self.sbatch))):
+            value = getattr(self, key)
+            require(value is None or not twice, key, value, f"null, because an option in `sbatch` says {key} too")
+
+
+def _check_name(name: str, value: object, key: str) -> None:
+    require(re.fullmatch(r"[a-z][a-z0-9-]+", name) is not None, key, value, "the long name of an option, as mail-user")
+    # SLURM takes the beginning of a name for the whole.
+    given = next((_GIVEN_BY_KEY[option] for option in _GIVEN_BY_KEY if option.startswith(name)), None)
+    require(given is None, key, value, f"the key `{given}` of the stage, which says this")
+    own = any(option.startswith(name) for option in _GIVEN_BY_SUITE)
+    require(not own, key, value, "other options; this one is set by `submit`, or would keep it from knowing its jobs")
+
+
+def _gpus_in(sbatch: Mapping[str, Any]) -> int:
+    """Count the GPUs that --gres asks for on each node: 4 of "gpu:h100:4,nvme:1"."""
+    parts = [part.removeprefix("gres/").replace("=", ":").split(":") for part in str(sbatch.get("gres")).split(",")]
+    return sum(int(part[-1]) if part[-1].isdigit() else 1 for part in parts if part[0] == "gpu")
+
+
+def _sets_memory(sbatch: Mapping[str, Any]) -> bool:
+    return any(sbatch.get(option) for option in _MEMORY_OPTIONS)
+
+
+def option_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are given; true stands for one without a value."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Write the options as a command takes them: --exclusive, --comment=text."""
+    return [f"--{k}" if v is True else f"--{k}={v}" for k, v in option_values(options).items()]
 
 
 @dataclass(frozen=True)
@@ -99,6 +187,11 @@ def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resour
         if section == stage and not stages.STAGES[stage].several:  # `evals` is of stages that several may share
             chosen.append(("defaults", {"nodes": 1, "tasks": 1}))
         chosen += [(f"{origin}: {section}", layer[section]) for origin, layer in layers if section in layer]
+    values: dict[str, Any] = {}
+    sbatch = reduce(merge, (layer for _, layer in chosen if isinstance(layer, dict)), values).get("sbatch")
+    if isinstance(sbatch, dict):  # the defaults give way to it; what a section says does not
+        given = {"gpus": _gpus_in(sbatch) > 0, "memory_gb": _sets_memory(sbatch)}
+        chosen.insert(0, ("defaults", {key: None for key, found in given.items() if found}))
     try:
         resources = configs.from_layers(Resources, chosen)
     except UserError as error:
@@ -113,7 +206,11 @@ def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resour
 
 def describe(resources: Resources) -> str:
     """Describe them in words, for a plan."""
-    gpus = f"{resources.gpus} GPUs, " if resources.gpus != 1 else "1 GPU, "
-    each = f"{resources.nodes} x ({gpus}{resources.memory_gb:g} GB)"
-    named = "".join(f", {name}" for name in (resources.partition, resources.qos) if name)
-    return f"{each}, {resources.processes} x {resources.cpus} CPUs, {resources.minutes} min{named}"
+    kind = f" {resources.gpus.rpartition(':')[0]}" if isinstance(resources.gpus, str) else ""
+    gpus = f"{resources.gpus_per_node}{kind} GPU{'s' if resources.gpus_per_node != 1 else ''}"
+    memory = "" if resources.memory_gb is None else f", {resources.memory_gb:g} GB"
+    named = [name for name in (resources.partition, resources.qos) if name]
+    processes = f"{resources.processes} x {resources.cpus} CPUs"
+    each = [f"{resources.nodes} x ({gpus}{memory})", processes, f"{resources.minutes} min", *named]
+    srun = ["srun", *as_arguments(resources.srun)] if option_values(resources.srun) else []
+    return ", ".join([*each, *(" ".join(part) for part in (as_arguments(resources.sbatch), srun) if part)])

@@ -116,7 +116,7 @@ def gpu_hours(batches: Iterable[JobBatch], seconds: Callable[[Node], float | Non
     """Return the GPU-hours of the batches, and whether the time of every run is known."""
     total, complete = 0.0, True
     for batch in batches:
-        gpus = batch.resources.nodes * batch.resources.gpus
+        gpus = batch.resources.nodes * batch.resources.gpus_per_node
         for node in batch.nodes:
             needed = seconds(node)
             complete = complete and needed is not None

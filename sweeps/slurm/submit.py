@@ -25,7 +25,7 @@ from runtime.errors import UserError
 from sweeps.failures import clear_cancelled
 from sweeps.graph import Graph, Node
 from sweeps.slurm import commands, parse
-from sweeps.slurm.config import ClusterConfig, Resources
+from sweeps.slurm.config import ClusterConfig, Resources, as_arguments, option_values
 from sweeps.slurm.job import Task
 from sweeps.slurm.plan import JobBatch, Plan, make_plan
 from sweeps.slurm.records import Submission, copy_code, lock, submissions
@@ -33,7 +33,7 @@ from sweeps.status import RunStatus, count_states, read_status
 
 # A submitter may be killed while sbatch talks to the controller: its job may appear this much later.
 SETTLE_SECONDS = 15.0
-_RECORDED_RESOURCES = ("nodes", "gpus", "tasks_per_node", "cpus", "memory_gb", "minutes", "partition")
+_RECORDED_RESOURCES = ("nodes", "tasks_per_node", "cpus", "memory_gb", "minutes", "partition")
 # The same as yaml.safe_dump, many times faster if PyYAML was built with libyaml.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -140,7 +140,8 @@ class _Submitter:
         return {
             "part": batch.part,
             "time": time.time(),
-            "resources": {key: getattr(batch.resources, key) for key in _RECORDED_RESOURCES},
+            "resources": {key: getattr(batch.resources, key) for key in _RECORDED_RESOURCES}
+            | {"gpus": batch.resources.gpus_per_node},
             "cwd": os.getcwd(),
             "code": str(self.submission.code),
             "logs": str(self.submission.logs),
@@ -188,6 +189,7 @@ def _executor(name: str, batch: JobBatch, dependency: str, logs: Path, code: Pat
     resources = batch.resources
     optional = {
         "gpus_per_node": resources.gpus or None,
+        "mem": None if resources.memory_gb is None else f"{round(resources.memory_gb * 1024)}M",
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
@@ -203,29 +205,29 @@ def _executor(name: str, batch: JobBatch, dependency: str, logs: Path, code: Pat
         nodes=resources.nodes,
         ntasks_per_node=resources.tasks_per_node,
         cpus_per_task=resources.cpus,
-        mem=f"{round(resources.memory_gb * 1024)}M",
         signal_delay_s=resources.signal_seconds,
         array_parallelism=batch.parallel or len(batch.nodes),
         stderr_to_stdout=True,
         wckey=None,  # submitit's default is a key that accounting may refuse
         # sbatch's --requeue is off on some clusters, and submitit never gives it. An evaluation whose pretraining
         # failed would wait for ever: --kill-on-invalid-dep. --no-kill is left out: a lost node ends the job.
-        additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes"},
+        additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes", **option_values(resources.sbatch)},
         # srun does not inherit the number of CPUs from sbatch in several versions. When one rank fails, the others
         # must not hang.
-        srun_args=[f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=1"],
+        srun_args=[f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=1", *as_arguments(resources.srun)],
         **{key: value for key, value in optional.items() if value is not None},
     )
     return executor
 
 
 def check_resources(batch: JobBatch, folder: Path) -> None:
-    """Let sbatch check the resources of a batch without queueing it; UserError with its message if it refuses."""
+    """Let SLURM check the resources of a batch without queueing it; UserError with its message if it refuses."""
     name = f"check-{_job_name(batch.part)}"
     executor = _executor(name, JobBatch(batch.part, batch.nodes[:1], batch.resources), "", folder, folder)
     script = executor._make_submission_file_text(executor._submitit_command_str, uuid.uuid4().hex)
     try:
         commands.test_only(script)
+        commands.check_srun(as_arguments(batch.resources.srun))
     except UserError as error:
         raise UserError(f"{name}: {error}; correct the cluster config (nothing was queued)") from error
 

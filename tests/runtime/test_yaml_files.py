@@ -23,10 +23,10 @@ class Outer(Config):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-6", 1e-6), ("1E5", 1e5), ("-.5e+3", -500.0), ("2", 2), ("0.5", 0.5), ("e5", "e5")],
+    [("1e-6", 1e-6), ("1E5", 1e5), ("-.5e+3", -500.0), ("2", 2), ("0.5", 0.5), ("e5", "e5"), ("16:00", "16:00")],
 )
 def test_numbers_are_read_as_numbers(text, value):
-    """PyYAML alone reads 1e-6, as YAML 1.1 does, as text."""
+    """PyYAML alone reads 1e-6, as YAML 1.1 does, as text, and 16:00 as 960."""
     assert parse_yaml(text) == value
     assert type(parse_yaml(text)) is type(value)
 

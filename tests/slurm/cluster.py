@@ -124,7 +124,7 @@ class Cluster:
     def wait_for_nodes(self, seconds: float = 120) -> None:
         def ready() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %t", check=False).split("\n")
-            up = [line for line in states if line and line.split()[1] in ("idle", "mix", "alloc", "comp")]
+            up = [line for line in states if line and line.split()[1] in ("idle", "mix", "alloc", "comp", "resv")]
             return len(up) == len(NODES)
 
         try:

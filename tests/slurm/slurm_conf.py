@@ -40,7 +40,7 @@ JobAcctGatherParams=OverMemoryKill
 {accounting}
 {settings}
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_node_port}-{last_node_port}] \
-CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
+CPUs={cpus} RealMemory={memory} Gres=gpu:tiny:2 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE DefaultTime=10 State=UP
 PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE DefaultTime=10 State=UP
 """
@@ -105,7 +105,7 @@ def write_configs(
         "settings": "\n".join(f"{key}={value}" for key, value in settings.items() if value),
     }
     (folder / "slurm.conf").write_text(SLURM_CONF.format(**values))
-    (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/gpu[0-1]\n")
+    (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu Type=tiny File={folder}/gpu[0-1]\n")
     dbd_conf = folder / "slurmdbd.conf"
     dbd_conf.touch(mode=0o600)
     dbd_conf.write_text(SLURMDBD_CONF.format(**values))

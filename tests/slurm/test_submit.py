@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -141,12 +142,49 @@ def test_code_edited_while_jobs_wait_changes_nothing(cluster: Cluster, tmp_path:
         assert (attempt["commit"], attempt["dirty"]) == (told["commit"], True)
 
 
-def test_what_sbatch_refuses_is_told_before_anything_is_queued(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("linear", "message"),
+    [
+        ({"partition": "nowhere"}, "invalid partition specified: nowhere"),
+        ({"sbatch": {"reservation": "never"}}, "reservation is invalid"),
+        ({"srun": {"container-imag": "x.sqsh"}}, "unrecognized option '--container-imag=x.sqsh'"),
+    ],
+)
+def test_what_slurm_refuses_is_told_before_anything_is_queued(
+    linear: dict[str, Any], message: str, cluster: Cluster, tmp_path: Path
+) -> None:
     sweep = Sweep(cluster, tmp_path)
-    sweep.write("cluster.yaml", {**CLUSTER, "linear": {"partition": "nowhere"}})
+    sweep.write("cluster.yaml", {**CLUSTER, "linear": linear})
     options = ("--cluster", "slurm", "--cluster-config", "cluster.yaml")
     shown = sweep.command("submit", *options, code=2)
-    assert "invalid partition specified: nowhere" in shown.lower()
+    assert message in shown.lower()
     assert "nothing was queued" in shown
     assert sweep.jobs() == []
     assert submissions(tmp_path / "runs") == []
+
+
+def test_options_of_sbatch_and_srun_arrive(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.run("scontrol", "create", "reservation=spring", "users=root", "nodes=n2", "starttime=now", "duration=10")
+    try:
+        sweep = Sweep(cluster, tmp_path, study=study(steps=3, evals=1, alpha=[0.5, 1.0]))
+        everywhere = {**CLUSTER["all"], "memory_gb": None}
+        everywhere |= {"sbatch": {"comment": "two words", "mail-user": "me@lab.org", "mail-type": "END,FAIL"}}
+        pretrain = {"gpus": "tiny:1", "sbatch": {"reservation": "spring"}, "srun": {"label": True}}
+        linear = {"gpus": None, "sbatch": {"gres": "gpu:tiny:2", "exclusive": True, "mem-per-cpu": "100M"}}
+        sweep.write("cluster.yaml", {"all": everywhere, "pretrain": pretrain, "linear": linear})
+        sweep.submit()
+        jobs = cluster.run("scontrol", "-o", "show", "job").splitlines()
+        shown = {part: next(job for job in jobs if f"-{part}-" in job) for part in ("pretrain", "linear")}
+        for job in shown.values():
+            for option in ("Comment=two words", "MailUser=me@lab.org", "MailType=END,FAIL"):
+                assert option in job
+        for option in ("Reservation=spring", "gpu:tiny:1 ", "MinMemoryNode=500M"):
+            assert option in shown["pretrain"]
+        for option in ("gpu:tiny:2 ", "OverSubscribe=NO", "MinMemoryCPU=100M"):
+            assert option in shown["linear"]
+        sweep.wait_for_end(4)
+        assert "0: [job] pretrain/" in sweep.logs()
+        assert {job.resources["gpus"] for job in read_jobs(tmp_path / "runs").values()} == {1, 2}
+    finally:
+        cluster.clear()
+        cluster.run("scontrol", "delete", "reservation=spring")
