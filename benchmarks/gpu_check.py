@@ -52,7 +52,7 @@ def sections() -> tuple[Section, ...]:
 
 
 def run(check: Check, chosen: Iterable[Section]) -> Iterator[Finding]:
-    """Each section; one that raises is a failure, one that the time does not allow is named."""
+    """Run each section; one that raises is a failure, one that the time does not allow is named."""
     from benchmarks.gpu_method import Finding
 
     for section in chosen:

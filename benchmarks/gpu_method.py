@@ -96,7 +96,7 @@ def environment(check: Check) -> Iterator[Finding]:
 
 
 def criterion(check: Check) -> Iterator[Finding]:
-    """Against float64 on the CPU; no waits for the device."""
+    """Compare the criterion with float64 on the CPU; it must not wait for the device."""
     for name, (options, sizes, sides) in OPTIONS.items():
         compute = VICRegLCriterion(**options, num_matches=(5, 2))
         expected = gradients(compute, random_views(torch.device("cpu"), torch.float64, sizes, sides))
@@ -127,7 +127,7 @@ def random_views(
 
 
 def gradients(compute: VICRegLCriterion, views: tuple[list[Tensor], ...], read: bool = True) -> list[Tensor]:
-    """The loss and its gradients, on the CPU in float64 if they are to be read."""
+    """Return the loss and its gradients, on the CPU in float64 if they are to be read."""
     loss = compute(*views)["loss"]
     leaves = [*views[0], *views[1]]
     found = [loss.detach(), *(g for g in torch.autograd.grad(loss, leaves, allow_unused=True) if g is not None)]
@@ -135,7 +135,7 @@ def gradients(compute: VICRegLCriterion, views: tuple[list[Tensor], ...], read: 
 
 
 def criterion_times(check: Check) -> Iterator[Finding]:
-    """Beside plain VICReg and the plainly written definitions, which must give the same loss."""
+    """Time it beside plain VICReg and the plainly written definitions, which must give the same loss."""
     cases = {"256, 2 x 49": Case(256, 8192, 512, TWO, half=True)}
     cases["64, 2 x 49 + 6 x 9"] = Case(64, 8192, 512, MULTI_CROP, half=True)
     if check.small:
@@ -153,7 +153,7 @@ def criterion_times(check: Check) -> Iterator[Finding]:
 
 
 def diagnostics(check: Check) -> Iterator[Finding]:
-    """Of features of low rank too, whose eigenvalues CUDA may not find; at most 0.2 s each."""
+    """Check features of low rank too, whose eigenvalues CUDA may not find; at most 0.2 s each."""
     n, d = (16, 64) if check.small else (512, 2048)
     generator = torch.Generator().manual_seed(0)
     cases = {
@@ -174,7 +174,7 @@ def diagnostics(check: Check) -> Iterator[Finding]:
 
 
 def colour(check: Check) -> Iterator[Finding]:
-    """`views.execution=device` against the CPU's; compiled, both views take at most 5 % of a step of ResNet-50."""
+    """Compare `views.execution=device` with the CPU's; compiled, both views take at most 5 % of a step of ResNet-50."""
     images, side, few = (8, 32, 8) if check.small else (256, 224, 16)
     config = ViewsConfig(execution="device", large_size=side)
     maker = ViewMaker(config, lambda size: (1, 1))
@@ -213,7 +213,7 @@ def group_of_one(check: Check) -> Iterator[str]:
 
 
 def group(check: Check) -> Iterator[Finding]:
-    """What several processes call, in a group of one: no message between GPUs, but every kind of call."""
+    """Call in a group of one what several processes call: no message between GPUs, but every kind of call."""
     with group_of_one(check) as name:
         with mock.patch.object(distributed, "_several", return_value=True):
             ms = milliseconds(lambda: distributed.largest(3), check.device, 20)

@@ -57,13 +57,13 @@ def run_program(check: Check, *arguments: object) -> subprocess.CompletedProcess
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> Figures:
-    """What a program that failed said last."""
+    """Return what a program that failed said last."""
     lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or [""]
     return {"said": lines[-1][:200]} if done.returncode else {}
 
 
 def tests(check: Check) -> Iterator[Finding]:
-    """pytest -m gpu: without a GPU they are all skipped."""
+    """Run `pytest -m gpu`: without a GPU all of its tests are skipped."""
     files = ["tests/pretrain/test_diagnostics.py"] if check.small else []
     done = run_program(check, "pytest", "-m", "gpu", *files)  # pyproject.toml has a -q; two leave out the counts
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
@@ -73,7 +73,7 @@ def tests(check: Check) -> Iterator[Finding]:
 
 
 def pretraining(check: Check) -> Iterator[Finding]:
-    """On generated JPEGs: stopped by its time limit, resumed, done; data wait under 2 %."""
+    """Pretrain on generated JPEGs: stopped by its time limit, resumed, done; data wait under 2 %."""
     count, side, duration = (48, 48, 8) if check.small else (4096, 300, 120)
     with tempfile.TemporaryDirectory() as folder:
         make_jpegs(Path(folder) / "images", count, side)
@@ -103,7 +103,7 @@ def make_jpegs(root: Path, count: int, side: int) -> None:
 
 
 def segmentation(check: Check) -> Iterator[Finding]:
-    """VOC's protocol on made-up images, in three precisions: losses that agree, and images per second."""
+    """Train by VOC's protocol on made-up images, in three precisions: losses that agree, and images per second."""
     arch, images, side, iterations, batch = ("resnet18", 8, 64, 4, 4) if check.small else ("resnet50", 64, 512, 40, 16)
     precisions = ["float32", "bfloat16"] if check.on_cpu else ["float32", "bfloat16", "float16"]
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def make_voc(root: Path, count: int, side: int) -> None:
 
 
 def steps(check: Check) -> Iterator[Finding]:
-    """At full size: local criterion and optimiser take at most 10 % of a step each; one wait, two in float16."""
+    """Time steps at full size: local criterion and optimiser take at most 10 % each; one wait, two in float16."""
     for name, (recipe, images, overrides) in (SMALL_RECIPES if check.small else RECIPES).items():
         try:
             yield step(check, name, recipe, images, overrides)
@@ -194,7 +194,7 @@ def measure_step(
 
 
 def compiled_step(check: Check) -> Iterator[Finding]:
-    """machine.compile=true: the same loss, and no slower."""
+    """Check machine.compile=true: the same loss, and no slower."""
     name, (recipe, images, overrides) = next(iter((SMALL_RECIPES if check.small else RECIPES).items()))
     if not check.small and check.seconds_left() < COMPILING_SECONDS:
         yield Finding(f"compiled step: not begun, it may take {COMPILING_SECONDS} s", False)
@@ -212,7 +212,7 @@ def compiled_step(check: Check) -> Iterator[Finding]:
 
 
 def evaluation(check: Check) -> Iterator[Finding]:
-    """Frozen features and kNN at ImageNet's size."""
+    """Check frozen features, and kNN at ImageNet's size."""
     arch, images, side = ("resnet18", 4, 64) if check.small else ("resnet50", 256, 224)
     pixels = torch.rand(images, 3, side, side, generator=torch.Generator().manual_seed(0))
     backbone, cpu = create_backbone(BackboneConfig(arch)), torch.device("cpu")

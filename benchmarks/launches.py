@@ -129,7 +129,7 @@ def as_one(asked: Asked, work: Callable[..., torch.Tensor]) -> Callable[..., tor
 
 @contextmanager
 def group_of(processes: int) -> Iterator[None]:
-    """A process group whose other processes do not exist: collectives return at once."""
+    """Join a process group whose other processes do not exist: collectives return at once."""
     if processes == 1:
         yield
         return
@@ -171,7 +171,7 @@ def _size(value: torch.Tensor) -> int:
 
 
 def row(case: str, asked: Asked) -> str:
-    """One row of the table: launches by phase, sums of everything, and the criterion's share of the modelled time."""
+    """Return a row of the table: launches by phase, sums of everything, the criterion's share of the modelled time."""
     launches = [f"{asked.launches[phase]:,}" for phase in PHASES]
     waits = sum(asked.waits.values())
     sent, memory = sum(asked.sent.values()) / 1e6, sum(asked.memory.values()) / 1e9

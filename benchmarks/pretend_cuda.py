@@ -120,7 +120,7 @@ class Asked(TorchDispatchMode):
 
     @staticmethod
     def _waits(name: str, tensors: list[Tensor], results: list[Tensor], args: Any, kwargs: Any) -> bool:
-        """Whether the host needs a number from the device, or copies between the two and waits for that."""
+        """Return whether the host needs a number from the device, or copies between the two and waits for that."""
         if name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"):
             return any(tensor.device.type == "cuda" for tensor in tensors)
         if name == "index":
@@ -135,7 +135,7 @@ class Asked(TorchDispatchMode):
 
 
 def _of_numbers(name: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """An answer where fake tensors have none: every number is 1, every condition holds."""
+    """Answer where fake tensors have no answer: every number is 1, every condition holds."""
     x = args[0]
     if name == "_local_scalar_dense":
         if not isinstance(x, FakeTensor):
@@ -188,7 +188,7 @@ def _kernels(name: str, args: Any) -> int:
 
 
 def _product_seconds(name: str, args: Any, kwargs: Any, out: Any) -> float:
-    """The time of a matrix product or a convolution at the rate of its numbers; 0 of anything else."""
+    """Return the seconds of a matrix product or a convolution at the rate of its numbers; 0 for anything else."""
     formula = flop_registry.get(getattr(aten, name.removesuffix("_"), None))
     if formula is None:
         return 0.0

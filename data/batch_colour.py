@@ -75,7 +75,7 @@ def plan_batch(plans: Sequence[ViewChoices]) -> BatchPlan:
 
 
 def _kernels(sigmas: Sequence[float]) -> Tensor:
-    """(n, K): box filters, each in the middle of as many taps as the longest needs."""
+    """Return box filters (n, K), each in the middle of as many taps as the longest needs."""
     boxes = [box_kernel(round(sigma, 3))[0] for sigma in sigmas]
     longest = max((len(box) for box in boxes), default=1)
     kernels = np.zeros((len(boxes), longest), np.float32)
@@ -154,7 +154,7 @@ def _to_levels(values: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def batch_luma(x: Tensor) -> Tensor:
-    """(n, 1, S, S) float32 gray levels in PIL's fixed-point arithmetic, which is exact in float32."""
+    """Return gray levels (n, 1, S, S) float32 by PIL's fixed-point arithmetic, which is exact in float32."""
     red, green, blue = x.split(1, dim=1)
     scaled = torch.add(red * 19595.0, green, alpha=38470).add_(blue, alpha=7471)
     return scaled.add_(32768).mul_(1 / 65536).floor_()
@@ -205,7 +205,7 @@ def batch_solarize(x: Tensor, threshold: int) -> Tensor:
 
 
 def batch_blur(x: Tensor, kernels: Tensor) -> Tensor:
-    """`blur` of a batch: three box filters along each axis, rounded to levels after each."""
+    """Blur a batch as `blur` does: three box filters along each axis, rounded to levels after each."""
     taps = kernels.shape[1]
     # Every channel of every image becomes a channel, with its own filter.
     image = x.to(torch.float32, memory_format=torch.contiguous_format).flatten(0, 1).unsqueeze(0)
@@ -227,7 +227,7 @@ def batch_blur_by_sums(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def shifted_sum(x: Tensor, kernels: Tensor, axis: int) -> Tensor:
-    """Filter along an axis; outside of the image its edge goes on."""
+    """Filter along an axis; outside of the image its edge is repeated."""
     side, taps = x.shape[axis], kernels.shape[1]
     places = torch.arange(side, device=x.device)
     shifted = [x.index_select(axis, (places + (tap - taps // 2)).clamp(0, side - 1)) for tap in range(taps)]

@@ -113,7 +113,7 @@ class CacheReader:
         return CachedPart(self, [numbers[path] for path in paths]) if numbers.keys() >= set(paths) else None
 
     def check(self, number: int) -> None:
-        """Raises UserError if the pixels of an image are not those that were written."""
+        """Raise UserError if the pixels of an image are not those that were written."""
         if self.index[number, 1] and checksum(self(number)) != self.index[number, 3]:
             raise UserError(
                 f"the cache {self.folder} is damaged: the pixels of {self.paths[number]} have another checksum; "
@@ -161,7 +161,7 @@ def _stamp(paths: Sequence[Path], root: Path) -> bytes:
 
 
 def refuse_other_source(folder: Path, source: dict[str, Any]) -> None:
-    """Raises UserError if a cache was made from other files than there are now."""
+    """Raise UserError if a cache was made from other files than there are now."""
     made_from = files.read_json(folder / "source.json") or {}
     changed = [f"{key} was {made_from.get(key)!r}" for key in source if made_from.get(key) != source[key]]
     if changed:
@@ -253,7 +253,7 @@ def _drop_incomplete(folder: Path) -> Index:
 
 
 def _end(index: Index) -> int:
-    """The offset after the last image."""
+    """Return the offset after the last image."""
     return int(index[-1, 0] + index[-1, 1] * index[-1, 2] * 3) if len(index) else 0
 
 

@@ -75,7 +75,7 @@ def shift_hue(image: Pixels, turns: float) -> Pixels:
 
 @lru_cache(maxsize=1024)
 def _hue_row(levels: int, width: int) -> Pixels:
-    """What is added to a row (W * 3,) of hue, saturation and value."""
+    """Return what is added to a row (W * 3,) of hue, saturation and value."""
     return np.tile(np.array([levels, 0, 0], np.uint8), width)
 
 

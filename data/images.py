@@ -206,7 +206,7 @@ class ImageList:
         return ImageList([self.paths[number] for number in numbers], labels)
 
     def describe_left_out(self) -> str | None:
-        """As "files left out: 3 (2 ending in .txt, 1 beside the class folders)"; None if there are none."""
+        """Write "files left out: 3 (2 ending in .txt, 1 beside the class folders)"; None if there are none."""
         if not self.left_out:
             return None
         most = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))

@@ -88,7 +88,7 @@ def _describe(content: dict[str, int] | None) -> str:
 
 
 def _contents(folder: Path) -> dict[str, dict[str, int]]:
-    """Number and bytes of the files of each subfolder."""
+    """Count the files of each subfolder, and their bytes."""
     contents = {}
     for place, _, names in os.walk(folder):
         counted = [name for name in names if name != "complete.json"]

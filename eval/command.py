@@ -35,6 +35,7 @@ from runtime.world import World, world_from_environment
 
 # (config, weights to evaluate, run directory, device, processes) -> the scores
 Work = Callable[[Any, Parent, Run, torch.device, World], dict[str, Any]]
+IMAGE_KEYS = ("resize", "image_size", "interpolation", "pooled")  # of a config; result.json repeats them
 
 
 def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work) -> None:
@@ -58,22 +59,18 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
         for note in preflight(config.data, masks=issubclass(schema, SegmentationConfig | DenseKnnConfig)):
             print(note, flush=True)
 
+    weights = arguments.describe_weights(parent)
+
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         scores = work(config, parent, run, device, world)
-        mean, std = map(list, parent.normalisation)
         scores |= {} if parent.at is None else {"at": parent.at}
+        mean, std = map(list, parent.normalisation)
         scores |= {"normalisation_mean": mean, "normalisation_std": std}
         scores |= {"normalisation_source": normalisation_source(parent, config.normalisation)}
-        scores |= {
-            key: getattr(config, key)
-            for key in ("resize", "image_size", "interpolation", "pooled")
-            if hasattr(config, key)
-        }
-        return (
-            scores | arguments.describe_weights(parent) | arguments.published(parent, schema.stage, config.data, scores)
-        )
+        scores |= {key: getattr(config, key) for key in IMAGE_KEYS if hasattr(config, key)}
+        return scores | weights | arguments.published(parent, schema.stage, config.data, scores)
 
-    run_stage(config, name, scored, world, arguments.describe_weights(parent))
+    run_stage(config, name, scored, world, weights)
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ class EvalArguments:
         return replace(import_weights(config), normalisation=chosen)
 
     def describe_weights(self, parent: Parent) -> dict[str, Any]:
-        """What run.yaml and result.json say of the weights file; nothing of a pretraining run, which has a hash."""
+        """Return what run.yaml and result.json say of imported weights; nothing of a pretraining: it has a hash."""
         if (name := self.weights_name(parent)) is None:
             return {}
         backbone, weights = parent.config["model"]["backbone"], parent.config["weights"]
@@ -156,7 +153,7 @@ class EvalArguments:
         return str((parent.run.result() or {})["file"]) if self.weights is None else self.weights.name
 
     def published(self, parent: Parent, stage: str, data: DataConfig, scores: dict[str, Any]) -> dict[str, Any]:
-        """The published figure for result.json, and on the terminal; nothing where there is none to compare with."""
+        """Return and print the published figure, for result.json; nothing where there is none to compare with."""
         if (name := self.weights_name(parent)) is None:
             return {}
         figure = published_score(name, parent.config["model"]["backbone"]["name"], stage, data, scores)

@@ -226,7 +226,7 @@ def vote(memory: Memory, queries: Tensor, ks: Sequence[int], temperature: float,
 
 
 def predict(distributions: Tensor, size: Sequence[int]) -> Tensor:
-    """(classes, h, w) -> (H, W): the most likely class of each pixel, on the CPU."""
+    """Resize (classes, h, w) to (H, W) and return the most likely class of each pixel, on the CPU."""
     resized = F.interpolate(distributions[None], tuple(size), mode="bilinear", align_corners=False)
     return resized[0].argmax(dim=0).cpu()
 
@@ -259,7 +259,7 @@ def summary(config: DenseKnnConfig, confusions: Tensor, layout: SegmentationLayo
 
 
 def class_scores(confusion: Tensor) -> dict[str, list[float | None]]:
-    """IoU and accuracy of each class in percent; None where nothing is labelled (and, for IoU, predicted) as it."""
+    """Return IoU and accuracy of each class in percent; None where nothing is labelled (for IoU, predicted) as it."""
     right, labelled, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     return {"iou": percents(right, labelled + predicted - right), "accuracy": percents(right, labelled)}
 

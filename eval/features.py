@@ -55,7 +55,7 @@ class ImageBatches(Dataset):
         return len(self.images)
 
     def size(self, step: int) -> int:
-        """Number of images in a step's batch, of all processes together."""
+        """Return the number of images in a step's batch, of all processes together."""
         return min(self.batch_size, len(self) - step * self.batch_size)
 
     def __getitem__(self, number: tuple[int, int]) -> Labelled:
@@ -69,7 +69,7 @@ class ImageBatches(Dataset):
         return batch
 
     def of_epoch(self, epoch: int, first_step: int, workers: int) -> Iterator[Labelled]:
-        """The epoch's batches from `first_step` on."""
+        """Yield the epoch's batches from `first_step` on."""
         return self._load([(epoch, step) for step in range(first_step, self.steps)], workers)
 
     def dealt(self, workers: int, world: World) -> Iterator[tuple[int, Labelled | None, int]]:
@@ -100,7 +100,7 @@ class ImageBatches(Dataset):
 def central_crops(
     images: ImageList, config: LinearConfig | KnnConfig, normalisation: Normalisation, splits: Splits
 ) -> ImageBatches:
-    """Batches of the images as they are scored, in their order."""
+    """Return batches of the images as they are scored, in their order."""
     central = eval_transform(config.resize, config.image_size, config.interpolation)
     source = splits.source(images)
     return ImageBatches(LabelledDataset(images, central, normalisation=normalisation, source=source), config.batch_size)
@@ -108,7 +108,7 @@ def central_crops(
 
 @lru_cache(maxsize=2)
 def shuffled(count: int, seed: int, epoch: int) -> Sequence[int]:
-    """The order of an epoch: a function of (seed, epoch) alone, so that a resumed run has the same one."""
+    """Return an epoch's order: a function of (seed, epoch) alone, so that a resumed run has the same one."""
     order: list[int] = sample_generator(seed, epoch, 0, Purpose.EVALUATION_ORDER).permutation(count).tolist()
     return order
 
@@ -116,7 +116,7 @@ def shuffled(count: int, seed: int, epoch: int) -> Sequence[int]:
 def open_batches(
     config: LinearConfig, splits: Splits, normalisation: Normalisation, world: World
 ) -> dict[str, ImageBatches]:
-    """Batches of "train", "val" and, if there is such a slice, "held_out"."""
+    """Return batches of "train", "val" and, if there is such a slice, "held_out"."""
     parts = {"train": splits.train, "val": splits.val, "held_out": splits.held_out}
     train = parts.pop("train") if config.mode == "augmented" else None
     batches = {name: central_crops(images, config, normalisation, splits) for name, images in parts.items() if images}
@@ -180,7 +180,7 @@ class PooledFeatures:
         return maps, pooled
 
     def table(self, batches: ImageBatches, workers: int, on_batch: Callable[[int], None]) -> Labelled:
-        """(N, F) features and (N,) labels of all images, in their order, in every process.
+        """Compute (N, F) features and (N,) labels of all images, in their order, in every process.
 
         Calls on_batch(images done) after each turn, equally often in every process.
         """
@@ -199,7 +199,7 @@ class PooledFeatures:
     def tables(
         self, parts: Mapping[str, ImageBatches], run: Run, title: str, machine: MachineConfig
     ) -> dict[str, Labelled]:
-        """The table of each part, with one progress display. A stop request ends the run: there is nothing to save."""
+        """Make the table of each part, with one progress display. A stop request ends the run: nothing is saved."""
         progress = Progress(run, title, sum(map(len, parts.values())), "images", machine.log_seconds)
         tables: dict[str, Labelled] = {}
         done = 0

@@ -35,7 +35,7 @@ TOP = 5
 
 
 def classify(config: KnnConfig, parent: Parent, run: Run, device: torch.device, world: World) -> dict[str, Any]:
-    """Features, neighbours, votes; the dict of result.json."""
+    """Compute features, find neighbours, count votes, and return the dict of result.json."""
     started = time.monotonic()
     # With a fixed k there is nothing to choose, and no image is held out for it.
     splits = Splits.open(config.data, config.held_out if config.fixed_k is None else 0.0, config.seed)
@@ -74,7 +74,7 @@ def refuse_few(config: KnnConfig, images: int) -> None:
 def compute_tables(
     config: KnnConfig, splits: Splits, parent: Parent, run: Run, device: torch.device, world: World
 ) -> tuple[Labelled, Labelled]:
-    """(features (N, F) of unit length, labels (N,)) of all of the train split, and of val.
+    """Return (features (N, F) of unit length, labels (N,)) of all of the train split, and of val.
 
     The images that k is chosen with come first, those that choose it next. For the score on val all vote, as they do
     with a fixed k: one table for both, because joining two would take twice the memory.
@@ -89,7 +89,7 @@ def compute_tables(
 
 
 def summary(config: KnnConfig, val: Tensor, held_out: Tensor | None) -> dict[str, Any]:
-    """The scores of each k as result.json has them; prints those of the k that is the result."""
+    """Return the scores of each k as result.json has them; print those of the k that is the result."""
     ks = config.neighbours
     chosen = ks.index(config.fixed_k or ks[0]) if held_out is None else best(held_out[:, 0])
     scores: dict[str, Any] = {
@@ -116,7 +116,7 @@ def summary(config: KnnConfig, val: Tensor, held_out: Tensor | None) -> dict[str
 
 
 def normalise_rows(features: Tensor) -> Tensor:
-    """(N, F) to unit length, in place; a row of zeros stays one."""
+    """Scale the rows (N, F) to unit length, in place; a row of zeros stays one."""
     return features.div_(features.norm(dim=1, keepdim=True).clamp_min_(1e-12))
 
 
@@ -131,7 +131,7 @@ def accuracies(
     on_chunk: Callable[[int], None] = lambda done: None,
     world: World = ALONE,
 ) -> Tensor:
-    """(len(ks), 2): top-1 and top-5 in percent of the queries by the bank.
+    """Return (len(ks), 2): top-1 and top-5 in percent of the queries by the bank.
 
     Both are (features (N, F) with rows of unit length, labels (N,)). One product and one top-k, at the largest k, serve
     every k. Works in chunks of about `chunk_bytes`, besides the features. A class without a vote is never among the
@@ -159,14 +159,14 @@ def accuracies(
 
 
 def product_chunk(bank: int, chunk_bytes: int) -> tuple[int, int]:
-    """(queries, bank rows) of one product; 16 bytes an entry: the similarity, its masks and running counts."""
+    """Return the (queries, bank rows) of one product: 16 bytes an entry, for similarity, masks and running counts."""
     entries = max(1, chunk_bytes // 16)
     columns = min(bank, max(1024, entries // 64))
     return max(1, entries // columns), columns
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, columns: int) -> tuple[Tensor, Tensor]:
-    """(similarity, index) (M, k) of the k nearest of the bank, most similar first; `columns` of the bank at a time."""
+    """Find the k nearest, most similar first, `columns` of the bank at a time: (similarity, index), both (M, k)."""
     similarity = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(bank), columns):

@@ -109,7 +109,7 @@ class LinearTraining:
         self.state = LinearState(parts | {"optimizer": self.optimizer}, torch.zeros(count, device=device))
 
     def train(self) -> None:
-        """All epochs that are still to do; saves now and then, and on a stop request before ending."""
+        """Train the epochs that are still to do; save now and then, and on a stop request before leaving."""
         config, state = self.config, self.state
         if broadcast(self.checkpoint.exists()):
             state.load(self.checkpoint)
@@ -143,7 +143,7 @@ class LinearTraining:
             self.state.save(self.checkpoint)
 
     def train_batches(self) -> Iterator[Labelled]:
-        """(images (B, 3, S, S) or, where they are constant, features (B, F); labels) of the rest of the epoch.
+        """Yield (images (B, 3, S, S) or, where they are constant, features (B, F); labels) of the rest of the epoch.
 
         Images are this process's share of the batch, features all of it.
         """
@@ -158,7 +158,7 @@ class LinearTraining:
             yield features[indices], labels[indices]
 
     def train_step(self, inputs: Tensor, labels: Tensor) -> None:
-        """One step of every head and, when finetuning, of the backbone."""
+        """Take one step of every head and, when finetuning, of the backbone."""
         if self.config.finetune:
             # Drop path draws as a function of (seed, epoch, step, process), so a resumed run repeats its draws.
             number = self.world.rank * self.batches["train"].steps + self.state.step
@@ -179,7 +179,7 @@ class LinearTraining:
         self.state.loss_sums += losses
 
     def accuracy(self, part: str) -> Tensor:
-        """(k, 2) top-1 and top-5 of every head, percent, on "val" or "held_out"."""
+        """Return (k, 2) top-1 and top-5 of every head, percent, on "val" or "held_out"."""
         if part in self.tables:
             return self.heads.accuracy(*self.tables[part])
         with stop_request() as stop:
@@ -213,7 +213,7 @@ class LinearTraining:
             self.run.append_metrics(row)
 
     def choose_learning_rate(self) -> tuple[int, list[float] | None]:
-        """(index of the rate that is the result, the held-out top-1 of each); (0, None) of a single rate.
+        """Return (index of the rate that is the result, the held-out top-1 of each); (0, None) of a single rate.
 
         Held-out images of train choose, never val: the best of several scores on val is too high a score on val.
         """
@@ -223,7 +223,7 @@ class LinearTraining:
         return best(top1), top1.tolist()
 
     def scores(self) -> dict[str, Any]:
-        """The dict of result.json; percent."""
+        """Return the dict of result.json; percent."""
         state, rates, val = self.state, self.config.learning_rates, self.accuracy("val")
         chosen, held_out = self.choose_learning_rate()
         return {
@@ -252,14 +252,14 @@ def refuse_idle_processes(batches: ImageBatches, world: World) -> None:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, epoch: int, epochs: int) -> None:
-    """A cosine from each group's own learning rate to 0, stepped once an epoch."""
+    """Lower each group's learning rate along a cosine to 0, stepped once an epoch."""
     factor = 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
 
 def classify(config: LinearConfig, parent: Parent, run: Run, device: torch.device, world: World) -> dict[str, Any]:
-    """Train and score; the dict of result.json."""
+    """Train and score; return the dict of result.json."""
     training = LinearTraining(config, parent, run, device, world)
     training.train()
     scores = training.scores()

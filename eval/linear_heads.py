@@ -30,7 +30,7 @@ class LinearHeads(nn.Module):
         return logits.unflatten(1, (len(self.weights), -1))
 
     def losses(self, features: Tensor, labels: Tensor, size: int | None = None) -> Tensor:
-        """(B, F), (B,) -> (k,) cross-entropy of each head: its sum over these samples by `size`, or by their number.
+        """Return each head's cross-entropy (k,) of (B, F), (B,): the sum over samples by `size`, or by their number.
 
         `size` is that of a batch of which these samples are a part.
         """
@@ -40,13 +40,13 @@ class LinearHeads(nn.Module):
         return each.view(batch, count).sum(0) / (size or batch)
 
     def parameter_groups(self, learning_rates: Sequence[float]) -> list[dict[str, object]]:
-        """One optimiser group a head; `initial_lr` is what the schedule multiplies."""
+        """Return one optimiser group a head; `initial_lr` is what the schedule multiplies."""
         heads = zip(self.weights, self.biases, learning_rates, strict=True)
         return [{"params": [weight, bias], "lr": rate, "initial_lr": rate} for weight, bias, rate in heads]
 
     @torch.no_grad()
     def accuracy(self, features: Tensor, labels: Tensor, batch_size: int = 8192) -> Tensor:
-        """(N, F), (N,) -> (k, 2): top-1 and top-5 in percent; NaN for a head that diverged.
+        """Score (N, F), (N,) -> (k, 2): top-1 and top-5 in percent; NaN for a head that diverged.
 
         With five classes or fewer, top-5 is 100 by definition. At most `batch_size` samples are scored at a time.
         """

@@ -42,7 +42,7 @@ def efficientnet_lite0(num_classes: int = 0, **args: Any) -> nn.Module:
 
 
 def _timm_name(key: str) -> str:
-    """ "_blocks.1._bn0.weight" -> "blocks.1.0.bn1.weight"."""
+    """Rename "_blocks.1._bn0.weight" to "blocks.1.0.bn1.weight"."""
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", key)
     if block is None:
         layer, _, value = key.partition(".")

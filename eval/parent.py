@@ -67,7 +67,7 @@ def _missing(parent: Parent) -> UserError:
 
 
 def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = None, **overrides: Any) -> Backbone:
-    """The parent's network with exactly its weights; `overrides` go to timm (as output_stride=8).
+    """Return the parent's network with exactly its weights; `overrides` go to timm (as output_stride=8).
 
     `loaded` are its tensors, if they were read already: the file is not read again. UserError if the file is cut
     off, is no checkpoint, or is of another architecture: the weights are never random.
@@ -84,7 +84,7 @@ def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = N
 
 
 def require_class_token(parent: Parent) -> None:
-    """UserError where the parent's network has no class token."""
+    """Raise UserError where the parent's network has no class token."""
     if not load_parent_backbone(parent).has_class_token:
         name = parent.config["model"]["backbone"]["name"]
         raise UserError(f"config: pooled = 'class_token' is not possible: {name} has no class token; allowed: mean")
@@ -122,14 +122,14 @@ def _stated(parent: Parent) -> Normalisation | None:
 
 
 def normalisation_of_run(parent: Parent, name: NormalisationName) -> Normalisation:
-    """As `_choose_normalisation`, by the mean and deviation of the run's pretraining."""
+    """Choose as `_choose_normalisation`, by the mean and deviation of the run's pretraining."""
     views = parent.config.get("views", {})
     own = views.get("mean", IMAGENET[0]), views.get("std", IMAGENET[1])
     return _choose_normalisation(parent.run.path.name, own, name)
 
 
 def normalisation_of_weights(arch: str, name: NormalisationName) -> Normalisation:
-    """As `_choose_normalisation`, by those of timm's default weights of the network.
+    """Choose as `_choose_normalisation`, by those of timm's default weights of the network.
 
     Prints which of timm's other weights have others, because a file does not say which weights it holds.
     """
@@ -147,7 +147,7 @@ def normalisation_of_weights(arch: str, name: NormalisationName) -> Normalisatio
 
 
 def _choose_normalisation(network: str, own: Normalisation, name: NormalisationName) -> Normalisation:
-    """The mean and deviation of that name (see config.py): ImageNet's, `own` of the network, or those of a timm tag.
+    """Return the mean and deviation of that name: ImageNet's, `own` of the network, or those of a timm tag.
 
     UserError where ImageNet's and the network's differ and the config does not choose. The published pretraining
     divides red by 0.228 and its evaluations by 0.229: that is no difference.
@@ -175,5 +175,5 @@ def _normalisation_of_tag(arch: str, tag: str) -> Normalisation:
 
 
 def _tags(arch: str) -> list[str]:
-    """The names of timm's weights of a network."""
+    """List the tags of timm's weights of a network."""
     return [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]

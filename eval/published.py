@@ -26,7 +26,7 @@ MEASURED = {
 
 @functools.cache
 def published_rows() -> list[dict[str, Any]]:
-    """Every row of published.csv: numbers as float, an empty cell as None."""
+    """Read the rows of published.csv: numbers as float, an empty cell as None."""
     with open(FILE, newline="", encoding="utf-8") as file:
         return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
@@ -51,7 +51,7 @@ class Published:
 
 
 def published_score(file: str, arch: str, stage: str, data: DataConfig, result: dict[str, Any]) -> Published | None:
-    """The figure for a file of that name; None where nothing comparable was published or could be verified."""
+    """Return the figure for a file of that name; None where nothing comparable was published or could be verified."""
     named = re.fullmatch(r"(\w+?)_alpha(\d+(?:\.\d+)?)(?:_fullckpt)?\.pth", file)
     if named is None or named[1] != arch:
         return None
@@ -60,14 +60,14 @@ def published_score(file: str, arch: str, stage: str, data: DataConfig, result: 
 
 
 def figure_of(selected: dict[str, Any], config: Any) -> Published | None:
-    """The figure of the row with the selected values, if it measures what the evaluation of that config does."""
+    """Return the figure of the row with the selected values, if it measures what the evaluation of that config does."""
     if not selected or (row := row_of(selected)) is None:
         return None
     return _figure(row, config.stage, config.data, {"protocol": config.protocol, "taps": getattr(config, "taps", None)})
 
 
 def row_of(selected: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of published.csv with the selected values of its columns; None if there is none, or several."""
+    """Return the row of published.csv with the selected values; None if there is none, or several."""
     rows = [row for row in published_rows() if all(row.get(key, "") == value for key, value in selected.items())]
     return rows[0] if len(rows) == 1 else None
 

@@ -99,7 +99,7 @@ def tapped_channels(config: SegmentationConfig, backbone: Backbone) -> list[int]
 
 
 def build_runner(cfg: dict[str, Any], backbone: Backbone, run: Run, device: torch.device) -> Runner:
-    """The Runner of the plain file that process 0 writes to the run's directory; it goes on from a checkpoint."""
+    """Return the Runner of the file that process 0 writes to the run's directory; it goes on from a checkpoint."""
     compat.prepare_mmcv()
     warnings.filterwarnings("ignore", module=r"mm(engine|cv|seg)\.")
     from mmengine.config import Config
@@ -122,7 +122,7 @@ def build_runner(cfg: dict[str, Any], backbone: Backbone, run: Run, device: torc
 
 
 def refuse_changed_backbone(runner: Runner, backbone: Backbone) -> None:
-    """A frozen backbone must end with exactly the file's weights and statistics; anything else is a bug of ours."""
+    """Raise unless a frozen backbone ends with exactly the file's weights and statistics: else it is a bug of ours."""
     model = getattr(runner.model, "module", runner.model)  # within DistributedDataParallel
     trained = model.backbone.network.trunk.state_dict()
     for name, value in backbone.trunk.state_dict().items():

@@ -124,7 +124,7 @@ def _stated_normalisation(backbone: Backbone) -> dict[str, Any]:
 
 
 def _refuse_changed(run: Run) -> None:
-    """UserError where the copy is no longer what was imported: it would be scored under the file's name."""
+    """Raise UserError where the copy is no longer what was imported: it would be scored under the file's name."""
     copy, expected = run.path / WEIGHTS, (run.result() or {}).get("backbone_sha256")
     if not copy.is_file() or files.sha256(copy) != expected:
         raise UserError(

@@ -1,28 +1,21 @@
-"""The rows of `checkpoints:` in a study: where each comes from, how it gets its images, and how it is checked."""
+"""The rows of `checkpoints:` in a study: where each comes from, and how it gets its images."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
 from data.config import Interpolation, NormalisationName
 from eval.published import row_of
 from eval.weights_config import Loader, Sha256
-from runtime import config as configs
 from runtime.config import Config, Moment, require
 from runtime.errors import UserError
 from runtime.rundir import Identity, finished_run
 from sweeps.keys import as_override
-
-if TYPE_CHECKING:
-    from sweeps.graph import Graph
 
 PRETRAIN, WEIGHTS = "pretrain", "weights"  # stages
 RUN = "run"  # the part of a run that another study, or a command, has made
@@ -122,30 +115,3 @@ def open_finished(run: str) -> tuple[str, Identity]:
     if (path.parent.name, path.name) != (PRETRAIN, identity.name):
         raise UserError(f"{path} was renamed; expected a directory as runs/{PRETRAIN}/<name>-{document['hash']}")
     return str(path.parent.parent), identity
-
-
-def check_checkpoints(graph: Graph) -> None:
-    """Read the weights of every row that is not imported yet, strictly, and make nothing.
-
-    UserError, naming the row, for weights that are missing or do not fit their network, and for a network of another
-    mean and deviation than ImageNet's where nothing says which to take.
-    """
-    for node in graph.nodes:
-        if node.stage.name == WEIGHTS and node.run.result() is None:
-            normalisations = [child.identity.config.get("normalisation") for child in node.children]
-            try:
-                with contextlib.redirect_stdout(sys.stderr):  # `plan --json` prints JSON alone
-                    _check_weights(node.overrides, normalisations)
-            except UserError as error:
-                raise UserError(f"{node.title}: {error}") from error
-
-
-def _check_weights(overrides: Sequence[str], normalisations: Sequence[Any]) -> None:
-    from eval.parent import normalisation_of_weights  # loads torch
-    from eval.weights import read_weights
-    from eval.weights_config import WeightsConfig
-
-    config = configs.load(WeightsConfig, None, overrides)
-    print(read_weights(config, "meta")[1], flush=True)
-    for name in [n for k, n in enumerate(normalisations) if n not in normalisations[:k]] if config.arch else []:
-        normalisation_of_weights(config.arch or "", name)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sys
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+from runtime import config as configs
 from runtime import files
 from runtime.errors import UserError
 from sweeps import local, processes
-from sweeps.checkpoints import WEIGHTS, check_checkpoints
+from sweeps.checkpoints import WEIGHTS
 from sweeps.display import Display
 from sweeps.failures import ASK_OWNER, MAY_SUCCEED_UNCHANGED, mark_cancelled
 from sweeps.graph import Graph, Node
@@ -111,6 +115,33 @@ def _submit(graph: Graph, options: Namespace, nodes: Collection[Node] | None) ->
     _import_checkpoints(graph)
     slurm.submit(graph, cluster, options.machine, nodes)
     return 0
+
+
+def check_checkpoints(graph: Graph) -> None:
+    """Read the weights of every row that is not imported yet, strictly, and make nothing.
+
+    UserError, naming the row, for weights that are missing or do not fit their network, and for a network of another
+    mean and deviation than ImageNet's where nothing says which to take.
+    """
+    for node in graph.nodes:
+        if node.stage.name == WEIGHTS and node.run.result() is None:
+            normalisations = [child.identity.config.get("normalisation") for child in node.children]
+            try:
+                with contextlib.redirect_stdout(sys.stderr):  # `plan --json` prints JSON alone
+                    _check_weights(node.overrides, normalisations)
+            except UserError as error:
+                raise UserError(f"{node.title}: {error}") from error
+
+
+def _check_weights(overrides: Sequence[str], normalisations: Sequence[Any]) -> None:
+    from eval.parent import normalisation_of_weights  # loads torch
+    from eval.weights import read_weights
+    from eval.weights_config import WeightsConfig
+
+    config = configs.load(WeightsConfig, None, overrides)
+    print(read_weights(config, "meta")[1], flush=True)
+    for name in [n for k, n in enumerate(normalisations) if n not in normalisations[:k]] if config.arch else []:
+        normalisation_of_weights(config.arch or "", name)
 
 
 def _import_checkpoints(graph: Graph) -> None:

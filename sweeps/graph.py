@@ -135,7 +135,7 @@ class Graph:
 
 
 def is_blocked(state: str, parent_state: str | None) -> bool:
-    """Whether a run in `state` cannot begin, because the pretraining that it evaluates failed."""
+    """Return whether a run in `state` cannot begin, because the pretraining that it evaluates failed."""
     return state not in ("done", "running") and parent_state in ("failed", "blocked")
 
 

@@ -30,7 +30,7 @@ ELSEWHERE_SECONDS = 2.0
 
 
 def default_workers(gpus: Sequence[str] = ()) -> int:
-    """One run per GPU; without GPUs one per core, but at most eight: each holds a network and a dataset in memory."""
+    """Allow one run per GPU; without GPUs one per core, at most eight: each holds a network and a dataset in memory."""
     return len(gpus) or min(8, available_cores())
 
 

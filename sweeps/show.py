@@ -18,7 +18,7 @@ from rich.text import Text
 from runtime.errors import UserError
 from runtime.progress import describe_seconds
 from sweeps import local
-from sweeps.checkpoints import check_checkpoints
+from sweeps.control import check_checkpoints
 from sweeps.estimate import Estimator, TimeLeft
 from sweeps.failures import tail
 from sweeps.graph import Graph, Node

@@ -252,12 +252,12 @@ def _before(end: Duration, moments: Sequence[str], evaluation: str) -> list[str]
 
 
 def is_name(text: str) -> bool:
-    """Whether it can name the folder of a report."""
+    """Return whether it can name the folder of a report."""
     return re.fullmatch(_NAME, text) is not None
 
 
 def is_seed(key: str) -> bool:
-    """Whether runs that differ only in this key are repetitions of each other."""
+    """Return whether runs that differ only in this key are repetitions of each other."""
     return key.rpartition(".")[2] == "seed"
 
 

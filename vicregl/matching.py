@@ -35,7 +35,7 @@ class Nearest:
 
 
 def squared_distances(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-    """K pairs of maps (..., P, C) and (..., Q, C) -> (K, ..., P, Q).
+    """Compare K pairs of maps (..., P, C) and (..., Q, C) -> (K, ..., P, Q).
 
     Two dimensions are subtracted, so that equal distances on a grid are exactly equal; more go through a matrix
     product: |x - y|^2 = |x|^2 + |y|^2 - 2 x.y

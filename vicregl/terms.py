@@ -28,7 +28,6 @@ CHUNK_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}
 MESSAGE_NUMBERS = 1 << 26  # of a chunk that processes sum: few messages, and little memory
 INDEX_BYTES = 4  # positions are gathered as int32
 
-
 Maps = Sequence[Tensor]
 Grads = Sequence[Tensor | None]
 
@@ -42,7 +41,7 @@ class Slots:
     sizes: Tensor  # (S, 1): P of each slot's map
 
     def rows(self) -> Tensor:
-        """(S, B): where the positions are in the maps as (B * P, C)."""
+        """Return (S, B): where the positions are in the maps as (B * P, C)."""
         return self.positions + self.sizes * torch.arange(self.positions.shape[1], device=self.sizes.device)
 
     def runs(self, part: slice) -> Iterator[tuple[int, slice]]:
@@ -63,7 +62,7 @@ class Places:
         self.grads = [g if g is None else g.flatten(0, 1) for g in grads or [None] * len(maps)]
 
     def take(self, part: slice) -> Tensor:
-        """(s, B, C), a copy."""
+        """Return (s, B, C), a copy."""
         rows = self.rows[part]
         values = self.maps[0].new_empty(*rows.shape, self.maps[0].shape[1])
         for view, run in self.slots.runs(part):
@@ -80,7 +79,7 @@ class Places:
 
 
 def invariance(maps: Maps, slots: tuple[Slots, Slots], weights: Tensor, coefficient: float, grads: Grads) -> Tensor:
-    """sum over s, b of w_s,b |x - y|^2, x and y what slots[0][s] and slots[1][s] take of sample b; weights (S, B).
+    """Sum w_s,b |x - y|^2 over s and b, x and y what slots[0][s] and slots[1][s] take of sample b; weights (S, B).
 
     Gradient: 2 w (x - y) for x, the negative for y.
     """
@@ -104,7 +103,7 @@ def variance_and_covariance(
     batch: ProcessBatch,
     grads: Grads,
 ) -> tuple[Tensor, Tensor]:
-    """(sum_s w_s variance_s, sum_s w_s covariance_s), with statistics over the N samples of all processes.
+    """Return (sum_s w_s variance_s, sum_s w_s covariance_s), with statistics over the N samples of all processes.
 
     weights (S,). For X_s (N, C), the slot's positions with the mean row taken off, and n = N - 1:
 
@@ -211,7 +210,7 @@ def _hinge(var: Tensor) -> Tensor:
 
 
 def _hinge_slope(var: Tensor, n: int) -> Tensor:
-    """d variance_s / d X_s[b, c] = slope[s, c] X_s[b, c]; (s, C) -> (s, C)."""
+    """Return the slope (s, C) in d variance_s / d X_s[b, c] = slope[s, c] X_s[b, c]."""
     deviation = (var + EPSILON).sqrt()
     return (deviation < 1) / (deviation * (-n * var.shape[1]))
 

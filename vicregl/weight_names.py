@@ -26,7 +26,6 @@ PUBLISHED_CONVNEXT = (
 PUBLISHED_CONVNEXT_KEY = re.compile(
     r"(downsample_layers\.\d\.\d|stages\.\d\.\d+\.(dwconv|norm|pwconv1|pwconv2)|norm)\.(weight|bias)|stages\.\d\.\d+\.gamma"
 )
-
 # Of a vision transformer: Meta's names and timm's. SwiGLU's layers are w1, w2, w3 (DINOv3), w12, w3 (DINOv2).
 DINO = (
     (r"^(storage|register)_tokens$", "reg_token"),
@@ -42,7 +41,7 @@ PERIODS = "rope_embed.periods"
 
 
 def to_timm(state: State, trunk: nn.Module, beside: list[str]) -> tuple[State, str]:
-    """Return the tensors under timm's names, and whose names they had; "" for timm's own.
+    """Return the tensors under timm's names, and whose names they had ("": timm's own).
 
     Keys that no network needs are put into `beside`; unknown ones stay as they are.
     """
@@ -52,10 +51,9 @@ def to_timm(state: State, trunk: nn.Module, beside: list[str]) -> tuple[State, s
         return {_named_resnet(key): value for key, value in state.items()}, "lightly's"
     if isinstance(trunk, eva.Eva) and not {"storage_tokens", PERIODS}.isdisjoint(state):
         return _timm_dinov3(state, trunk, beside), "DINOv3's"
-    if isinstance(trunk, vision_transformer.VisionTransformer):
-        swiglu = any(".mlp.w12." in key for key in state)
-        if "register_tokens" in state or swiglu:
-            return _timm_dinov2(state), "DINOv2's"
+    dinov2 = "register_tokens" in state or any(".mlp.w12." in key for key in state)
+    if isinstance(trunk, vision_transformer.VisionTransformer) and dinov2:
+        return _timm_dinov2(state), "DINOv2's"
     return state, ""
 
 
@@ -66,7 +64,10 @@ def _replaced(key: str, patterns: tuple[tuple[str, str], ...]) -> str:
 
 
 def _timm_dinov2(state: State) -> State:
-    """timm's network with registers adds no position embedding to the class token: its own is added here, once."""
+    """Rename DINOv2's tensors.
+
+    timm adds no position embedding to the class token of a network with registers: it is added here, once.
+    """
     renamed = {_replaced(key, DINO): value for key, value in state.items()}
     if {"reg_token", "cls_token", "pos_embed"} <= renamed.keys():
         positions = renamed["pos_embed"]
@@ -75,7 +76,7 @@ def _timm_dinov2(state: State) -> State:
 
 
 def _timm_dinov3(state: State, trunk: Any, beside: list[str]) -> State:
-    """timm computes the periods of the rotary embedding, and has biases for queries and values alone.
+    """Rename DINOv3's tensors; timm computes the periods of positions, and has biases for queries and values alone.
 
     InvalidInputError where the file's periods are others, or where the network has no place for biases that are not 0.
     """
@@ -108,7 +109,7 @@ def _timm_dinov3(state: State, trunk: Any, beside: list[str]) -> State:
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether they are equal up to the precision of bfloat16, in which some files hold them."""
+    """Return whether they are equal up to the precision of bfloat16, in which some files hold them."""
     same = ours.shape == theirs.shape
     return same and torch.allclose(ours.float(), theirs.float().cpu(), rtol=1e-2)
 
@@ -118,14 +119,14 @@ def _few(values: Tensor) -> str:
 
 
 def _named_resnet(key: str) -> str:
-    """ "4.0.conv1.weight" of lightly -> "layer1.0.conv1.weight"; other keys as they are."""
+    """Rename "4.0.conv1.weight" of lightly to "layer1.0.conv1.weight"; other keys stay as they are."""
     number, dot, rest = key.partition(".")
     return f"{SEQUENTIAL_RESNET.get(number, number)}{dot}{rest}"
 
 
-def _timm_convnext(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
+def _timm_convnext(state: State, trunk: nn.Module) -> State:
     """Rename published keys to timm's. One key at a time: timm's filter silently drops unknown keys."""
-    renamed: dict[str, Tensor] = {}
+    renamed: State = {}
     for key, value in state.items():
         try:
             in_timm = convnext.checkpoint_filter_fn({key: value}, trunk)
@@ -135,7 +136,7 @@ def _timm_convnext(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tens
     return renamed
 
 
-def published_state(backbone: Any) -> dict[str, Tensor]:
+def published_state(backbone: Any) -> State:
     """Return the backbone's tensors (copies on the CPU) under the names of the published VICRegL checkpoints.
 
     A ResNet's are torchvision's, which timm shares. Raises InvalidInputError for a network that has no published names.
@@ -151,7 +152,7 @@ def published_state(backbone: Any) -> dict[str, Tensor]:
         )
     # In a published block the two linear layers are matrices; some of timm's have them as 1x1 convolutions.
     published = {
-        _published_convnext(key): value.flatten(1) if ".mlp." in key and value.ndim == 4 else value
+        _replaced(key, PUBLISHED_CONVNEXT): value.flatten(1) if ".mlp." in key and value.ndim == 4 else value
         for key, value in state.items()
     }
     if strange := [key for key in published if not PUBLISHED_CONVNEXT_KEY.fullmatch(key)]:
@@ -160,9 +161,3 @@ def published_state(backbone: Any) -> dict[str, Tensor]:
             "ConvNeXt. Take timm's names (--format timm)"
         )
     return published
-
-
-def _published_convnext(key: str) -> str:
-    for pattern, name in PUBLISHED_CONVNEXT:
-        key = re.sub(pattern, name, key)
-    return key

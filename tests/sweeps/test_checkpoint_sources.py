@@ -17,7 +17,7 @@ from analysis.summary import version_of_each_point
 from analysis.tables import results_table, score_values
 from runtime.errors import UserError
 from runtime.rundir import open_run
-from sweeps.checkpoints import check_checkpoints
+from sweeps.control import check_checkpoints
 from sweeps.graph import Graph, Node, build
 from sweeps.slurm.submit import _Submitter
 from sweeps.study import load_study

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
-from sweeps.checkpoints import check_checkpoints
+from sweeps.control import check_checkpoints
 from sweeps.graph import build
 from sweeps.study import load_study
 
