@@ -1,9 +1,9 @@
 """The stages that a study may name, each with its config module and its command; none is imported before it is used.
 
-A new evaluation is one file, eval/<name>.py, found by the line of its config class that names the stage,
-`stage: ClassVar[str] = "<name>"`. A stage that is listed here is planned without importing more than its config module,
-which has a config class and `identity(config, parent_hash, at) -> Identity` (`at` where a checkpoint of a moment is
-evaluated), or `identity(config)` if the stage has no parent.
+A new evaluation is one file, eval/<name>.py, found by the line of its config class that names the stage (EXTEND.md). A
+stage that is listed here is planned without importing more than its config module, which has a config class and
+`identity(config, parent_hash, at) -> Identity` (`at` where a checkpoint of a moment is evaluated), or
+`identity(config)` if the stage has no parent.
 """
 
 from __future__ import annotations
