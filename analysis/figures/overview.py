@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.changes import comparable
 from analysis.figures.base import OVER_MEAN, PAGE, STYLE, add_links, describe_axis, save
 from analysis.report_data import ReportData
 from analysis.summary import Row
@@ -20,7 +21,7 @@ ALT = "The two scores of every setting of every study"
 _MARKERS = "os^Dv<>PX*"
 _COLORS = 7  # of the style
 # Fields of an evaluation that do not change what its score measures.
-_NOT_MEASURED = ("eval.data.root", "eval.data.workers")
+_NOT_MEASURED = ("eval.data.root", "eval.data.on_bad_image")
 
 
 def write_overview(reports: Sequence[ReportData], folder: Path) -> None:
@@ -46,7 +47,7 @@ def measurement(data: ReportData) -> tuple[str, ...]:
     sources = [score.partition(".")[0] for score in (report.x, report.y)]
     fields = [c for c in map(str, frame.columns) if c == "score.protocol" or c.startswith("eval.data.")]
     rows = frame[frame["eval.name"].isin(sources)]
-    values = {c: sorted(set(rows[c].dropna().astype(str))) for c in fields if c not in _NOT_MEASURED}
+    values = {c: sorted({str(comparable(v)) for v in rows[c].dropna()}) for c in fields if c not in _NOT_MEASURED}
     return report.x, report.y, *(f"{c}={v}" for c, v in values.items() if v)
 
 

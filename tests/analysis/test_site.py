@@ -126,7 +126,10 @@ def test_a_plateau_is_measured_by_kept_checkpoints() -> None:
 
 
 def test_studies_that_measure_something_else_have_their_own_panel() -> None:
-    same = [report_of("loss.alpha", {1.0: around(70, 30)}, name, **{"eval.data.name": "scenes"}) for name in "ab"]
+    same = [
+        report_of("loss.alpha", {1.0: around(70, 30)}, name, **{"eval.data.name": "scenes", "eval.data.size": size})
+        for name, size in (("a", 32), ("b", 32.0))  # as CSV has the same number
+    ]
     other = report_of("loss.alpha", {1.0: around(70, 30)}, "c", **{"eval.data.name": "voc"})
     figure = overview.draw([*same, other])
     assert [len(axes.get_legend().get_texts()) for axes in figure.axes] == [2, 1]
