@@ -80,7 +80,7 @@ def test_the_page_is_whole(report: Path) -> None:
     outline.feed(text)
     assert outline.open == []
     figures = {path.stem for path in report.glob("*.svg")}
-    assert figures == {"tradeoff", "scores", "training", "cost", "diagnostics"}
+    assert figures == {"tradeoff", "scores", "training", "diagnostics"}
     assert len(re.findall(r' role="(img|group)" aria-label="', text)) == len(figures)
     assert len(set(outline.ids)) == len(outline.ids)
     inner = [target for target in outline.targets if target.startswith("#")]
@@ -88,6 +88,8 @@ def test_the_page_is_whole(report: Path) -> None:
     for target in outline.targets:
         assert target.startswith("#") or (report / target).is_file()  # nothing from a network
     assert "@import" not in text
+    curves = text[text.index('aria-label="Training curves') :].partition("</svg>")[0]
+    assert len(set(re.findall(r'<a class="point" href="#run-(\w+)">', curves))) == 6  # each run of the grid
     assert re.findall("<script.*?>", text) == ['<script type="application/json" id="fields">', "<script>"]
     in_readme = re.findall(r"^#+ (.*)$", (report / "README.md").read_text(), flags=re.MULTILINE)
     assert outline.headings == [*in_readme, "Runs"]
