@@ -11,11 +11,21 @@ import pwd
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # The base class is defined in the library, the lowest layer: `except UserError` catches its errors and ours.
 from vicregl.errors import UserError as UserError
+
+
+@contextmanager
+def errors_at(where: str) -> Iterator[None]:
+    """Begin the message of a UserError of the block with the place where the user finds its cause."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 class NotFiniteError(UserError):

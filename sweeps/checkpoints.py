@@ -17,7 +17,8 @@ from runtime.errors import UserError
 from runtime.rundir import Identity, finished_run
 from sweeps.keys import as_override
 
-PRETRAIN, WEIGHTS = "pretrain", "weights"  # stages
+# Stages. In `report` pretrain is also the source of the pretraining's own scores (online probe, loss, diagnostics).
+PRETRAIN, WEIGHTS = "pretrain", "weights"
 RUN = "run"  # the part of a run that another study, or a command, has made
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime import config as configs
 from runtime import files
-from runtime.errors import UserError
+from runtime.errors import UserError, errors_at
 from sweeps import local, processes
 from sweeps.checkpoints import WEIGHTS
 from sweeps.display import Display
@@ -126,11 +126,8 @@ def check_checkpoints(graph: Graph) -> None:
     for node in graph.nodes:
         if node.stage.name == WEIGHTS and node.run.result() is None:
             normalisations = [child.identity.config.get("normalisation") for child in node.children]
-            try:
-                with contextlib.redirect_stdout(sys.stderr):  # `plan --json` prints JSON alone
-                    _check_weights(node.overrides, normalisations)
-            except UserError as error:
-                raise UserError(f"{node.title}: {error}") from error
+            with errors_at(node.title), contextlib.redirect_stdout(sys.stderr):  # `plan --json` prints JSON alone
+                _check_weights(node.overrides, normalisations)
 
 
 def _check_weights(overrides: Sequence[str], normalisations: Sequence[Any]) -> None:
@@ -151,10 +148,8 @@ def _import_checkpoints(graph: Graph) -> None:
         if node.stage.name == WEIGHTS and node.run.result() is None:
             from eval.weights import import_weights  # loads torch
 
-            try:
+            with errors_at(node.title):
                 import_weights(node.stage.load(None, [*node.overrides, f"machine.runs={node.root}"]))
-            except UserError as error:
-                raise UserError(f"{node.title}: {error}") from error
 
 
 def _submit_here(graph: Graph, options: Namespace, nodes: Collection[Node] | None) -> int:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.published import Published, figure_of
 from runtime import config as configs
 from runtime.config import kept_checkpoint, require
 from runtime.config_keys import lookup, merge, nested
-from runtime.errors import UserError
+from runtime.errors import UserError, errors_at
 from runtime.rundir import Identity, Run
 from runtime.yaml_files import file_layers, parse_overrides
 from sweeps.checkpoints import RUN, WEIGHTS, CheckpointPart, EvalChange, open_finished
@@ -166,6 +166,15 @@ def _grid(study: Study, grid: dict[str, list[Any]]) -> Iterator[tuple[dict[str, 
             yield dict(zip(kept, values, strict=True)), control
 
 
+class _Loaded(NamedTuple):
+    """A config of a stage, and the file and overrides that it was read from."""
+
+    stage: Stage
+    file: str
+    overrides: tuple[str, ...]
+    config: Any
+
+
 class _Builder:
     """Makes each run's node once, whichever points of the study share it."""
 
@@ -188,41 +197,35 @@ class _Builder:
 
     def _read_once(self, file: str) -> dict[str, Any]:
         """Merge the values of the config file and of this command's `machine` keys, once for all runs."""
-        try:
+        with errors_at(f"{self.study.file}: pretrain"):
             layers = [*file_layers(Path(file)), ("", parse_overrides(self.machine))]
-        except UserError as error:
-            raise UserError(f"{self.study.file}: pretrain: {error}") from error
         return reduce(merge, (values for _, values in layers))
 
-    def _load_eval(self, name: str, part: EvalPart) -> tuple[Stage, str, tuple[str, ...], Any]:
+    def _load_eval(self, name: str, part: EvalPart) -> _Loaded:
         where = f"{self.study.file}: evals.{name}"
         stage = get_stage(part.stage, where)
         if stage.name in PARENT_STAGES:
             raise UserError(f"{where}: {stage.name} is no evaluation; allowed: any other stage")
         check_keys(f"{where}.set", part.set, stage.schema())
         file, overrides = config_path(part.config), tuple(as_override(k, v) for k, v in part.set.items())
-        return stage, file, overrides, stage.load_at(where, file, [*overrides, *self.machine])
+        with errors_at(where):
+            return _Loaded(stage, file, overrides, stage.load(file, [*overrides, *self.machine]))
 
     def _checkpoint(self, name: str, part: CheckpointPart) -> Point:
-        try:
+        with errors_at(f"{self.study.file}: checkpoints.{name}"):
             parent = self._weights(name, part) if part.run is None else self._run(name, part.run)
-            loaded = {each: self._eval_of(part, each) for each in self.evals}
-            evals = {
-                each: self._node(stage, each, name, config, file, overrides, parent, part.moment)
-                for each, (stage, file, overrides, config) in loaded.items()
-            }
+            evaluations = {each: self._eval_of(part, each) for each in self.evals}
+            evals = {each: self._node(each, name, loaded, parent, part.moment) for each, loaded in evaluations.items()}
             kept = not any(node.lacks_checkpoint for node in evals.values())
             require(kept, "epoch or at", part.moment, "a checkpoint that the run kept, in its folder checkpoints/")
-        except UserError as error:
-            raise UserError(f"{self.study.file}: checkpoints.{name}: {error}") from error
         varied = {CHECKPOINT: name, METHOD: part.method}
-        published = {each: figure_of(part.published, config) for each, (_, _, _, config) in loaded.items()}
+        published = {each: figure_of(part.published, loaded.config) for each, loaded in evaluations.items()}
         return Point({key: varied.get(key) for key in self.study.grid}, None, parent, evals, published)
 
     def _weights(self, name: str, part: CheckpointPart) -> Node:
         stage, overrides = get_stage(WEIGHTS, self.study.file), part.overrides()
-        config = configs.load(stage.schema(), None, [*overrides, *self.machine])
-        return self._node(stage, WEIGHTS, name, config, "", overrides, None)
+        config = stage.load(None, [*overrides, *self.machine])
+        return self._node(WEIGHTS, name, _Loaded(stage, "", overrides, config))
 
     def _run(self, name: str, path: str) -> Node:
         """Make the node of a finished run, which is evaluated where it lies."""
@@ -230,30 +233,28 @@ class _Builder:
         node = Node(self.pretrain_stage, RUN, name, identity, root, "", (), 1.0)
         return self.nodes.setdefault(node.run.path, node)
 
-    def _eval_of(self, part: CheckpointPart, name: str) -> tuple[Stage, str, tuple[str, ...], Any]:
+    def _eval_of(self, part: CheckpointPart, name: str) -> _Loaded:
         """Load the evaluation as it is for a row: with the row's images and changes."""
         common, change = self.study.evals[name], part.evals.get(name, EvalChange())
         chosen = common.replace(config=change.config or common.config, set=common.set | change.set)
         loaded = self._load_eval(name, chosen) if change != EvalChange() else self.evals[name]
-        images = {k: v for k, v in part.image_settings(loaded[3]).items() if k not in change.set}
+        images = {k: v for k, v in part.image_settings(loaded.config).items() if k not in change.set}
         return self._load_eval(name, chosen.replace(set=chosen.set | images)) if images else loaded
 
-    def _evaluations(self, label: str, parent: Node, moments: Mapping[str, Sequence[str]] = {}) -> dict[str, Node]:
+    def _evaluations(self, label: str, parent: Node, moments: Mapping[str, Sequence[str]]) -> dict[str, Node]:
         """Make the evaluations of a point, by name; those of kept checkpoints as "linear at 100 steps"."""
         return {
-            part: self._node(stage, part, label, config, file, overrides, parent, at)
-            for name, (stage, file, overrides, config) in self.evals.items()
-            for part, at in [(name, None), *((f"{name} at {moment}", moment) for moment in moments.get(name, []))]
+            part: self._node(part, label, loaded, parent, at)
+            for name, loaded in self.evals.items()
+            for part, at in [(name, None), *((f"{name} at {moment}", moment) for moment in moments[name])]
         }
 
     def _keep(self, pretrain: Node) -> dict[str, list[str]]:
         """Have the pretraining keep its checkpoints, and return the moments at which each evaluation takes one."""
         duration = pretrain.identity.config["train"]["duration"]
-        try:
+        with errors_at(self.study.file):
             moments = {name: self.study.moments(name, duration) for name in self.evals}
             kept = {*self.study.kept_every(duration), *itertools.chain(*moments.values())}
-        except UserError as error:
-            raise UserError(f"{self.study.file}: {error}") from error
         pretrain.keep = tuple(sorted(kept, key=lambda moment: int(moment.split()[0])))
         return moments
 
@@ -266,12 +267,9 @@ class _Builder:
         )
         overrides = tuple(as_override(k, v) for k, v in changes.items())
         file, stage = config_path(part.config), self.pretrain_stage
-        try:
-            layers = [(file, base), ("command line", nested(changes))]
-            config = configs.from_layers(stage.schema(), layers)
-        except UserError as error:
-            raise UserError(f"{self.study.file}: pretrain ({label}): {error}") from error
-        pretrain = self._node(stage, PRETRAIN, label, config, file, overrides, None)
+        with errors_at(f"{self.study.file}: pretrain ({label})"):
+            config = configs.from_layers(stage.schema(), [(file, base), ("command line", nested(changes))])
+        pretrain = self._node(PRETRAIN, label, _Loaded(stage, file, overrides, config))
         resolved = pretrain.identity.config
         values = {key: lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
         if self.study.checkpoints:
@@ -279,17 +277,8 @@ class _Builder:
             values = {key: (row | values).get(key) for key in self.study.grid}
         return Point(values, control, pretrain, self._evaluations(label, pretrain, self._keep(pretrain)))
 
-    def _node(
-        self,
-        stage: Stage,
-        part: str,
-        label: str,
-        config: Any,
-        file: str,
-        overrides: tuple[str, ...],
-        parent: Node | None,
-        at: str | None = None,
-    ) -> Node:
+    def _node(self, part: str, label: str, loaded: _Loaded, parent: Node | None = None, at: str | None = None) -> Node:
+        stage, file, overrides, config = loaded
         identity = stage.identity(config, None if parent is None else parent.identity, at)
         node = Node(stage, part, label, identity, config.machine.runs, file, overrides, stage.work(config), parent, at)
         known = self.nodes.setdefault(node.run.path, node)

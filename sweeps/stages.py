@@ -48,13 +48,6 @@ class Stage:
     def load(self, file: str | Path | None, overrides: Sequence[str]) -> Any:
         return configs.load(self.schema(), file, overrides)
 
-    def load_at(self, where: str, file: str | Path, overrides: Sequence[str]) -> Any:
-        """Do as `load`, with errors that name the place in a study."""
-        try:
-            return self.load(file, overrides)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-
     def identity(self, config: Any, parent: Identity | None = None, at: str | None = None) -> Identity:
         make = importlib.import_module(self.module if self.config_class else "eval.config").identity
         evaluated = [] if parent is None else [parent.hash, *([] if at is None else [at])]

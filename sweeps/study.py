@@ -39,11 +39,10 @@ from runtime.errors import UserError
 from runtime.provenance import PROJECT
 from runtime.yaml_files import file_layers
 from sweeps import stages
+from sweeps.checkpoints import PRETRAIN as PRETRAIN
 from sweeps.checkpoints import CheckpointPart
 from sweeps.keys import as_text
 
-# As the source of a score in `report`: the pretraining's own result (its online probe, its loss, its diagnostics).
-PRETRAIN = "pretrain"
 KEPT = "kept"  # in `at`: every checkpoint of pretrain.keep_every
 CHECKPOINT, METHOD = "checkpoint", "method"  # the keys in which the rows of a study of checkpoints differ
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
