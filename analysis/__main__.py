@@ -25,6 +25,7 @@ from analysis.questions import best, compare
 from analysis.report import require_parquet, write_report
 from analysis.report_data import load_report_data
 from analysis.together import write_together
+from runtime.config import parse_command
 from runtime.errors import UserError, run_command
 
 LIMIT = "--min-"  # and the name of a score
@@ -60,7 +61,7 @@ def _report(argv: Sequence[str]) -> None:
     parser.add_argument("--points", metavar="FILE.csv", help="own or others' points: name,score,data,protocol,value")
     parser.add_argument("--parquet", action="store_true", help="write results.parquet too; needs pyarrow")
     parser.add_argument("--force", action="store_true", help="replace a report that has scores which this one lacks")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parse_command(parser, argv)
     studies = [word for word in arguments.words if "=" not in word]
     machine = [word for word in arguments.words if "=" in word]
     if not studies:
@@ -103,7 +104,7 @@ def _compare(argv: Sequence[str]) -> None:
     parser.add_argument("a", help="a row of the study: 0.9, loss.alpha=0.9,loss.local=both, or a control's name")
     parser.add_argument("b", help="another row")
     parser.add_argument("machine", nargs="*", default=[], help="machine.runs=FOLDER, where the runs are")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parse_command(parser, argv)
     data = load_report_data(arguments.study, arguments.machine, arguments.results)
     print("\n".join(compare(data, arguments.a, arguments.b)))
 
@@ -113,7 +114,7 @@ def _best(argv: Sequence[str]) -> None:
     parser.add_argument("--by", required=True, help="the score that decides, such as miou or segmentation.miou")
     parser.add_argument("machine", nargs="*", default=[], help="machine.runs=FOLDER, where the runs are")
     limits, rest = _limits(argv)
-    arguments = parser.parse_intermixed_args(rest)
+    arguments = parse_command(parser, rest)
     data = load_report_data(arguments.study, arguments.machine, arguments.results)
     print("\n".join(best(data, arguments.by, limits)))
 

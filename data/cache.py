@@ -279,7 +279,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--on-bad-image", choices=("stop", "skip"), default="stop")
     parser.add_argument("--check", action="store_true", help="verify every checksum of a finished cache")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value of the dataset, as root=/path")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = configs.parse_command(parser, argv)
     check_short_side(arguments.short_side)
     config = configs.load(DataConfig, None, [f"name={arguments.dataset}", *arguments.overrides])
     dataset = open_dataset(config)

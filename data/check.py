@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES, help="files of each split to read")
     parser.add_argument("--out", type=Path, help="the picture; default: reports/check/<dataset>.png")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value, as data.root=/path")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = configs.parse_command(parser, argv)
     require(arguments.samples >= 1, "--samples", arguments.samples, "1 or more")
     config = configs.load(CheckConfig, None, [f"data.name={arguments.dataset}", *arguments.overrides])
     dataset = open_dataset(config.data)

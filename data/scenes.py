@@ -154,7 +154,7 @@ def _write_scene(folder: Path, split: str, name: str, scene: Scene) -> bytes:
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.scenes", description="Make the embedded dataset.")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value, as train=500")
-    config = configs.load(ScenesConfig, None, parser.parse_args(argv).overrides)
+    config = configs.load(ScenesConfig, None, configs.parse_command(parser, argv).overrides)
     print(f"scenes: {config.train} train and {config.val} val images in {prepare(config)}")
 
 

@@ -51,6 +51,9 @@ def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work) -> None:
 def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: World) -> None:
     arguments = EvalArguments.parse(argv, schema.stage)
     config = configs.load(schema, arguments.config, arguments.overrides)
+    if arguments.cfg:
+        print(configs.as_yaml(config), end="")
+        return
     parent = arguments.open_parent(config.machine.runs, config.normalisation)
     name = identity(config, parent.hash, parent.at)
     if Run.at(config.machine.runs, name).result() is None:
@@ -86,6 +89,7 @@ class EvalArguments:
     prefix: str | None = None
     ignore: tuple[str, ...] = ()
     at: str | None = None
+    cfg: bool = False
 
     @classmethod
     def parse(cls, argv: Sequence[str], stage: str) -> EvalArguments:
@@ -97,6 +101,7 @@ class EvalArguments:
         parser.add_argument("words", nargs="*", default=[], metavar="RUN key=value", help=about)
         file = f"eval/configs/{'seg' if stage == 'segmentation' else stage}_scenes.yaml"
         parser.add_argument("--config", required=True, help=f"a YAML file, as {file}")
+        parser.add_argument("--cfg", action="store_true", help="print the resolved config, and stop; needs no RUN")
         parser.add_argument("--at", metavar="MOMENT", help='a checkpoint that RUN kept, as "500 steps" or "10 epochs"')
         parser.add_argument("--weights", type=Path, help="in place of RUN: a published file, or a backbone.safetensors")
         parser.add_argument("--arch", help="the network of --weights, by timm's name, as resnet50")
@@ -107,8 +112,10 @@ class EvalArguments:
         parser.add_argument(
             "--ignore", action="append", default=[], metavar="KEY", help="leave out its keys that begin so (repeatable)"
         )
-        options = parser.parse_intermixed_args(argv)
+        options = configs.parse_command(parser, argv)
         words = list(options.words)
+        if options.cfg:  # needs no run
+            return cls(options.config, [word for word in words if "=" in word], None, None, None, [], cfg=True)
         if options.weights is None:
             _require(bool(words), "no run was given; expected a directory as runs/pretrain/<run>, or --weights FILE")
             alone = not (options.arch or options.arch_arg or options.prefix or options.ignore)

@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.weights", description="Import weights, strictly.")
     help_text = "file=resnet50.pth arch=resnet50; or timm=resnet50.a1_in1k; or loader=my_module:function"
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help_text)
-    parent = import_weights(configs.load(WeightsConfig, None, parser.parse_args(argv).overrides))
+    parent = import_weights(configs.load(WeightsConfig, None, configs.parse_command(parser, argv).overrides))
     print(f"{parent.run.path} is done")
 
 

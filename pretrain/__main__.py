@@ -29,11 +29,15 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pretrain", description="Pretrain one network.")
     parser.add_argument("--config", required=True, help="a YAML file, e.g. pretrain/configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value, e.g. loss.alpha=0.9")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--cfg", action="store_true", help="print the run's directory and resolved config, and stop")
+    arguments = configs.parse_command(parser, argv)
     config = configs.load(PretrainConfig, arguments.config, arguments.overrides)
+    run_identity = identity(config)
+    if arguments.cfg:
+        print(f"# {Run.at(config.machine.runs, run_identity).path}\n{configs.as_yaml(config)}", end="")
+        return
     world = world_from_environment()
     config.train.share(world.size)
-    run_identity = identity(config)
     dataset: Dataset | None = None
     if Run.at(config.machine.runs, run_identity).state() == "new":
         from pretrain.training import preflight

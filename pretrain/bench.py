@@ -25,7 +25,7 @@ from data.loader import PretrainLoader
 from data.views import ViewMaker, sample_generator
 from pretrain.show import load_config, view_maker
 from pretrain.training import make_loader
-from runtime.config import require
+from runtime.config import parse_command, require
 from runtime.device import available_cores, choose_device
 from runtime.errors import run_command
 from runtime.world import World
@@ -155,7 +155,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workers", help="numbers of workers, as 0,1,2; default: 0, 1, 2, 4, ... up to the cores")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value, as views.execution=device")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parse_command(parser, argv)
     cores = available_cores()
     numbers = _numbers(arguments.workers) or [0, *(n for n in (1 << power for power in range(10)) if n <= cores)]
     config = load_config(arguments.config, arguments.overrides)

@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("build/views.png"), help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value, as seed=1")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = configs.parse_command(parser, argv)
     require(arguments.images >= 1, "--images", arguments.images, "1 or more")
     config = load_config(arguments.config, arguments.overrides)
     store = open_store(open_dataset(config.data), config.views.short_side, config.data.on_bad_image, memory_bytes=0)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -31,7 +33,7 @@ from pydantic import (
 
 from runtime.config_keys import Layer, explain, merge
 from runtime.errors import UserError
-from runtime.yaml_files import file_layers, parse_overrides
+from runtime.yaml_files import dump_yaml, file_layers, parse_overrides
 
 T = TypeVar("T", bound="Config")
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -166,6 +168,18 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
         raise UserError(f"config: {key} = {value!r} is not possible; allowed: {allowed}")
 
 
+def parse_command(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse a command line on which overrides may stand anywhere, as `key=value` or `--key=value`."""
+
+    def plain(word: str) -> str:
+        name = word.partition("=")[0]
+        # argparse takes the beginning of an option's name for the whole
+        is_option = any(option.startswith(name) for option in parser._option_string_actions)
+        return word if is_option or not re.match(r"--[\w.]+=", word) else word[2:]
+
+    return parser.parse_intermixed_args([plain(word) for word in argv])
+
+
 def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Load a config of class `schema` from a YAML file (its `base:` file first) and `key=value` overrides.
 
@@ -192,6 +206,11 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
         ) from error
     except (TypeError, ValueError, RecursionError) as error:  # a date, a number that JSON does not have
         raise UserError(f"{layers[-1][0]}: expected text, numbers, lists and mappings: {error}") from error
+
+
+def as_yaml(config: BaseModel) -> str:
+    """Write the resolved config as a file that `load` reads."""
+    return dump_yaml(to_dict(config))
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:

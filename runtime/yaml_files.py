@@ -135,5 +135,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def dump_yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False, width=100))
+
+
 def write_yaml(path: Path, value: Any) -> None:
-    files.write_text(path, yaml.safe_dump(value, sort_keys=False, width=100))
+    files.write_text(path, dump_yaml(value))

@@ -41,8 +41,9 @@ COMMANDS: dict[str, Callable[[Graph, argparse.Namespace], int]] = {
 
 def main(argv: Sequence[str]) -> int:
     # They may stand anywhere among the options. The title of a run, which has a "=" too, has a space before it.
-    machine = [text for text in argv if re.match(r"[\w.]+=", text)]
-    options = _parser().parse_args([text for text in argv if text not in machine])
+    words = [re.sub(r"^--(?=\w+\.[\w.]+=)", "", text) for text in argv]  # no option has a dot in its name
+    machine = [text for text in words if re.match(r"[\w.]+=", text)]
+    options = _parser().parse_args([text for text in words if text not in machine])
     options.machine = tuple(machine)
     graph = build(load_study(options.study), machine)
     return COMMANDS[options.command](graph, options)

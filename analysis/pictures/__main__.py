@@ -33,7 +33,7 @@ from eval.parent import STAGE as PRETRAIN
 from eval.predictions import thin
 from eval.segmentation_config import SegmentationConfig
 from runtime import files
-from runtime.config import require
+from runtime.config import parse_command, require
 from runtime.errors import UserError, run_command
 from runtime.rundir import Run
 from sweeps.graph import Graph, Node, Point, build
@@ -79,7 +79,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="side of the images for maps, in pixels (default: the large views')")
     parser.add_argument("--matches", type=int, help="number of matches (default: as many as the run's criterion keeps)")
     parser.add_argument("--data", help="folder of the dataset, if it is no longer where the run's config says")
-    options = parser.parse_intermixed_args(argv)
+    options = parse_command(parser, argv)
     options.words = [word.rstrip("/") for word in options.words]
     for name, least in (("images", 1), ("size", 8), ("matches", 1)):
         value = getattr(options, name)

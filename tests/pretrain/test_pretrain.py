@@ -316,3 +316,18 @@ def test_an_impossible_run_is_one_line_and_makes_nothing(override, expected, arg
     assert expected in printed
     assert printed.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_cfg_prints_a_config_of_the_same_run_and_makes_nothing(tmp_path, capsys):
+    def shown(*argv):
+        main([*argv, "--cfg"])
+        return capsys.readouterr().out
+
+    stored = tmp_path / "printed.yaml"
+    quickstart = str(ROOT / "pretrain/configs/quickstart.yaml")
+    printed = shown("loss.alpha=0.3", "--config", quickstart, "--seed=7", f"--machine.runs={tmp_path}/runs")
+    stored.write_text(printed, encoding="utf-8")
+    assert printed.startswith(f"# {tmp_path}/runs/pretrain/")
+    assert "alpha: 0.3\n" in printed
+    assert shown("--config", str(stored)) == printed
+    assert [path.name for path in tmp_path.iterdir()] == ["printed.yaml"]

@@ -1,5 +1,7 @@
 """Configs: what passes, and what the messages of the rest say."""
 
+from argparse import ArgumentParser
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,3 +146,15 @@ def test_durations(text, steps):
 def test_durations_without_a_unit_or_a_sense_are_refused(text):
     with pytest.raises(UserError, match=r"^test: train\.duration = .* allowed: a number and its unit"):
         configs.from_layers(Whole, [("test", {"train": {"duration": text}})])
+
+
+@given(st.permutations(["--file=a=b", "--verb", "RUN", "--inner.rate=0.2", "steps=4", "--root=my runs"]))
+def test_overrides_with_dashes_may_stand_anywhere(words):
+    parser = ArgumentParser()
+    parser.add_argument("--file")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("words", nargs="*")
+    options = configs.parse_command(parser, words)
+    assert (options.file, options.verbose) == ("a=b", True)
+    plain = [word.removeprefix("--") for word in words if word not in ("--file=a=b", "--verb")]
+    assert options.words == plain

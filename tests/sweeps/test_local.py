@@ -224,7 +224,7 @@ def test_plan_and_status_for_scripts(small_graph: MakeGraph, capsys: pytest.Capt
     assert command.main(["status", "study.yaml"]) == 3
     run(small_graph())
     capsys.readouterr()
-    assert command.main(["status", "study.yaml", "machine.runs=runs", "--json"]) == 0
+    assert command.main(["status", "study.yaml", "machine.threads=1", "--machine.runs=runs", "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["counts"] == {"done": 4}
     assert status["seconds_left"] == 0
