@@ -99,9 +99,17 @@ def load_tag(tag: str, file: Path, backbone: Backbone) -> None:
         backbone.trunk.load_state_dict(whole.state_dict(), strict=True)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{file} does not fit timm's {tag}: {' '.join(str(error).split())}") from error
-    broken = [key for key, value in backbone.trunk.state_dict().items() if not torch.isfinite(value).all()]
+    _refuse_unusable(str(file), backbone.trunk.state_dict())
+
+
+def _refuse_unusable(source: str, state: Mapping[str, Any]) -> None:
+    """UserError for a state that names no tensor, something else than tensors, or values that are not finite."""
+    others = [f"{key} ({type(value).__name__})" for key, value in state.items() if not isinstance(value, Tensor)]
+    if others or not state:
+        raise UserError(f"{source}: the state_dict holds {', '.join(others) or 'nothing'}; expected tensors alone")
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if broken:
-        raise UserError(f"{file} has values of {broken[0]} that are not finite")
+        raise UserError(f"{source} has values of {broken[0]} that are not finite")
 
 
 class MapNetwork(nn.Module):
@@ -132,9 +140,11 @@ def call_loader(loader: str, args: Mapping[str, Any]) -> Backbone:
     is_timms = all(hasattr(module, name) for name in ("forward_features", "pretrained_cfg", "num_features"))
     trunk = module.eval() if is_timms else MapNetwork(module.eval(), _map_channels(loader, module))
     try:
-        return Backbone(loader, trunk)
+        backbone = Backbone(loader, trunk)
     except (InvalidInputError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"loader {loader}: its network gives no map on the device of its images: {error}") from error
+    _refuse_unusable(f"loader {loader}", module.state_dict())
+    return backbone
 
 
 def _loader_function(loader: str) -> Any:

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import save_file
 
 from eval.parent import WEIGHTS, Parent, open_parent
-from eval.sources import call_loader, load_tag
+from eval.sources import call_loader, digest_of_tensors, load_tag
 from eval.weights_config import WeightsConfig, digest_of, identity
 from runtime import config as configs
 from runtime import files
@@ -50,10 +50,12 @@ def read_weights(config: WeightsConfig, device: str = "cpu") -> tuple[Backbone, 
     UserError if they are missing or unreadable, not those that the config expects, or do not fit the network in every
     key and shape.
     """
-    digest_of(config)
+    digest = digest_of(config)
     name, args = config.network
     if config.loader is not None:
         backbone = call_loader(config.loader, config.args)
+        if digest_of_tensors(backbone.trunk.state_dict()) != digest:
+            raise UserError(f"loader {name} returned other weights when it was called again; expected the same tensors")
     else:
         backbone = _create(name, args, device if config.timm is None else "cpu")
         if config.timm is None:
@@ -86,7 +88,8 @@ def _load_file(config: WeightsConfig, backbone: Backbone) -> LoadReport:
 def _import(config: WeightsConfig, name: Identity) -> None:
     """Load the weights before anything is made; a second process waits for the first."""
     backbone, report = read_weights(config)
-    tensors = {key: value.contiguous() for key, value in backbone.trunk.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as tied layers do.
+    tensors = {key: value.contiguous().clone() for key, value in backbone.trunk.state_dict().items()}
     source = {"loader": config.loader} if config.loader else {"file": str(config.path.resolve())}
     until = time.monotonic() + WAIT_SECONDS
     while True:

@@ -19,6 +19,7 @@ from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
 from runtime.config import Duration, kept_checkpoint
 from runtime.device import choose_convolutions, choose_device, computes_bfloat16, memory_bytes
+from runtime.distributed import broadcast
 from runtime.errors import UserError
 from runtime.progress import describe_bytes
 from runtime.rundir import Run
@@ -64,7 +65,9 @@ class Training:
         network = wrap_for_processes(model := prepare_model(model, config, device, world), config, device, world)
         probe = make_probe(config, dataset, model, device)
         scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
-        optimizer, precision = make_optimizer(model, config.optimizer), choose_precision(config.train.precision, device)
+        # Of one process for all: their processors may differ.
+        precision = broadcast(choose_precision(config.train.precision, device))
+        optimizer = make_optimizer(model, config.optimizer)
         state = TrainingState(model, optimizer, probe, scaler, device, world, precision)
         criterion = VICRegLCriterion(config.loss)
         training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, launched)

@@ -45,10 +45,36 @@ class Fixed(nn.Module):
 
 def timms():
     import timm
+    torch.manual_seed(0)
     return timm.create_model("tf_efficientnet_lite0", num_classes=0)
 
 def text():
     return "network"
+
+def unseeded():
+    return nn.Conv2d(3, 8, 3, stride=4, padding=1)
+
+def tied():
+    layer = nn.Conv2d(8, 8, 1)
+    layer.load_state_dict({"weight": torch.eye(8).view(8, 8, 1, 1), "bias": torch.ones(8)})
+    return nn.Sequential(tiny(), layer, layer)
+
+def infinite():
+    network = tiny()
+    network[0].bias.data[0] = float("inf")
+    return network
+
+class Extra(nn.Conv2d):
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+    def set_extra_state(self, state): ...
+
+def extra():
+    return Extra(3, 8, 3, stride=4)
+
+def no_weights():
+    return nn.AvgPool2d(4)
 """
 
 
@@ -157,6 +183,13 @@ def test_the_network_of_a_loader_must_be_the_same_each_time(loaders, tmp_path):
         read_weights(config(tmp_path, loader=f"{loaders}:tiny", sha256="0" * 64))
 
 
+def test_a_loaders_layers_may_be_tied(loaders, tmp_path):
+    parent = import_weights(config(tmp_path, loader=f"{loaders}:tied"))
+    images = torch.randn(2, 3, 32, 32)
+    tiny = load_parent_backbone(import_weights(config(tmp_path, loader=f"{loaders}:tiny"))).eval()
+    torch.testing.assert_close(load_parent_backbone(parent).eval()(images)[0], tiny(images)[0] + 2)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -165,9 +198,13 @@ def test_the_network_of_a_loader_must_be_the_same_each_time(loaders, tmp_path):
         ("Fixed", "gives no map on the device of its images"),
         ("text", "returned str; expected an nn.Module"),
         ("missing", "cannot be imported"),
+        ("unseeded", "returned other weights when it was called again"),
+        ("infinite", "has values of 0.bias that are not finite"),
+        ("extra", r"holds _extra_state \(dict\); expected tensors alone"),
+        ("no_weights", "holds nothing; expected tensors alone"),
     ],
 )
-def test_a_loader_that_gives_no_map_is_refused(loaders, tmp_path, function, message):
+def test_a_loader_that_gives_no_map_or_no_weights_is_refused(loaders, tmp_path, function, message):
     with pytest.raises(UserError, match=message):
         import_weights(config(tmp_path, loader=f"{loaders}:{function}"))
     assert not (tmp_path / "runs").exists()

@@ -123,6 +123,14 @@ def test_two_processes_are_one_and_each_goes_on_with_the_other_s_run(tmp_path, a
 
 
 @pytest.mark.slow
+def test_auto_precision_is_that_of_process_0_in_all(tmp_path, arguments, ranks) -> None:
+    started = ranks(2, WORKER, "mixed", *arguments(tmp_path, "train.precision=auto"))
+    for code, _, errors in ranks.ended(started):
+        assert (code, "precision bfloat16" in errors) == (0, True), errors
+    assert (only_run(tmp_path).result() or {})["precision"] == "bfloat16"
+
+
+@pytest.mark.slow
 def test_three_processes_with_local_stages_and_clipping(tmp_path, arguments, ranks) -> None:
     """More than two, which sums and shares of halves would not tell apart."""
     options = ["model.local_stages=[-2,-1]", "train.clip_norm=1", "optimizer.name=lars", "optimizer.base_lr=0.3"]

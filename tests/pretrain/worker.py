@@ -2,6 +2,7 @@
 
 double     everything in float64, so that two ways of computing the same can be distinguished from two different things
 fail=R:S   process R fails at step S
+mixed      process 0 alone has a processor that computes bfloat16; each prints the precision that it takes
 """
 
 import os
@@ -11,6 +12,7 @@ import torch
 
 import pretrain.train
 from data.loader import PretrainLoader
+from pretrain import training
 from pretrain.__main__ import main
 from runtime.errors import run_command
 
@@ -39,10 +41,23 @@ def fail(rank: str, step: int) -> None:
     pretrain.train.training_step = fail_at_step
 
 
+def mixed() -> None:
+    training.computes_bfloat16 = lambda device: os.environ["RANK"] == "0"
+    resume = training.Training.resume
+
+    def resume_aloud(self):
+        resume(self)
+        print(f"precision {self.state.precision}", file=sys.stderr)
+
+    training.Training.resume = resume_aloud
+
+
 if __name__ == "__main__":
     change, sys.argv = sys.argv[1], ["pretrain", *sys.argv[2:]]
     if change == "double":
         double()
+    elif change == "mixed":
+        mixed()
     elif change.startswith("fail="):
         rank, step = change.removeprefix("fail=").split(":")
         fail(rank, int(step))
