@@ -227,7 +227,7 @@ def group(check: Check) -> Iterator[Finding]:
 
 
 def norm_of_group(check: Check, name: str) -> Finding:
-    """BatchNorm over processes beside torch's own of one process: the same numbers without waits."""
+    """Compare BatchNorm over processes with torch's own of one process: the same numbers, without waits."""
     images, channels, side = (4, 8, 6) if check.small else (64, 256, 28)
     torch.manual_seed(0)
     x = torch.randn(images, channels, side, side, device=check.device, dtype=torch.bfloat16)
@@ -244,21 +244,19 @@ def norm_of_group(check: Check, name: str) -> Finding:
         "torch's of one process ms": milliseconds(lambda: work(plain), check.device),
     }
     waits = check.waits(lambda: work(shared))
-    return Finding(
-        f"BatchNorm over {name}", error < 0.05 and not waits, {**times, "differ by": error, "waits": waits or 0}
-    )
+    figures = {**times, "differ by": error, "waits": waits or 0}
+    return Finding(f"BatchNorm over {name}", error < 0.05 and not waits, figures)
 
 
 def step_of_group(check: Check, name: str) -> Finding:
-    """DDP leaves the gradients of the module alone."""
+    """Check that DDP's gradients are those of the module alone."""
     torch.manual_seed(0)
     alone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).to(check.device)
     x = torch.randn(16, 3, 8, 8, device=check.device)
     expected = torch.autograd.grad(alone(x).square().sum(), list(alone.parameters()))
     devices = None if check.on_cpu else [check.device]
-    nn.parallel.DistributedDataParallel(alone, device_ids=devices, gradient_as_bucket_view=True)(
-        x
-    ).square().sum().backward()
+    network = nn.parallel.DistributedDataParallel(alone, device_ids=devices, gradient_as_bucket_view=True)
+    network(x).square().sum().backward()
     pairs = zip(alone.parameters(), expected, strict=True)
     error = max(float((p.grad - g).norm() / g.norm()) for p, g in pairs if p.grad is not None)
     return Finding(f"DDP over {name}", error < 1e-3, {"gradients differ by": error})

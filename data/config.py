@@ -19,7 +19,7 @@ IMAGENET: Normalisation = (MEAN, STD)
 _Colours = Annotated[list[float], Field(min_length=3, max_length=3)]
 # Of an evaluation. null: those that came with the weights, else ImageNet's, refused for a network of others; imagenet;
 # network (its own); a tag of timm's weights of it; or both, as [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]].
-NormalisationName = str | Annotated[list[_Colours], Field(min_length=2, max_length=2)] | None
+NormalisationChoice = str | Annotated[list[_Colours], Field(min_length=2, max_length=2)] | None
 Interpolation = Literal["bilinear", "bicubic"]
 
 DatasetName = Literal["scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k"]

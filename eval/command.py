@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from data.check import preflight
-from data.config import DataConfig, NormalisationName
+from data.config import DataConfig, NormalisationChoice
 from eval.config import DenseKnnConfig, EvalConfig, identity
 from eval.parent import (
     Parent,
@@ -129,7 +129,7 @@ class EvalArguments:
         described = options.weights, options.arch, options.arch_arg, options.prefix, tuple(options.ignore)
         return cls(options.config, words, None, *described)
 
-    def open_parent(self, runs: str, normalisation: NormalisationName) -> Parent:
+    def open_parent(self, runs: str, normalisation: NormalisationChoice) -> Parent:
         """Open the run, or import the weights file; with the mean and deviation that its images are normalised by."""
         if self.weights is None:
             parent = open_parent(self.run or "", self.at)

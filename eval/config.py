@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from data.config import DataConfig, Interpolation, NormalisationName
+from data.config import DataConfig, Interpolation, NormalisationChoice
 from eval.segmentation_config import SegmentationConfig
 from eval.subset import digest
 from runtime.config import (
@@ -63,7 +63,7 @@ class LinearConfig(PooledConfig):
     subset: str | None = added_later(None)  # path of a text file: an image a line, as n01440764_10026.JPEG
     finetune: bool = added_later(False)  # augmented, with one of learning_rates
     backbone_learning_rate: float = added_later(0.0)  # with finetune; learning_rates is the head's
-    normalisation: NormalisationName = added_later(None)
+    normalisation: NormalisationChoice = added_later(None)
     interpolation: Interpolation = added_later("bilinear")  # of every resize
     machine: EvalMachineConfig = EvalMachineConfig()
 
@@ -135,7 +135,7 @@ class KnnConfig(PooledConfig):
     held_out: HeldOut = 0.02  # share of each class of train (in scenes, of its source digits); unused if k is set
     batch_size: PositiveInt = 256
     seed: NonNegativeInt = 0  # of the held-out slice
-    normalisation: NormalisationName = added_later(None)
+    normalisation: NormalisationChoice = added_later(None)
     interpolation: Interpolation = added_later("bilinear")  # of every resize
     machine: KnnMachineConfig = KnnMachineConfig()
 
@@ -179,7 +179,7 @@ class DenseKnnConfig(ComputeConfig):
     temperature: Annotated[float, Field(ge=0.005)] = 0.02  # a neighbour votes with exp(cosine / temperature)
     batch_size: PositiveInt = 32
     seed: NonNegativeInt = 0  # of the positions that are kept
-    normalisation: NormalisationName = None
+    normalisation: NormalisationChoice = None
     machine: KnnMachineConfig = KnnMachineConfig()
 
     def check(self) -> None:

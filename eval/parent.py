@@ -10,7 +10,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from data.config import IMAGENET, Normalisation, NormalisationName
+from data.config import IMAGENET, Normalisation, NormalisationChoice
 from eval.sources import call_loader
 from eval.weights_config import STAGE as WEIGHTS_STAGE
 from runtime.config import kept_checkpoint
@@ -90,25 +90,25 @@ def require_class_token(parent: Parent) -> None:
         raise UserError(f"config: pooled = 'class_token' is not possible: {name} has no class token; allowed: mean")
 
 
-def choose_normalisation(parent: Parent, name: NormalisationName) -> Normalisation:
+def choose_normalisation(parent: Parent, choice: NormalisationChoice) -> Normalisation:
     """Return the mean and deviation for the parent's images, by its pretraining, its own weights, or timm's of it."""
     if "weights" not in parent.config:
-        return normalisation_of_run(parent, name)
+        return normalisation_of_run(parent, choice)
     network, known = parent.config["model"]["backbone"]["name"], _stated(parent)
     if known is not None:
-        return _choose_normalisation(network, known, "network" if name is None else name)
+        return _resolve_normalisation(network, known, "network" if choice is None else choice)
     if "loader" not in parent.config["weights"]:
-        return normalisation_of_weights(network, name)
-    if name == "network":
+        return normalisation_of_weights(network, choice)
+    if choice == "network":
         raise UserError(
             f"config: normalisation = network is not possible: the module of {network} does not state its own"
         )
-    return _choose_normalisation(network, IMAGENET, name)
+    return _resolve_normalisation(network, IMAGENET, choice)
 
 
-def normalisation_source(parent: Parent, name: NormalisationName) -> str:
+def normalisation_source(parent: Parent, choice: NormalisationChoice) -> str:
     """Return what the mean and deviation are taken from, for result.json."""
-    if name is not None:
+    if choice is not None:
         return "config"
     if "weights" not in parent.config:
         return "pretraining"
@@ -121,23 +121,23 @@ def _stated(parent: Parent) -> Normalisation | None:
     return None if stated is None else (tuple(stated[0]), tuple(stated[1]))
 
 
-def normalisation_of_run(parent: Parent, name: NormalisationName) -> Normalisation:
-    """Choose as `_choose_normalisation`, by the mean and deviation of the run's pretraining."""
+def normalisation_of_run(parent: Parent, choice: NormalisationChoice) -> Normalisation:
+    """Do as `_resolve_normalisation`, by the mean and deviation of the run's pretraining."""
     views = parent.config.get("views", {})
     own = views.get("mean", IMAGENET[0]), views.get("std", IMAGENET[1])
-    return _choose_normalisation(parent.run.path.name, own, name)
+    return _resolve_normalisation(parent.run.path.name, own, choice)
 
 
-def normalisation_of_weights(arch: str, name: NormalisationName) -> Normalisation:
-    """Choose as `_choose_normalisation`, by those of timm's default weights of the network.
+def normalisation_of_weights(arch: str, choice: NormalisationChoice) -> Normalisation:
+    """Do as `_resolve_normalisation`, by those of timm's default weights of the network.
 
     Prints which of timm's other weights have others, because a file does not say which weights it holds.
     """
     default = timm.get_pretrained_cfg(arch)
     own = IMAGENET if default is None else (default.mean, default.std)
-    chosen = _choose_normalisation(arch, own, name)
+    chosen = _resolve_normalisation(arch, own, choice)
     others = [tag for tag in _tags(arch) if _normalisation_of_tag(arch, tag) != own]
-    if name is None and others:
+    if choice is None and others:
         print(
             f"normalised with ImageNet's mean and deviation; for {len(others)} of timm's weights of {arch} others are "
             f"right: normalisation={others[0]}",
@@ -146,24 +146,24 @@ def normalisation_of_weights(arch: str, name: NormalisationName) -> Normalisatio
     return chosen
 
 
-def _choose_normalisation(network: str, own: Normalisation, name: NormalisationName) -> Normalisation:
-    """Return the mean and deviation of that name: ImageNet's, `own` of the network, or those of a timm tag.
+def _resolve_normalisation(network: str, own: Normalisation, choice: NormalisationChoice) -> Normalisation:
+    """Return the mean and deviation that were chosen: ImageNet's, `own` of the network, or those of a timm tag.
 
     UserError where ImageNet's and the network's differ and the config does not choose. The published pretraining
     divides red by 0.228 and its evaluations by 0.229: that is no difference.
     """
-    if isinstance(name, list):
-        return tuple(name[0]), tuple(name[1])
-    if name not in (None, "imagenet", "network"):
-        return _normalisation_of_tag(network, str(name))
+    if isinstance(choice, list):
+        return tuple(choice[0]), tuple(choice[1])
+    if choice not in (None, "imagenet", "network"):
+        return _normalisation_of_tag(network, str(choice))
     differ = max(abs(a - b) for pair in zip(own, IMAGENET, strict=True) for a, b in zip(*pair, strict=True)) > 0.005
-    if name is None and differ:
+    if choice is None and differ:
         raise UserError(
             f"config: normalisation is not set, and {network} has mean {list(own[0])} and deviation {list(own[1])} "
             f"where ImageNet has {list(IMAGENET[0])} and {list(IMAGENET[1])}. Choose what the weights "
             "were trained with: normalisation=network or normalisation=imagenet"
         )
-    return own if name == "network" else IMAGENET
+    return own if choice == "network" else IMAGENET
 
 
 def _normalisation_of_tag(arch: str, tag: str) -> Normalisation:

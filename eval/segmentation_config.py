@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from data.config import DataConfig, NormalisationName
+from data.config import DataConfig, NormalisationChoice
 from runtime.config import ComputeConfig, Config, EvalMachineConfig, Momentum, PositiveInt, added_later, require
 
 
@@ -77,7 +77,7 @@ class SegmentationConfig(ComputeConfig):
     batch_size: Annotated[int, Field(ge=2, description="BatchNorm needs several images")] = 16
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: NonNegativeInt = 0
-    normalisation: NormalisationName = added_later(None)
+    normalisation: NormalisationChoice = added_later(None)
     machine: SegmentationMachineConfig = SegmentationMachineConfig()
 
     def check(self) -> None:

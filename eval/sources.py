@@ -16,7 +16,7 @@ import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -75,6 +75,7 @@ def _downloaded(url: str) -> Path:
 
 
 def _hub_file(repository: str, revision: str | None, name: str | None) -> Path:
+    """Return the file of a repository of the hub, from its cache or downloaded to it."""
     names = [name] if name else HUB_FILES
     for each in names:
         cached = huggingface_hub.try_to_load_from_cache(repository, each, revision=revision)
@@ -147,12 +148,12 @@ def call_loader(loader: str, args: Mapping[str, Any]) -> Backbone:
     return backbone
 
 
-def _loader_function(loader: str) -> Any:
+def _loader_function(loader: str) -> Callable[..., Any]:
     module, _, name = loader.partition(":")
     if os.getcwd() not in sys.path:  # a job's path begins with its copy of this project
         sys.path.append(os.getcwd())
     try:
-        function = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"loader {loader} cannot be imported: {error}; expected my_module:function, in the working directory or on "
@@ -162,6 +163,7 @@ def _loader_function(loader: str) -> Any:
 
 
 def _map_channels(loader: str, module: nn.Module) -> int:
+    """Return the channels of the map that the module returns. UserError where it raises, or returns no map."""
     with torch.no_grad():
         try:
             output = module(torch.zeros(1, 3, PROBE_PIXELS, PROBE_PIXELS))

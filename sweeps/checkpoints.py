@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from data.config import Interpolation, NormalisationName
+from data.config import Interpolation, NormalisationChoice
 from eval.published import row_of
 from eval.weights_config import Loader, Sha256
 from runtime.config import Config, Moment, require
@@ -45,7 +45,7 @@ class CheckpointPart(Config):
     # Of the file (with `loader`: of the tensors): others are refused, and after the import the file is not needed.
     sha256: Sha256 = None
     # Images. null: those of the timm tag; for others, the evaluation's own. Sizes are those of linear and kNN.
-    normalisation: NormalisationName = None
+    normalisation: NormalisationChoice = None
     input_size: PositiveInt | None = None  # pixels
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None  # input_size over the shorter side it is cut from
     interpolation: Interpolation | None = None

@@ -131,14 +131,16 @@ def check_checkpoints(graph: Graph) -> None:
 
 
 def _check_weights(overrides: Sequence[str], normalisations: Sequence[Any]) -> None:
+    """Read a row's weights, and choose the mean and deviation of each of its evaluations."""
     from eval.parent import normalisation_of_weights  # loads torch
     from eval.weights import read_weights
     from eval.weights_config import WeightsConfig
 
     config = configs.load(WeightsConfig, None, overrides)
     print(read_weights(config, "meta")[1], flush=True)
-    for name in [n for k, n in enumerate(normalisations) if n not in normalisations[:k]] if config.arch else []:
-        normalisation_of_weights(config.arch or "", name)
+    for k, choice in enumerate(normalisations):
+        if config.arch is not None and choice not in normalisations[:k]:  # may be lists, which no set holds
+            normalisation_of_weights(config.arch, choice)
 
 
 def _import_checkpoints(graph: Graph) -> None:
