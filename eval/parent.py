@@ -96,6 +96,12 @@ def choose_normalisation(parent: Parent, choice: NormalisationChoice) -> Normali
         return normalisation_of_run(parent, choice)
     network, known = parent.config["model"]["backbone"]["name"], _stated(parent)
     if known is not None:
+        if choice is None and "loader" in parent.config["weights"] and _differs(known):
+            print(
+                f"normalised with mean {list(known[0])} and deviation {list(known[1])}, which timm states of the "
+                f"network that {network} returns; if its weights were trained with ImageNet's: normalisation=imagenet",
+                flush=True,
+            )
         return _resolve_normalisation(network, known, "network" if choice is None else choice)
     if "loader" not in parent.config["weights"]:
         return normalisation_of_weights(network, choice)
@@ -149,21 +155,24 @@ def normalisation_of_weights(arch: str, choice: NormalisationChoice) -> Normalis
 def _resolve_normalisation(network: str, own: Normalisation, choice: NormalisationChoice) -> Normalisation:
     """Return the mean and deviation that were chosen: ImageNet's, `own` of the network, or those of a timm tag.
 
-    UserError where ImageNet's and the network's differ and the config does not choose. The published pretraining
-    divides red by 0.228 and its evaluations by 0.229: that is no difference.
+    UserError where ImageNet's and the network's differ and the config does not choose.
     """
     if isinstance(choice, list):
         return tuple(choice[0]), tuple(choice[1])
     if choice not in (None, "imagenet", "network"):
         return _normalisation_of_tag(network, str(choice))
-    differ = max(abs(a - b) for pair in zip(own, IMAGENET, strict=True) for a, b in zip(*pair, strict=True)) > 0.005
-    if choice is None and differ:
+    if choice is None and _differs(own):
         raise UserError(
             f"config: normalisation is not set, and {network} has mean {list(own[0])} and deviation {list(own[1])} "
             f"where ImageNet has {list(IMAGENET[0])} and {list(IMAGENET[1])}. Choose what the weights "
             "were trained with: normalisation=network or normalisation=imagenet"
         )
     return own if choice == "network" else IMAGENET
+
+
+def _differs(own: Normalisation) -> bool:
+    """Return whether it is not ImageNet's; red divided by 0.228, as in the published pretraining, is no difference."""
+    return max(abs(a - b) for pair in zip(own, IMAGENET, strict=True) for a, b in zip(*pair, strict=True)) > 0.005
 
 
 def _normalisation_of_tag(arch: str, tag: str) -> Normalisation:

@@ -169,9 +169,13 @@ def test_a_loaders_network_is_evaluated(loaders, tmp_path, evaluate, scenes):
         choose_normalisation(parent, "network")
 
 
-def test_a_loader_of_a_timm_network_brings_its_mean_and_deviation(loaders, tmp_path):
+def test_a_loader_of_a_timm_network_brings_its_mean_and_deviation(loaders, tmp_path, capsys):
+    """They are of the network's weights by timm, which the loader's need not be, so they are named."""
     parent = import_weights(config(tmp_path, loader=f"{loaders}:timms"))
     assert choose_normalisation(open_parent(parent.run.path), None) == ((0.5,) * 3, (0.5,) * 3)
+    assert "if its weights were trained with ImageNet's: normalisation=imagenet" in capsys.readouterr().out
+    assert choose_normalisation(open_parent(parent.run.path), "imagenet")[0] == (0.485, 0.456, 0.406)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_network_of_a_loader_must_be_the_same_each_time(loaders, tmp_path):
