@@ -80,11 +80,12 @@ def measure(images: int, processes: int, rounds: int) -> dict[str, list[tuple[di
         pairs = {}
         for name, case in CASES.items():
             pairs[name] = [(inputs.run(case, 1), inputs.run(case, processes)) for _ in range(rounds)]
-            print("\n".join(table({name: pairs[name]}, processes)), flush=True)
+            print("\n".join(table({name: pairs[name]})), flush=True)
         return pairs
 
 
-def table(pairs: Mapping[str, list[tuple[dict[str, float], dict[str, float]]]], processes: int) -> list[str]:
+def table(pairs: Mapping[str, list[tuple[dict[str, float], dict[str, float]]]]) -> list[str]:
+    """Return a row for each case: seconds by one process and by several, their ratio, and the score of each."""
     lines = []
     for name, rounds in pairs.items():
         alone, several = ([pair[k]["seconds"] for pair in rounds] for k in (0, 1))
@@ -122,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
     pairs = measure(options.images, options.processes, options.rounds)
-    page = document(table(pairs, options.processes), options.images, options.processes, options.rounds)
+    page = document(table(pairs), options.images, options.processes, options.rounds)
     options.out.write_text(page, encoding="utf-8")
     print(f"wrote {options.out}")
 

@@ -45,7 +45,8 @@ def import_weights(config: WeightsConfig) -> Parent:
 
 def read_weights(config: WeightsConfig, device: str = "cpu") -> tuple[Backbone, LoadReport]:
     """Load the weights strictly; on the device "meta", a file is checked as strictly and its values are dropped.
-    What is not on that device had to be made: a tag's or a loader's network, and one whose positions are compared.
+
+    The networks of tags and loaders, and those whose positions are compared, are made on the CPU in any case.
 
     UserError if they are missing or unreadable, not those that the config expects, or do not fit the network in every
     key and shape.

@@ -74,8 +74,6 @@ DurationText = Annotated[
     AfterValidator(_check_duration),
     Field(description='a number and its unit, as "1000 steps" or "100 epochs"'),
 ]
-
-
 _MOMENT = 'a whole number and its unit, as "500 steps" or "10 epochs"'
 
 
@@ -91,11 +89,7 @@ def parse_moment(text: str) -> str:
 
 
 # When a pretraining keeps a checkpoint, counted from its start.
-Moment = Annotated[
-    str,
-    AfterValidator(parse_moment),
-    Field(description=_MOMENT),
-]
+Moment = Annotated[str, AfterValidator(parse_moment), Field(description=_MOMENT)]
 
 
 def kept_checkpoint(moment: str) -> str:

@@ -35,7 +35,10 @@ def as_text(value: Any) -> Any:
 
 
 def check_keys(where: str, values: dict[str, Any], schema: type) -> None:
-    # A section of the config may be set as a whole, and an open mapping (model.backbone.args) takes any key.
+    """Raise UserError, with near names, for a key that the config does not have, or that cannot change a result.
+
+    A section of the config may be set as a whole, and an open mapping (model.backbone.args) takes any key.
+    """
     types = types_of(schema)
     known = list(types)
     open_mappings = [key for key, kind in types.items() if get_origin(kind) is dict]
@@ -53,6 +56,7 @@ def check_keys(where: str, values: dict[str, Any], schema: type) -> None:
 
 
 def require_machine_keys(overrides: Sequence[str]) -> None:
+    """Raise UserError for an override of a command that could change a result."""
     for text in overrides:
         if not text.startswith("machine.") or "=" not in text:
             raise UserError(
