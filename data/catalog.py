@@ -1,6 +1,7 @@
 """Every dataset by name: where it is, how it is checked, what it offers.
 
-A new dataset is a name in data/config.py and a function in `_OPENERS` that returns a `Dataset`.
+A new dataset is a name in data/config.py and a function in `_OPENERS` that returns a `Dataset`. A package outside
+of the checkout calls `register`, and configs name it in `imports`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from data import scenes
 from data.compose import CLASSES as DIGITS
-from data.config import DataConfig, data_root
+from data.config import DATASETS, DataConfig, data_root
 from data.images import IMAGE_SUFFIXES, ImageList
 from data.layout import SegmentationLayout, walk
 from data.segmentation_sets import LAYOUTS, VOC_PALETTE, voc_splits
@@ -80,7 +81,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     return _OPENERS[config.name](config)
 
 
-def _root_of(config: DataConfig) -> Path:
+def root_of(config: DataConfig) -> Path:
+    """Return the dataset's folder. Raises UserError if there is none."""
     variable = f"VICREGL_{config.name.upper()}"
     named = config.root or os.environ.get(variable)
     root = Path(named).expanduser() if named else data_root() / config.name
@@ -91,7 +93,7 @@ def _root_of(config: DataConfig) -> Path:
 
 
 def _open_scenes(config: DataConfig) -> Dataset:
-    root = scenes.prepare(config.scenes) if config.root is None else _root_of(config)
+    root = scenes.prepare(config.scenes) if config.root is None else root_of(config)
     if config.root and (damage := scenes.damage(root)):
         raise UserError(f"scenes at {root}: {damage}; leave data.root out to have the dataset made")
     classes, palette = ["background", *DIGITS], VOC_PALETTE[:11]
@@ -107,7 +109,7 @@ def _open_scenes(config: DataConfig) -> Dataset:
 
 
 def _open_folders(config: DataConfig) -> Dataset:
-    root = _root_of(config)
+    root = root_of(config)
     classes = class_folders(root / "train")
     return Dataset(config.name, root, classes, lambda split: read_folders(root, split, classes))
 
@@ -124,7 +126,7 @@ def _open_imagenet(config: DataConfig) -> Dataset:
 
 def _open_masks(config: DataConfig) -> Dataset:
     """Open a dataset of images with masks and without class labels."""
-    layout = LAYOUTS[config.name](_root_of(config), config.segmentation_train)
+    layout = LAYOUTS[config.name](root_of(config), config.segmentation_train)
     layout.check()
 
     def images(split: str) -> ImageList:
@@ -139,6 +141,15 @@ _OPENERS: dict[str, Callable[[DataConfig], Dataset]] = {
     "imagenet": _open_imagenet,
     **dict.fromkeys(LAYOUTS, _open_masks),
 }
+
+
+def register(name: str, opener: Callable[[DataConfig], Dataset]) -> None:
+    """Add a dataset of your own, which `imports` of a config loads. UserError where the name is another's."""
+    if name in _OPENERS and _OPENERS[name] is not opener:
+        raise UserError(f"dataset {name!r} is registered already; choose another name")
+    if name not in DATASETS:
+        DATASETS.append(name)
+    _OPENERS[name] = opener
 
 
 def class_folders(folder: Path) -> list[str]:

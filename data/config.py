@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, WithJsonSchema
 
 from runtime.config import Config, Fraction, added_later, require
 
@@ -22,8 +22,18 @@ _Colours = Annotated[list[float], Field(min_length=3, max_length=3)]
 NormalisationChoice = str | Annotated[list[_Colours], Field(min_length=2, max_length=2)] | None
 Interpolation = Literal["bilinear", "bicubic"]
 
-DatasetName = Literal["scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k"]
-DATASETS: tuple[str, ...] = get_args(DatasetName)  # data/catalog.py opens them
+# data/catalog.py opens them; `register` there adds others.
+DATASETS = ["scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k"]
+
+
+def _check_dataset(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(", ".join(DATASETS))
+    return name
+
+
+_DATASET_SCHEMA = {"anyOf": [{"enum": [*DATASETS]}, {"type": "string"}]}
+DatasetName = Annotated[str, AfterValidator(_check_dataset), WithJsonSchema(_DATASET_SCHEMA)]
 WorkerKind = Literal["processes", "threads"]  # data/workers.py compares them
 ImageCount = Annotated[int, Field(ge=10, description="at least one of each class")]
 Side = Annotated[int, Field(ge=8, le=4096)]  # pixels

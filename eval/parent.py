@@ -15,6 +15,7 @@ from eval.sources import call_loader
 from eval.weights_config import STAGE as WEIGHTS_STAGE
 from runtime.config import kept_checkpoint
 from runtime.errors import UserError
+from runtime.imports import import_recorded
 from runtime.rundir import Run, finished_run
 from vicregl.backbones import Backbone, create_backbone
 from vicregl.config import BackboneConfig
@@ -72,6 +73,7 @@ def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = N
     `loaded` are its tensors, if they were read already: the file is not read again. UserError if the file is cut
     off, is no checkpoint, or is of another architecture: the weights are never random.
     """
+    import_recorded(parent.config)  # one of them may have registered the network
     described = parent.config["model"]["backbone"]
     name, args = described["name"], {**described.get("args", {}), **overrides}
     is_loaders = "loader" in parent.config.get("weights", {})

@@ -13,9 +13,6 @@ An evaluation with `output_stride` passes that to the function as well.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -29,6 +26,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from torch import Tensor, nn
 
 from runtime.errors import UserError
+from runtime.imports import import_module
 from vicregl.backbones import Backbone
 from vicregl.errors import InvalidInputError
 
@@ -150,10 +148,8 @@ def call_loader(loader: str, args: Mapping[str, Any]) -> Backbone:
 
 def _loader_function(loader: str) -> Callable[..., Any]:
     module, _, name = loader.partition(":")
-    if os.getcwd() not in sys.path:  # a job's path begins with its copy of this project
-        sys.path.append(os.getcwd())
     try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"loader {loader} cannot be imported: {error}; expected my_module:function, in the working directory or on "

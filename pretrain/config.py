@@ -21,6 +21,7 @@ from runtime.config import (
     split_machine,
 )
 from runtime.errors import UserError
+from runtime.imports import Imports
 from runtime.rundir import Identity
 from vicregl.config import CriterionConfig, ModelConfig
 
@@ -87,6 +88,7 @@ class PretrainMachineConfig(MachineConfig):
 
 
 class PretrainConfig(Config):
+    imports: Imports = added_later({})  # own packages; first, because what they register may be named below
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()

@@ -33,6 +33,7 @@ from pydantic import (
 
 from runtime.config_keys import Layer, explain, merge
 from runtime.errors import UserError
+from runtime.imports import Imports
 from runtime.yaml_files import dump_yaml, file_layers, parse_overrides
 
 T = TypeVar("T", bound="Config")
@@ -146,6 +147,7 @@ class ComputeConfig(Config):
     Outputs are float32 whatever the pass, and so is all that is computed of them.
     """
 
+    imports: Imports = added_later({})  # own packages; first, because what they register may be named below
     # Of the network, by autocast. float32 is torch's: on GPUs that have TF32, convolutions use it.
     precision: Literal["float32", "bfloat16"] = added_later("float32")
     channels_last: bool = added_later(False)  # the memory layout of convolutions' weights, and so of maps

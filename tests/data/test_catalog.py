@@ -27,7 +27,7 @@ def tree(image_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_every_dataset_that_a_config_may_name_can_be_opened() -> None:
-    assert tuple(_OPENERS) == DATASETS
+    assert list(_OPENERS) == DATASETS
 
 
 def test_scenes_offers_images_and_masks(small_scenes: DataConfig) -> None:
