@@ -89,7 +89,7 @@ class _Submitter:
         self.runs = runs
         self.machine = [text for text in machine if not text.startswith("machine.runs=")]
         self.jobs: dict[Node, str] = {}  # of this submission
-        self.machine_sections: dict[tuple[str, str], dict[str, Any]] = {}
+        self.configs: dict[tuple[str, str, tuple[str, ...]], dict[str, Any]] = {}
 
     def queue(self, plan: Plan) -> None:
         for node in (node for batch in plan.batches for node in batch.nodes):
@@ -152,8 +152,7 @@ class _Submitter:
 
     def _task(self, node: Node, resources: Resources) -> dict[str, Any]:
         config = self.submission.path / "configs" / f"{node.identity.stage}-{node.identity.hash}.yaml"
-        values = {**node.identity.config, "machine": self._machine_section(node)}
-        config.write_text(yaml.dump(values, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
+        config.write_text(yaml.dump(self._values(node), Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
         parent = None
         if node.parent is not None:
             root = self.runs if node.parent.root == node.root else Path(node.parent.root)  # a run may lie elsewhere
@@ -163,13 +162,14 @@ class _Submitter:
         argv = [resources.python or sys.executable, *arguments]
         return {"run": node.name, "path": str(self.runs / node.name), "argv": argv}
 
-    def _machine_section(self, node: Node) -> dict[str, Any]:
-        """Read the `machine` section of the node's config from its file, since a study cannot set it."""
-        key = (node.stage.name, node.config_file)
-        if key not in self.machine_sections:
-            config = node.stage.load(node.config_file, node.overrides)
-            self.machine_sections[key] = configs.split_machine(config)[1]
-        return self.machine_sections[key]
+    def _values(self, node: Node) -> dict[str, Any]:
+        """Return the resolved config; an evaluation's identity says more (a moment, a subset's images)."""
+        is_eval = node.parent is not None
+        key = (node.stage.name, node.config_file, node.overrides if is_eval else ())  # pretrainings share `machine`
+        if key not in self.configs:
+            self.configs[key] = configs.to_dict(node.stage.load(node.config_file, node.overrides))
+        resolved = self.configs[key]
+        return resolved if is_eval else {**node.identity.config, "machine": resolved["machine"]}
 
 
 class Executor(SlurmExecutor):

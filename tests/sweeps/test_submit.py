@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import UserError
-from sweeps.graph import Graph
+from runtime.provenance import PROJECT
+from sweeps.graph import Graph, build
 from sweeps.slurm import submit
 from sweeps.slurm.config import load_cluster
 from sweeps.slurm.records import lock, read_jobs, submissions
+from sweeps.study import load_study
 
 Fake = Callable[..., Path]
 
@@ -43,3 +45,33 @@ def test_a_job_whose_answer_was_lost_is_recorded_by_the_next_submission(
     recorded = {name: f"77_{i}" for i, name in enumerate(pretrainings)} if lost else {}
     assert {run: job.job for run, job in read_jobs(runs).items()} == recorded
     assert submission.unrecorded() == []
+
+
+STUDY = """
+base: {project}/sweeps/studies/smoke.yaml
+name: moments
+evals:
+  linear: {{at: [1 steps], set: {{subset: listed.txt}}}}
+"""
+
+
+def test_the_config_of_a_job_names_the_same_run(
+    commands: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity of an evaluation has more than its config: its moment, and the images of its subset."""
+    monkeypatch.chdir(tmp_path)
+    Path("listed.txt").write_text("0/1.png\n")
+    Path("study.yaml").write_text(STUDY.format(project=PROJECT))
+    monkeypatch.setattr(submit, "check_resources", lambda batch, folder: None)
+    for name in ("sacct", "squeue", "srun"):
+        commands(name)
+    commands("scontrol", "MaxArraySize = 1001\n")
+    commands("sbatch", "Submitted batch job 7\n")
+    graph = build(load_study("study.yaml"))
+    submit.submit(graph, load_cluster(), (), None)
+    (submission,) = submissions(Path("runs").resolve())
+    assert {node.at for node in graph.nodes} == {None, "1 steps"}
+    for node in graph.nodes:
+        config = node.stage.load(submission.path / "configs" / f"{node.identity.stage}-{node.identity.hash}.yaml", ())
+        parent = None if node.parent is None else node.parent.identity
+        assert node.stage.identity(config, parent, node.at).hash == node.identity.hash
