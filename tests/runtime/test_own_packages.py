@@ -32,6 +32,7 @@ register("own_images", open_own)
 """
 OVERRIDES = ["imports=[own_package]", "data.name=own_images", "data.root=.", "model.backbone.name=own_resnet"]
 Write = Callable[[str], None]
+pytestmark = pytest.mark.filterwarnings("ignore:Overwriting own_resnet")  # each test registers it anew
 
 
 @pytest.fixture
