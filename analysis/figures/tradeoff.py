@@ -86,10 +86,8 @@ def draw(data: ReportData) -> Figure:
         axes.plot(*point.mean, "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
     axes.set_title("\n".join(far), loc="left", color=GREY, fontsize=6.5)
     bars += _draw_front(axes, pareto_front([mean for curve in curves for mean in curve.means]))
-    if len(curves) > MANY_CURVES:
-        figure.legend(loc="outside upper center", ncols=2, fontsize=5)
-    elif len(curves) > 1:
-        axes.legend(loc="best")
+    if len(curves) > 1:  # above the axes: inside, it might cover points that are on no line
+        figure.legend(loc="outside upper center", ncols=2, fontsize=5 if len(curves) > MANY_CURVES else None)
     if sum(len(curve.rows) for curve in curves) <= MANY_LABELS:
         _label_points(figure, axes, summary, curves, marked, bars)
     return figure
