@@ -102,7 +102,8 @@ def _late_change(frame: pd.DataFrame, score: str) -> float | None:
     if column not in frame or "pretrain.hash" not in frame or "pretrain.train.duration" not in frame:
         return None
     changes = []
-    for _, rows in frame[frame["control"].isna()].groupby("pretrain.hash", sort=False):
+    trained = frame["control"].isna() & frame["pretrain.train.duration"].notna()  # a checkpoint of others has none
+    for _, rows in frame[trained].groupby("pretrain.hash", sort=False):
         values = dict(zip(rows["eval.name"], pd.to_numeric(rows[column], errors="coerce"), strict=True))
         end = Duration.parse(rows["pretrain.train.duration"].iloc[0]).amount
         early = {moment: value for moment, value in _by_moment(values, source).items() if moment <= LATE * end}

@@ -99,7 +99,7 @@ def _fields(frame: pd.DataFrame) -> tuple[dict[str, str], dict[str, dict[str, st
         fields = runs.setdefault(record["pretrain.hash"], {})
         for column, value in record.items():
             name = _field_name(str(column), record["eval.name"])
-            if name and pd.notna(value):
+            if name and pd.notna(value) and value != "":  # a results.csv cannot tell an empty text from none
                 fields[name] = value_text(value)
     first, *others = runs.values()
     shared = {name: text for name, text in first.items() if all(other.get(name) == text for other in others)}

@@ -118,7 +118,8 @@ def test_a_plateau_is_measured_by_kept_checkpoints() -> None:
         data = report_of("loss.alpha", {1.0: around(70, 30)}, **{"pretrain.train.duration": "100 steps"})
         linear = data.frame[data.frame["eval.name"] == "linear"]
         kept = linear.assign(**{"eval.name": f"linear at {moment}", "score.top1": linear["score.top1"] - early})
-        return ReportData(data.study, pd.concat([data.frame, kept]))
+        others = linear.assign(**{"pretrain.hash": "imported", "pretrain.train.duration": None})  # has no training
+        return ReportData(data.study, pd.concat([data.frame, kept, others]))
 
     assert strength(with_checkpoint(0.5)) == ("3 seeds, 100 steps; at a plateau (last quarter: linear top-1 +0.5)")
     assert plateau(with_checkpoint(4.0)) == "no plateau yet (last quarter: linear top-1 +4.0)"
