@@ -164,7 +164,16 @@ def test_what_slurm_refuses_is_told_before_anything_is_queued(
 
 
 def test_options_of_sbatch_and_srun_arrive(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.run("scontrol", "create", "reservation=spring", "users=root", "nodes=n2", "starttime=now", "duration=10")
+    cluster.run(
+        "scontrol",
+        "create",
+        "reservation=spring",
+        "users=root",
+        "nodes=n2",
+        "starttime=now",
+        "duration=10",
+        "flags=ignore_jobs",
+    )
     try:
         sweep = Sweep(cluster, tmp_path, study=study(steps=3, evals=1, alpha=[0.5, 1.0]))
         everywhere = {**CLUSTER["all"], "memory_gb": None}
