@@ -92,7 +92,8 @@ def assert_same(runs: Path, other: Path, tolerance: float = 1e-9) -> None:
         for key in row.keys() - clocks:
             assert same[key] == pytest.approx(row[key], rel=1e-6), key
     mine, theirs = only_run(runs).result(), only_run(other).result()
-    for key in mine.keys() - {"seconds", "seconds_per_step", "peak_memory_gb"}:
+    assert theirs["precision"] == mine["precision"]
+    for key in mine.keys() - {"precision", "seconds", "seconds_per_step", "peak_memory_gb"}:
         assert theirs[key] == pytest.approx(mine[key], rel=1e-5), key
 
 
