@@ -147,13 +147,15 @@ def test_a_point_shows_its_run_and_leads_to_it(report: Path, browser: Callable[.
         for kind in ("run", "setting")
     )
     page.hover(seed)
+    page.wait(f"!{tip}.hidden")
     run = page.run(f"{seed}.getAttribute('href').slice(5)")
     alpha, number, top1, top5, _ = page.run(f"[...document.getElementById('run-{run}').cells].map(c => c.textContent)")
     text = page.run(f"{tip}.textContent")
     assert text == f"α = {alpha}, seed {number}: linear top-1 {top1}, linear top-5 {top5}; run {run}"
     page.hover(mean)
-    assert "mean of n = 2: linear top-1 " in page.run(f"{tip}.textContent")
+    page.wait(f"{tip}.textContent.includes('mean of n = 2: linear top-1 ')")
     page.click(seed)
+    page.wait(row)  # the page follows the link in its own time
     assert page.run(f"{row}.dataset.run") == run
     own = page.run(f"{row}.nextSibling.textContent")
     assert f"pretrain.seed{number}" in own
@@ -161,7 +163,7 @@ def test_a_point_shows_its_run_and_leads_to_it(report: Path, browser: Callable[.
     top = page.run(f"{row}.getBoundingClientRect().top")
     assert 0 < top < 900
     page.hover("document.querySelector('h1')")
-    assert page.run(f"{tip}.hidden")
+    page.wait(f"{tip}.hidden")
 
 
 @pytest.mark.slow
@@ -172,7 +174,7 @@ def test_the_keyboard_reaches_points_and_headers(report: Path, browser: Callable
     head = "document.querySelectorAll('.runs th')[2]"
     page.run(f"{head}.querySelector('button').focus()")
     page.press("Enter", 13)
-    assert page.run(f"{head}.getAttribute('aria-sort')") == "ascending"
+    page.wait(f"{head}.getAttribute('aria-sort') === 'ascending'")
 
 
 @pytest.mark.slow
