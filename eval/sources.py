@@ -46,6 +46,19 @@ def tag_config(tag: str) -> Any:
     raise UserError(f"timm has no weights {tag!r}; expected <network>.<tag>, as resnet50.a1_in1k; {hint}")
 
 
+def assumed_images(tag: str) -> str:
+    """Say where images are made here in another way than timm makes them for the tag's weights; empty if nowhere."""
+    config = tag_config(tag)
+    _, height, width = config.input_size
+    crop = "" if config.crop_mode == "center" else f"crop_mode = {config.crop_mode}"
+    size = "" if height == width else f"{height} x {width} pixels"
+    differs = " and ".join(part for part in (crop, size) if part)
+    return differs and (
+        f"{tag}: timm takes images of {differs}; here the shorter side is resized and a square is cut at the centre, "
+        "which gives other scores where an image is not square"
+    )
+
+
 def tag_file(tag: str) -> Path:
     """Return the file of the tag's weights, from timm's caches or downloaded to them. UserError if it is in neither."""
     config = tag_config(tag)

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import save_file
 
 from eval.parent import WEIGHTS, Parent, open_parent
-from eval.sources import call_loader, digest_of_tensors, load_tag
+from eval.sources import assumed_images, call_loader, digest_of_tensors, load_tag
 from eval.weights_config import WeightsConfig, digest_of, identity
 from runtime import config as configs
 from runtime import files
@@ -100,6 +100,8 @@ def _import(config: WeightsConfig, name: Identity) -> None:
                     files.write_atomic(run.path / WEIGHTS, lambda temporary: save_file(tensors, temporary))
                     run.write_result(_describe(config, backbone, report, run))
             print(report, flush=True)
+            if config.timm and (assumed := assumed_images(config.timm)):
+                print(assumed, flush=True)
             return
         except BusyError:
             if time.monotonic() > until:
@@ -118,6 +120,7 @@ def _describe(config: WeightsConfig, backbone: Backbone, report: LoadReport, run
         "left_out": len(report.ignored),
         "backbone_sha256": files.sha256(run.path / WEIGHTS),
         **({} if config.file else _stated_normalisation(backbone)),
+        **({"assumed_images": assumed_images(config.timm)} if config.timm else {}),
     }
 
 

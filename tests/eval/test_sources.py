@@ -13,7 +13,7 @@ from torch import nn
 
 from eval import knn
 from eval.parent import choose_normalisation, load_parent_backbone, open_parent
-from eval.sources import digest_of_tensors, tag_file
+from eval.sources import assumed_images, digest_of_tensors, tag_file
 from eval.weights import import_weights, read_weights
 from eval.weights_config import WeightsConfig
 from runtime.config import MachineConfig
@@ -134,6 +134,20 @@ def test_a_tag_brings_its_mean_and_deviation(cached, tmp_path, evaluate, scenes)
     assert choose_normalisation(parent, [[0.1, 0.2, 0.3], [1.0, 1.0, 1.0]]) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("tag", "differs"),
+    [
+        (TAG, ""),
+        ("convnext_tiny.in12k_ft_in1k_384", "crop_mode = squash;"),
+        ("vit_base_patch16_sapiens2.fb", "crop_mode = squash and 1024 x 768 pixels;"),
+    ],
+)
+def test_images_that_timm_makes_otherwise_are_named(tag, differs):
+    text = assumed_images(tag)
+    assert bool(text) == bool(differs)
+    assert differs in text
+
+
 def test_a_tag_that_is_not_there_is_an_error_at_once(hub, tmp_path):
     with pytest.raises(UserError, match=r"resnet10t\.c3_in1k are not in timm's cache and cannot be downloaded"):
         import_weights(config(tmp_path, timm="resnet10t.c3_in1k"))
@@ -245,6 +259,7 @@ def test_the_result_of_an_import_says_what_matched(cached, tmp_path):
     run = import_weights(config(tmp_path, timm=TAG)).run
     result = json.loads((run.path / "result.json").read_text())
     assert (result["file"], result["normalisation"]) == (TAG, [[0.5] * 3, [0.5] * 3])
+    assert result["assumed_images"] == ""
     assert result["tensors"] == len(timm.create_model(TAG, num_classes=0).state_dict())
 
 
