@@ -3,8 +3,7 @@
 A sentence that rests on one seed says so. With more seeds, each sentence is corrected for all the differences that it
 was chosen from: against the baseline by Dunnett's test (statistics.decided_against), elsewhere by Holm's
 (decided_together), so that it rarely decides something false (in 5 % of studies, as those functions say); the rest is
-undecided. That
-every setting beats the control needs no correction: every one of the tests has to succeed.
+undecided. That every setting beats the control needs no correction: every one of the tests has to succeed.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from analysis.labels import is_percent, number, score_name, short_labels
 from analysis.statistics import POWER, Estimate, K, decided_together, seeds_to_settle
 from analysis.summary import Row, Summary
 from analysis.tables import estimate_text
+from sweeps.study import CHECKPOINT
 
 ONE_SEED = "one seed cannot support it"
-
-
 NO_SCORES = "No finding: no run has a score yet."
 
 
@@ -31,7 +29,8 @@ def findings(summary: Summary) -> list[str]:
     for group, rows in summary.groups():
         prefix = summary.group_name(group)
         controls = summary.controls_of(group)
-        sentences = [against_control(summary, rows, control, score) for control in controls for score in scores]
+        trained = [row for row in rows if not _is_given(summary, row)]  # a control says nothing of another network
+        sentences = [against_control(summary, trained, control, score) for control in controls for score in scores]
         sentences += [course(summary, rows, score) for score in scores]
         sentences.append(tradeoff(summary, rows))
         lines += [f"{prefix}: {sentence}" if prefix else sentence for sentence in sentences if sentence]
@@ -41,11 +40,20 @@ def findings(summary: Summary) -> list[str]:
     return ["No finding: the study compares no settings in an order, and no control." if scored else NO_SCORES]
 
 
+def _is_given(summary: Summary, row: Row) -> bool:
+    """Return whether the row is a checkpoint that the study was given, and did not pretrain."""
+    return dict(zip(summary.row_keys, row.values, strict=True)).get(CHECKPOINT) in summary.study.checkpoints
+
+
 def answers(summary: Summary) -> list[str]:
-    """Return a sentence to quote for each curve: its best setting by report.y, what that does to report.x, and n."""
+    """Return a sentence to quote for each curve: its best setting by report.y, what that does to report.x, and n.
+
+    Checkpoints without a baseline are compared all together, whatever their methods.
+    """
     lines = []
-    for group, rows in summary.groups():
-        prefix = summary.group_name(group)
+    together = summary.study.checkpoints and summary.study.report.baseline is None
+    curves = [("", summary.settings)] if together else [(summary.group_name(g), rows) for g, rows in summary.groups()]
+    for prefix, rows in curves:
         if sentence := _gain(summary, rows) or _highest(summary, rows):
             lines.append(f"{prefix}: {sentence}" if prefix else sentence)
     return lines
@@ -121,7 +129,9 @@ def _highest(summary: Summary, rows: Sequence[Row]) -> str:
         )
         means.append(mean)
     text = ", the highest ".join(parts)
-    return f"Of {len(rows)} values of {summary.study.report.vary}, the highest {text}.{_caveat(means)}"
+    vary = summary.study.report.vary
+    kinds = "checkpoints" if vary == CHECKPOINT else f"values of {vary}"
+    return f"Of {len(rows)} {kinds}, the highest {text}.{_caveat(means)}"
 
 
 def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: str) -> str:

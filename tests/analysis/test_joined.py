@@ -8,8 +8,9 @@ from matplotlib.text import Annotation
 
 from analysis.figures import tradeoff
 from analysis.figures.base import STYLE
+from analysis.findings import answers, findings
 from analysis.report_data import ReportData
-from sweeps.study import CheckpointPart, EvalPart, ReportPart, Study
+from sweeps.study import CheckpointPart, EvalPart, PretrainPart, ReportPart, Study
 
 ROWS = {  # name -> method, alpha, top-1, mIoU
     "VICRegL 0.9": ("VICRegL", 0.9, 71.2, 54.0),
@@ -50,6 +51,32 @@ def test_points_of_a_method_are_joined_in_the_order_of_the_column() -> None:
     assert steps == [[70.4, 71.2], [71.2, 71.5]]
     assert set(texts) == set(ROWS)
     assert texts["VICReg"] == texts["VICRegL 0.9"] != texts["MoCo v2"]
+
+
+def test_checkpoints_of_all_methods_are_compared_in_one_sentence() -> None:
+    assert answers(some_data(None).summary) == [
+        "Of 4 checkpoints, the highest segmentation mIoU at VICRegL 0.75 (55.9), the highest linear top-1 at VICReg "
+        "(71.5). One seed cannot support it."
+    ]
+
+
+def test_a_control_is_compared_with_what_the_study_pretrains_alone() -> None:
+    """Random weights of its own network say nothing of a checkpoint's, which has another."""
+    data = some_data(None)
+    trained = PretrainPart(config="p.yaml", grid={"seed": [0]}, controls={"no pretraining": {}}, method="VICRegL")
+    given = data.frame.assign(**{"grid.seed": 0})
+    records = given[given["grid.checkpoint"] == "VICReg"]
+    own = records.assign(**{"grid.checkpoint": "VICRegL", "grid.method": "VICRegL"})
+    control = own.assign(
+        control="no pretraining",
+        **{"grid.checkpoint": None, "grid.method": None, "score.top1": 20.0, "score.miou": 10.0},
+    )
+    frame = pd.concat([given, own, control])
+    summary = ReportData(data.study.replace(pretrain=trained), frame).summary
+    against = [line for line in findings(summary) if "no pretraining" in line]
+    assert against
+    assert all(line.startswith("method = VICRegL") for line in against)
+    assert not any("MoCo" in line for line in against)
 
 
 def test_without_a_column_nothing_is_joined() -> None:
