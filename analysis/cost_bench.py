@@ -27,7 +27,7 @@ from runtime.errors import UserError, run_command
 from runtime.rundir import Run
 from sweeps.graph import Node, build
 from sweeps.keys import as_text
-from sweeps.study import is_seed, load_study
+from sweeps.study import PRETRAIN, is_seed, load_study
 
 IDLE = 0.5  # processes a core that want to run, by the load of the last minute; above it a machine is busy
 
@@ -64,7 +64,7 @@ def measure(study_file: str, rounds: int, steps: int, machine: Sequence[str] = (
     if study.pretrain is None:
         raise UserError(f"{study_file} has no pretrainings: there is no step to measure")
     first = {key: values[0] for key, values in study.grid.items() if is_seed(key)}
-    points = [p for p in build(study, machine).points if p.control is None]
+    points = [p for p in build(study, machine).points if p.control is None and p.pretrain.stage.name == PRETRAIN]
     settings = {
         p.pretrain: {f"grid.{key}": as_text(p.varied[key]) for key in study.row_keys}
         for p in points

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from analysis import cost_bench
 from runtime.errors import UserError
@@ -25,6 +26,25 @@ def test_every_setting_in_turns(tmp_path: Path) -> None:
     assert frame["round"].tolist() == [0] * half + [1] * half
     assert (frame["milliseconds"] > 0).all()
     assert (frame["gigabytes"] > 0).all()
+
+
+def test_checkpoints_beside_pretrainings_have_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256 = "0" * 64  # with it, planning needs no file
+    study = {
+        "name": "both",
+        "question": "?",
+        "pretrain": {"config": "pretrain/configs/quickstart.yaml", "grid": {"loss.alpha": [0.5, 1.0]}},
+        "checkpoints": {"given": {"weights": "given.pth", "arch": "resnet18", "sha256": sha256}},
+        "evals": {"linear": {"stage": "linear", "config": "eval/configs/linear_scenes.yaml"}},
+        "report": {"vary": "checkpoint", "x": "linear.top1", "y": "pretrain.probe_top1"},
+    }
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(study))
+    measured: list[str] = []
+    cost = {cost_bench.TIME: 1.0, cost_bench.MEMORY: 1.0}
+    monkeypatch.setattr(cost_bench, "_run", lambda node, steps, machine: measured.append(node.stage.name) or cost)
+    frame = cost_bench.measure(str(tmp_path / "both.yaml"), 1, 2)
+    assert measured == ["pretrain", "pretrain"]
+    assert frame["grid.checkpoint"].tolist() == ["alpha 0.5", "alpha 1.0"]
 
 
 def test_a_busy_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
