@@ -43,7 +43,10 @@ class WeightsConfig(Config):
         given = [name for name in ("file", "timm", "loader") if getattr(self, name) is not None]
         require(len(given) == 1, "weights", given or "none", "one of file (with arch), timm and loader")
         require(
-            (self.arch is not None) == (given == ["file"]), "arch", self.arch, "the network of a file, and only that"
+            (self.arch is not None) == (given == ["file"]),
+            "arch",
+            self.arch,
+            "timm's name of the network beside `file`, as resnet50, and null without a file",
         )
         plain = self.prefix is None and not self.ignore
         require(plain or given == ["file"], "prefix and ignore", [self.prefix, self.ignore], "for a file alone")

@@ -59,7 +59,10 @@ class CheckpointPart(Config):
         given = [name for name in ("weights", "timm", "run", "loader") if getattr(self, name) is not None]
         require(len(given) == 1, row, given or "none", "one of weights (with arch), timm, run and loader")
         require(
-            (self.arch is None) == (given != ["weights"]), f"{row}.arch", self.arch, "the network of `weights` alone"
+            (self.arch is None) == (given != ["weights"]),
+            f"{row}.arch",
+            self.arch,
+            "timm's name of the network beside `weights`, as resnet50, and null without them",
         )
         moments = [moment for moment in (self.epoch, self.at) if moment is not None]
         require(len(moments) <= (given == ["run"]), f"{row}.epoch, .at", moments, "one of them, beside `run`")
