@@ -28,6 +28,7 @@ from pretrain.config import PretrainConfig
 from pretrain.step import training_step
 from runtime import config as configs
 from runtime.device import available_cores, memory_bytes
+from runtime.errors import Unfinished
 from runtime.rundir import Run
 from runtime.world import World
 from vicregl.backbones import create_backbone
@@ -46,14 +47,20 @@ COMPILING_SECONDS = 150  # what compiling a step may take
 
 
 def run_program(check: Check, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `python -m ...` from the project's root; it is ended when the check's time is over."""
+    """Run `python -m ...` from the project's root; it is ended when the check's time is over.
+
+    What a program that failed wrote goes to stderr.
+    """
     command = [sys.executable, "-m", *map(str, arguments)]
     if not check.on_cpu:
         torch.cuda.empty_cache()  # the program needs the GPU's memory
     limit = check.seconds_left()
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False, timeout=limit
     )
+    if done.returncode not in (0, Unfinished.exit_code):
+        print(*command, done.stdout, done.stderr, sep="\n", file=sys.stderr, flush=True)
+    return done
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> Figures:
@@ -65,7 +72,8 @@ def last_line(done: subprocess.CompletedProcess[str]) -> Figures:
 def tests(check: Check) -> Iterator[Finding]:
     """Run `pytest -m gpu`: without a GPU all of its tests are skipped."""
     files = ["tests/pretrain/test_diagnostics.py"] if check.small else []
-    done = run_program(check, "pytest", "-m", "gpu", *files)  # pyproject.toml has a -q; two leave out the counts
+    processes = ["-n", "4"] if available_cores() >= 8 else []
+    done = run_program(check, "pytest", "-m", "gpu", *processes, *files)  # pyproject.toml has a -q; two leave out the counts
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
     ran = counts.get("skipped" if check.on_cpu else "passed", 0) > 0
     failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)

@@ -182,7 +182,8 @@ def test_options_of_sbatch_and_srun_arrive(cluster: Cluster, tmp_path: Path) -> 
         linear = {"gpus": None, "sbatch": {"gres": "gpu:tiny:2", "exclusive": True, "mem-per-cpu": "100M"}}
         sweep.write("cluster.yaml", {"all": everywhere, "pretrain": pretrain, "linear": linear})
         sweep.submit()
-        jobs = cluster.run("scontrol", "-o", "show", "job").splitlines()
+        # slurmctld still shows the ended jobs of other tests.
+        jobs = [job for job in cluster.run("scontrol", "-o", "show", "job").splitlines() if f"{tmp_path}/" in job]
         shown = {part: next(job for job in jobs if f"-{part}-" in job) for part in ("pretrain", "linear")}
         for job in shown.values():
             for option in ("Comment=two words", "MailUser=me@lab.org", "MailType=END,FAIL"):
