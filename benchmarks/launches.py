@@ -112,9 +112,9 @@ def count_colour(images: int, compiled: bool) -> Asked:
 def as_one(asked: Asked, work: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Count a compiled operation as kernels that read their arguments and write the result once.
 
-    One kernel; for a contrast three, with the mean of each image. tests/data/test_batch_colour.py holds that number.
+    One kernel; for the jitter four, with the mean of each image. tests/data/test_batch_colour.py holds that number.
     """
-    kernels = 3 if work is batch_colour.JITTER[1] else 1
+    kernels = 4 if work is batch_colour.jitter_rows else 1
 
     def call(*arguments: Any) -> torch.Tensor:
         with asked.during("within"):

@@ -1,6 +1,7 @@
 """Colour augmentation of a whole batch on a device (`views.execution=device`), as data/colour.py does it for a view.
 
-Every view keeps its own random choices. It works on a CPU too, but slowly.
+Every view keeps its own random choices. It works on a CPU too, but slowly. As it is, an operation gets the rows that
+have it; compiled, all rows pass through one kernel, which chooses for each.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ViewChoices(Protocol):
 
 @dataclass
 class BatchPlan:
-    """The choices of one view of B images, as row numbers for each operation.
+    """The choices of one view of B images: as row numbers for each operation, and as columns of all rows.
 
     The sizes of the groups stay on the CPU: boolean masks on the device would have to be read back to know them, which
     makes the CPU wait. Groups: mirrored; (position, operation) of jitter, 16 of them; gray; blurred; solarised.
@@ -47,10 +48,12 @@ class BatchPlan:
     rows: Tensor  # int64, all groups in one tensor: one copy to the device
     sizes: list[int]  # of the groups
     factors: Tensor  # float32, of the jitter groups' rows in their order; hue in levels of 255
-    kernels: Tensor  # (blurred, K) float32: box filters
+    kernels: Tensor  # (B, K) float32: box filters; that of a row without blur keeps it as it is
+    columns: Tensor  # (11, B) float32: mirrored, gray, solarised; at each position of jitter its operation; its factor
 
     def map(self, move: Callable[[Tensor], Tensor]) -> BatchPlan:
-        return BatchPlan(move(self.rows), self.sizes, move(self.factors), move(self.kernels))
+        tensors = (move(tensor) for tensor in (self.factors, self.kernels, self.columns))
+        return BatchPlan(move(self.rows), self.sizes, *tensors)
 
 
 def plan_batch(plans: Sequence[ViewChoices]) -> BatchPlan:
@@ -69,13 +72,21 @@ def plan_batch(plans: Sequence[ViewChoices]) -> BatchPlan:
     for row, j in jitters:
         amounts[row] = (j.brightness, j.contrast, j.saturation, int(j.hue * 255))
     factors = np.concatenate([amounts[group, number % 4] for number, group in enumerate(jittered)])
+    columns = np.zeros((11, len(plans)), np.float32)
+    for column, group in enumerate((groups[0], groups[-3], groups[-1])):
+        columns[column, group] = 1
+    columns[3:7] = NO_JITTER
+    for number, group in enumerate(jittered):
+        columns[3 + number // 4, group] = number % 4
+        columns[7 + number // 4, group] = amounts[group, number % 4]
     rows = torch.tensor([row for group in groups for row in group], dtype=torch.int64)
-    kernels = _kernels([plans[row].blur_sigma for row in groups[-2]])
-    return BatchPlan(rows, [len(group) for group in groups], torch.from_numpy(factors), kernels)
+    kernels = _kernels([plan.blur_sigma for plan in plans])
+    sizes = [len(group) for group in groups]
+    return BatchPlan(rows, sizes, torch.from_numpy(factors), kernels, torch.from_numpy(columns))
 
 
 def _kernels(sigmas: Sequence[float]) -> Tensor:
-    """Return box filters (n, K), each in the middle of as many taps as the longest needs."""
+    """Return box filters (n, K), each in the middle of as many taps as the longest needs. That of 0 is 0, 1, 0."""
     boxes = [box_kernel(round(sigma, 3))[0] for sigma in sigmas]
     longest = max((len(box) for box in boxes), default=1)
     kernels = np.zeros((len(boxes), longest), np.float32)
@@ -85,48 +96,63 @@ def _kernels(sigmas: Sequence[float]) -> Tensor:
     return torch.from_numpy(kernels)
 
 
-def as_it_is(operation: Operation) -> Operation:
-    return operation
-
-
 @cache
 def compiled_version(operation: Operation) -> Operation:
-    # Dynamic, because the number of rows differs from batch to batch.
-    return torch.compile(operation, dynamic=True)
+    """Compile an operation for each size of its arguments, rounding as the operation as it is does.
+
+    A product and a sum in one rounding, or a quotient by an approximation, may be less than a whole level, which is
+    then truncated to the level below.
+    """
+    options: dict[str, Any] = {"emulate_precision_casts": True}  # it keeps products and sums apart
+    if hasattr(torch._inductor.config, "eager_numerics"):
+        options["eager_numerics.division_rounding"] = True
+    return torch.compile(operation, dynamic=False, options=options)
 
 
 def mirror_and_colour(levels: Tensor, plan: BatchPlan, config: ViewsConfig, compiled: bool = False) -> Tensor:
     """Mirror, colour and normalise: uint8 (B, S, S, 3) -> float32 (B, 3, S, S), channels_last in memory.
 
-    `levels` and `plan` are on the device that does it. `compiled`: an operation is one kernel to three, by
-    torch.compile, where it is up to 40; numbers may differ in a last bit before they are truncated to levels.
+    `levels` and `plan` are on the device that does it. `compiled`: by a dozen kernels, where it is hundreds; numbers
+    may differ in a last bit before they are truncated to levels.
     """
-    run = compiled_version if compiled else as_it_is
+    if compiled:
+        return _compiled_colour(levels, plan, config)
     mirrored, *jittered, gray, blurred, solarized = plan.rows.split(plan.sizes)
     # A GPU reads and writes a quarter of the bytes in uint8; a CPU is slow to convert floats to it.
-    storage = torch.float32 if levels.device.type == "cpu" and not compiled else torch.uint8
+    storage = torch.float32 if levels.device.type == "cpu" else torch.uint8
     x = levels.permute(0, 3, 1, 2).to(storage, memory_format=torch.contiguous_format)
 
     def change(rows: Tensor, operation: Operation, *arguments: Any) -> None:
         if len(rows):
-            # A single row would be compiled anew; torch gives up after eight versions of an operation.
-            x[rows] = (run if len(rows) > 1 else as_it_is)(operation)(x[rows], *arguments)
+            x[rows] = operation(x[rows], *arguments)
 
     change(mirrored, mirror)
     for number, (rows, factors) in enumerate(zip(jittered, plan.factors.split(plan.sizes[1:17]), strict=True)):
         change(rows, JITTER[number % 4], factors.view(-1, 1, 1, 1))
     change(gray, batch_gray)
     if len(blurred):
-        by_sums = compiled and len(blurred) > 1
-        x[blurred] = (batch_blur_by_sums if by_sums else batch_blur)(x[blurred], plan.kernels)
+        change(blurred, batch_blur, plan.kernels[blurred])
     change(solarized, batch_solarize, config.solarize_threshold)
-    return normalise_batch(x.permute(0, 2, 3, 1).contiguous(), config, run)
+    return normalise_batch(x.permute(0, 2, 3, 1).contiguous(), config)
 
 
-def normalise_batch(levels: Tensor, config: ViewsConfig, run: Callable[[Operation], Operation] = as_it_is) -> Tensor:
+def _compiled_colour(levels: Tensor, plan: BatchPlan, config: ViewsConfig) -> Tensor:
+    """Pass all rows through every operation: shapes do not depend on the choices, so each is compiled once a size."""
+    mirrored, gray, solarized, *jitter = plan.columns.view(11, -1, 1, 1, 1).unbind()
+    x = compiled_version(mirror_rows)(levels, mirrored)
+    for operation, factor in zip(jitter[:4], jitter[4:], strict=True):
+        x = compiled_version(jitter_rows)(x, operation, factor)
+    x = compiled_version(gray_rows)(x, gray)
+    if plan.sizes[-2]:  # as many rows are blurred
+        for axis in (3, 3, 3, 2, 2, 2):
+            x = compiled_version(shifted_sum)(x, plan.kernels, axis)
+    constants = device_constants(tuple(config.mean), tuple(config.std), levels.device)
+    return compiled_version(solarize_and_standardise)(x, solarized, config.solarize_threshold, *constants)
+
+
+def normalise_batch(levels: Tensor, config: ViewsConfig) -> Tensor:
     """Normalise uint8 (B, S, S, 3) to float32 (B, 3, S, S), channels_last in memory, on its device."""
-    middle, spread = device_constants(tuple(config.mean), tuple(config.std), levels.device)
-    return run(standardise)(levels, middle, spread).permute(0, 3, 1, 2)
+    return standardise(levels, *device_constants(tuple(config.mean), tuple(config.std), levels.device))
 
 
 @cache
@@ -137,7 +163,7 @@ def device_constants(mean: tuple[float, ...], std: tuple[float, ...], device: to
 
 
 def standardise(levels: Tensor, middle: Tensor, spread: Tensor) -> Tensor:
-    return (levels - middle).div_(spread)
+    return (levels - middle).div_(spread).permute(0, 3, 1, 2)
 
 
 # The operations get (n, 3, S, S) levels, uint8 or whole floats, and (n, 1, 1, 1) factors; they return levels likewise.
@@ -194,6 +220,7 @@ def _hue(x: Tensor, levels: Tensor) -> Tensor:
 
 
 JITTER = (_brightness, _contrast, _saturation, _hue)  # in the order of the numbers in Jitter.order
+NO_JITTER = len(JITTER)  # the number of no operation
 
 
 def batch_gray(x: Tensor) -> Tensor:
@@ -218,16 +245,37 @@ def batch_blur(x: Tensor, kernels: Tensor) -> Tensor:
     return image.view(x.shape).to(x.dtype)
 
 
-def batch_blur_by_sums(x: Tensor, kernels: Tensor) -> Tensor:
-    """Do as `batch_blur`, by one compiled kernel a filter: a convolution could not be joined with the rounding."""
-    box_filter = compiled_version(shifted_sum)
-    for axis in (3, 3, 3, 2, 2, 2):
-        x = box_filter(x, kernels, axis)
-    return x
+# What is compiled gets uint8 (B, 3, S, S) levels of all rows, and (B, 1, 1, 1) choices; it returns levels likewise.
+
+
+def mirror_rows(levels: Tensor, mirrored: Tensor) -> Tensor:
+    """(B, S, S, 3) levels as they were loaded."""
+    x = levels.permute(0, 3, 1, 2)
+    return torch.where(mirrored > 0, mirror(x), x).contiguous()
+
+
+def jitter_rows(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+    """Change each row by the operation of that number in JITTER, if it is one."""
+    changed = x
+    for number, change in enumerate(JITTER):
+        changed = torch.where(operation == number, change(x, factor), changed)
+    return changed
+
+
+def gray_rows(x: Tensor, gray: Tensor) -> Tensor:
+    return torch.where(gray > 0, batch_gray(x), x)
+
+
+def solarize_and_standardise(x: Tensor, solarized: Tensor, threshold: int, middle: Tensor, spread: Tensor) -> Tensor:
+    x = torch.where(solarized > 0, batch_solarize(x, threshold), x)
+    return standardise(x.permute(0, 2, 3, 1).contiguous(), middle, spread)
 
 
 def shifted_sum(x: Tensor, kernels: Tensor, axis: int) -> Tensor:
-    """Filter along an axis; outside of the image its edge is repeated."""
+    """Filter along an axis, as `batch_blur` does; outside of the image its edge is repeated.
+
+    By sums, because a convolution could not be joined with the rounding.
+    """
     side, taps = x.shape[axis], kernels.shape[1]
     places = torch.arange(side, device=x.device)
     shifted = [x.index_select(axis, (places + (tap - taps // 2)).clamp(0, side - 1)) for tap in range(taps)]

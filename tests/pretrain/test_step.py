@@ -206,7 +206,7 @@ def test_colour_on_the_device_is_compiled_too(make, monkeypatch) -> None:
     first = next(make("views.execution=device").loader.batches(0, 1))
     assert not compiled
     again = next(make("views.execution=device", "machine.compile=true").loader.batches(0, 1))
-    assert {batch_colour.standardise, batch_colour.shifted_sum} < set(compiled)
+    assert {batch_colour.jitter_rows, batch_colour.shifted_sum} < set(compiled)
     for one, other in zip(first.images, again.images, strict=True):
         assert (one - other).abs().mean() < 1e-3  # blurred by sums, not by a convolution
 
