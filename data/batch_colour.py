@@ -180,8 +180,11 @@ def _to_levels(values: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def batch_luma(x: Tensor) -> Tensor:
-    """Return gray levels (n, 1, S, S) float32 by PIL's fixed-point arithmetic, which is exact in float32."""
-    red, green, blue = x.split(1, dim=1)
+    """Return gray levels (n, 1, S, S) float32 by PIL's fixed-point arithmetic, which is exact in float32.
+
+    In float32 from the start: compiled for CUDA, a byte times 38470 overflows (seen with torch 2.11).
+    """
+    red, green, blue = x.float().split(1, dim=1)
     scaled = torch.add(red * 19595.0, green, alpha=38470).add_(blue, alpha=7471)
     return scaled.add_(32768).mul_(1 / 65536).floor_()
 
