@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Section = Callable[[Check], Iterator[Finding]]
 
 ROOT = Path(__file__).resolve().parents[1]
-TEST_PACKAGES = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
+TEST_PACKAGES = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "jsonschema", "nbclient", "nbformat")
 INSTEAD = {"opencv-python": "opencv-python-headless", "mmcv-lite": "mmcv"}  # one does as well as the other
 
 

@@ -76,7 +76,7 @@ def tests(check: Check) -> Iterator[Finding]:
     done = run_program(
         check, "pytest", "-m", "gpu", *processes, *files
     )  # pyproject.toml has a -q; two leave out the counts
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
     ran = counts.get("skipped" if check.on_cpu else "passed", 0) > 0
     failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
     yield Finding("pytest -m gpu", done.returncode == 0 and ran, {**counts, **({"of": failed} if failed else {})})
@@ -210,6 +210,7 @@ def compiled_step(check: Check) -> Iterator[Finding]:
         yield Finding(f"compiled step: not begun, it may take {COMPILING_SECONDS} s", False)
         return
     ms, _, _, loss = measure_step(check, recipe, images, overrides)
+    check.steps.setdefault(name, ms)
     whole = nn.Module.compile
     # On a CPU the graphs alone: its C++ would take minutes to compile.
     traced = mock.patch.object(nn.Module, "compile", lambda module: whole(module, backend="aot_eager"))
