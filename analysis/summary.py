@@ -96,6 +96,12 @@ class Summary:
         return [row for row in self.rows if row.control is None]
 
     @property
+    def distinct_settings(self) -> list[Row]:
+        """Return the settings without those that are an earlier one's runs: they differ in options of no effect."""
+        first = {tuple(row.runs.items()): row for row in reversed(self.settings)}
+        return [row for row in self.settings if not row.runs or first[tuple(row.runs.items())] is row]
+
+    @property
     def controls(self) -> list[Row]:
         return [row for row in self.rows if row.control is not None]
 

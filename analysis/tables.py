@@ -29,14 +29,14 @@ def results_table(summary: Summary) -> Table:
     scores = summary.study.scores
     columns = [*key_columns(summary), *description_columns(summary), _count_column(summary)]
     columns += [column for score in scores for column in score_columns(summary, score)]
-    return Table.of(columns, summary.settings, summary.controls)
+    return Table.of(columns, summary.distinct_settings, summary.controls)
 
 
 def narrow_table(summary: Summary) -> Table:
     """Return the table of scores for one column of a paper: the means, without the differences."""
     means = [_mean_column(summary, score) for score in summary.study.scores]
     keys = [replace(column, name=symbol(column.name)) for column in key_columns(summary)]
-    return Table.of([*keys, _count_column(summary), *means], summary.settings, summary.controls)
+    return Table.of([*keys, _count_column(summary), *means], summary.distinct_settings, summary.controls)
 
 
 def _count_column(summary: Summary) -> Column[Row]:
@@ -236,6 +236,8 @@ def notes(summary: Summary, against: str | None = None) -> list[str]:
                 "†: decided among all rows compared with it: Dunnett's test rejects equality at 5 %, and the row's own "
                 "interval excludes 0."
             )
+    if len(summary.distinct_settings) < len(summary.settings):
+        texts.append("Settings that differ only in options without an effect on the loss are one training and one row.")
     if any(has_published(summary, score) for score in summary.study.scores):
         texts.append("published: the figure of the same weights and protocol; Δ to published: ours less it.")
     if any(is_best(summary, row, score) for row in summary.settings for score in summary.study.scores):

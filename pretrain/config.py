@@ -119,6 +119,9 @@ def durations(config: PretrainConfig, steps_per_epoch: int) -> tuple[int, int]:
 
 
 def identity(config: PretrainConfig) -> Identity:
+    """Name a run by its config, with the options that the criterion does not use at their defaults: trained once."""
+    if (used := config.loss.without_unused()) != config.loss:
+        config = config.replace(loss=used)
     values: dict[str, Any] = split_machine(config)[0]
     if config.train.duration.split()[0].strip("0.") == "":
         slug = f"{config.model.backbone.name}-untrained-seed{config.seed}"

@@ -5,7 +5,7 @@ It imports no torch, and timm only to look up a network outside KNOWN_BACKBONES,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
@@ -26,6 +26,12 @@ RESERVED_ARGS = ("pretrained", "num_classes", "features_only", "global_pool", "i
 KNOWN_BACKBONES = (
     *("scenes_resnet", "resnet18", "resnet34", "resnet50", "resnet101"),
     *("convnext_small", "convnext_base", "convnext_xlarge", "vit_tiny_patch16_224"),
+)
+
+
+LOCAL_OPTIONS = (  # of CriterionConfig, that the local criterion alone uses
+    *("num_matches", "feature_matches", "profile", "select", "location_threshold", "feature_threshold"),
+    *("statistics", "local_stage_weights"),
 )
 
 
@@ -74,6 +80,32 @@ class CriterionConfig:
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of matching that the local criterion sums."""
         return KINDS if self.local == "both" else tuple(kind for kind in KINDS if kind == self.local)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Return the options on which the loss does not depend, because of the values of others."""
+        if self.alpha == 1:
+            return ("local", *LOCAL_OPTIONS)
+        if self.local == "none":
+            return LOCAL_OPTIONS
+        threshold = self.select == "threshold"
+        options = [] if threshold else ["location_threshold", "feature_threshold"]
+        if "location" not in self.kinds:
+            options.append("location_threshold")
+        if "feature" not in self.kinds:
+            options += ["feature_matches", "feature_threshold"]
+        # The numbers by location are num_matches.
+        others = "location" not in self.kinds and (self.feature_matches is not None or self.profile == "reference")
+        if threshold or others:
+            options.append("num_matches")
+        if threshold:
+            options += ["feature_matches", "profile"]
+        return tuple(dict.fromkeys(options))
+
+    def without_unused(self) -> CriterionConfig:
+        """Return the options with those that are not used at their defaults: the same loss, by one config."""
+        defaults = CriterionConfig()
+        return replace(self, **{name: getattr(defaults, name) for name in self.unused})
 
     def match_counts(self, kind: str) -> tuple[int, int]:
         """Return how many matches of a kind are kept, 0 for all: (from a large view, from a small one).

@@ -85,6 +85,24 @@ def test_another_grid_key_makes_curves_with_their_own_baselines(summary_of: Summ
     assert [len(summary.controls_of(group)) for group in (both, location)] == [1, 0]
 
 
+def test_settings_of_the_same_trainings_are_one_row(summary_of: SummaryOf) -> None:
+    grid = {"loss.alpha": [0.5, 1.0], "loss.num_matches": ["[4, 4]", "[20, 4]"], "seed": [0]}
+    rows = [
+        (None, {"loss.alpha": a, "loss.num_matches": matches, "seed": 0}, 50 + 10 * a, 20.0)
+        for a in (0.5, 1.0)
+        for matches in grid["loss.num_matches"]
+    ]
+    summary = summary_of(grid, rows)
+    for row, run in zip(summary.rows, ("a", "same", "b", "same"), strict=True):
+        row.runs = {0: run}
+    _, *lines = cells(results_table(summary))
+    assert [line[:2] for line in lines] == [["0.5", "[4, 4]"], ["1", "[4, 4]"], ["0.5", "[20, 4]"]]
+    assert any("one training and one row" in text for text in notes(summary))
+    assert [[row.varied for row in rows] for _, rows in summary.groups()] == [
+        [0.5, 1.0]
+    ] * 2  # each curve keeps its end
+
+
 def test_a_study_without_a_baseline_has_no_differences(summary_of: SummaryOf) -> None:
     rows = [(None, {"loss.alpha": a, "seed": 0}, 60 + a, 20.0) for a in ALPHAS]
     summary = summary_of({"loss.alpha": ALPHAS, "seed": [0]}, rows, baseline=None)

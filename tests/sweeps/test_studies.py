@@ -98,14 +98,26 @@ def test_what_each_question_costs_on_imagenet(name: str) -> None:
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_each_question_has_a_small_twin(name: str) -> None:
-    """It varies the same key, in one seed and 300 steps at most, and shares the run of the base config."""
+    """It varies the same key, in three seeds or, of 300 steps, one, and shares the run of its base's config."""
     graph, vary = plan(f"scenes_{name}"), QUESTIONS[name][0]
     assert vary.startswith(graph.study.report.vary)  # the whole backbone, not its name alone
     assert {node.stage.name for node in graph.nodes} == {"pretrain", "linear", "knn", "segmentation"}
     configs = [point.pretrain.identity.config for point in graph.points]
-    assert {config["seed"] for config in configs} == {0}
-    assert max(int(config["train"]["duration"].split()[0]) for config in configs) == 300
+    longest = max(int(config["train"]["duration"].split()[0]) for config in configs)
+    assert (longest, {config["seed"] for config in configs}) in ((300, {0}), (1200, {0, 1, 2}))
     assert all(config["data"]["name"] == "scenes" for config in configs)
-    (base,) = [point for point in plan("scenes_alpha").points if point.varied["loss.alpha"] == 0.75]
-    shared = base.pretrain.run.name in {point.pretrain.run.name for point in graph.points}
-    assert shared == (name not in APART)
+    other, key, value = ("alpha", "loss.alpha", 0.75) if longest == 300 else ("criterion", "loss.local", "both")
+    bases = {point.pretrain.run.name for point in plan(f"scenes_{other}").points if point.varied[key] == value}
+    assert bases.isdisjoint({point.pretrain.run.name for point in graph.points}) == (name in APART)
+
+
+def test_options_of_no_effect_are_no_other_training(tmp_path: Path) -> None:
+    """Of plain VICReg the number of matches is one: it is trained once, and each curve has its score."""
+    (tmp_path / "study.yaml").write_text(
+        f"base: {FOLDER}/scenes_matches.yaml\nname: two_keys\n"
+        "pretrain: {grid: {loss.alpha: [0.5, 1.0], seed: [0]}}\n"
+    )
+    graph = build(load_study(tmp_path / "study.yaml"))
+    runs = [(point.varied["loss.alpha"], point.pretrain.run.name) for point in graph.points]
+    assert [len({run for value, run in runs if value == alpha}) for alpha in (0.5, 1.0)] == [3, 1]
+    assert len(runs) == 6

@@ -240,3 +240,33 @@ def test_a_batch_of_one() -> None:
 def test_weights_for_stages_that_are_not_there() -> None:
     with pytest.raises(UserError, match=r"has 2 weights.* from 1 stages"):
         VICRegLCriterion(num_matches=(2, 2), local_stage_weights=(1.0, 1.0))(*random_inputs(4, 3, 5, [4, 4]))
+
+
+CHANGES = {  # a second value of each option
+    "local": "feature",
+    "num_matches": (2, 1),
+    "feature_matches": (1, 3),
+    "profile": "reference",
+    "select": "threshold",
+    "location_threshold": 35.0,
+    "feature_threshold": 1.3,
+    "statistics": "maps",
+}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in list(o.values())[:4]))
+def test_the_loss_depends_on_the_options_that_are_used_and_on_no_others(options, alpha) -> None:
+    if options["local"] == "none" and alpha == 0:
+        return  # refused: no loss is left
+    for feature_matches in (None, (4, 2)):
+        inputs = random_inputs(6, width=6, channels=5, positions=[6, 6, 4])
+        config = CriterionConfig(**options, alpha=alpha, num_matches=(3, 2), feature_matches=feature_matches)
+        losses, gradients = losses_and_gradients(VICRegLCriterion(config), inputs)
+        found = losses_and_gradients(VICRegLCriterion(config.without_unused()), inputs)
+        assert_same(found, (losses, gradients), 0)
+        for name, value in CHANGES.items():
+            if value == getattr(config, name) or (alpha == 0 and config.local == "none"):
+                continue
+            other = VICRegLCriterion(config, **{name: value})(*inputs)["loss"]
+            assert (other == losses["loss"]).item() == (name in config.unused), name
