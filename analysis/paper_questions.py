@@ -17,6 +17,11 @@ from analysis.summary import Row
 from analysis.tables import DIAGNOSTICS, score_text
 from runtime.config import Duration
 
+# Controls of a report that varies loss.local.
+ALONE = "feature, no global criterion"
+WITHOUT_TERMS = f"{ALONE}, variance or covariance"
+TRIVIAL = 0.01  # of the loss with variance and covariance: less is none
+
 # The answer of a report; empty where the report does not have what it takes.
 Answer = Callable[[ReportData], str]
 
@@ -103,6 +108,31 @@ def _collapse(data: ReportData) -> str:
     return f"**{word}.** With features attracted alone, against no local criterion: {values}."
 
 
+def _trivial_solution(data: ReportData) -> str:
+    """Compare the losses at the end of feature attraction alone, with and without variance and covariance.
+
+    Without them the loss is the distance of the matched, projected features alone.
+    """
+    names = (ALONE, WITHOUT_TERMS)
+    rows = [_row(data, name) for name in names]
+    losses = [data.frame.loc[data.frame["control"] == name].get("pretrain.result.loss") for name in names]
+    found = [column.dropna() for column in losses if column is not None and column.notna().any()]
+    if len(found) < 2 or None in rows:
+        return ""
+    with_terms, without = found
+    trivial = without.max() < TRIVIAL * with_terms.min()
+    word = "Undecided (one seed)" if without.nunique() < 2 else "Yes" if trivial else "No"
+    scores = [
+        f"{score_name(score)} {' against '.join(score_text(row.scores[score], percent=True) for row in rows if row)}"
+        for score in dict.fromkeys([data.study.report.x, data.study.report.y])
+    ]
+    meaning = ": matched features coincide after projection, and nothing is left to learn from" if trivial else ""
+    return (
+        f"**{word}.** Without them the loss ends at {without.max():.1g} or less, with them at {with_terms.min():.2g} "
+        f"or more{meaning}. With against without: {', '.join(scores)}."
+    )
+
+
 def _score(row: Row, name: str) -> str:
     return score_text(row.scores[name], percent=False)
 
@@ -132,6 +162,11 @@ QUESTIONS = (
         _expect(("location", "feature"), ("both", "location"), ("both", "feature")),
     ),
     Question("Do the features collapse when close features are attracted?", "loss.local", _collapse),
+    Question(
+        "Where close features alone are attracted, do variance and covariance prevent a trivial solution?",
+        "loss.local",
+        _trivial_solution,
+    ),
     Question("What does the local criterion cost?", "loss.alpha", _cost),
     Question("Does a local criterion at several scales help?", "model.local_stages", _expect(("[-2, -1]", "[-1]"))),
     Question(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from textwrap import fill
 from typing import Any, NamedTuple
 
 from matplotlib import pyplot as plt
@@ -38,6 +39,7 @@ from analysis.statistics import Estimate
 from analysis.summary import Row, Summary
 
 MANY_LABELS = 40  # above this, labels could not be read; the table has the values
+NOTE_WIDTH = 62  # characters of a line above the axes
 NEAR = 0.6  # of the curves' extent; a control further off would squeeze them, so it is named above the axes instead
 
 
@@ -84,7 +86,7 @@ def draw(data: ReportData) -> Figure:
         axes.plot(*point.mean, "x", color=GREY, zorder=3)
     for _, point in published:
         axes.plot(*point.mean, "D", color=GREY, markerfacecolor="white", markersize=3.5, zorder=2)
-    axes.set_title("\n".join(far), loc="left", color=GREY, fontsize=6.5)
+    axes.set_title("\n".join(fill(text, NOTE_WIDTH) for text in far), loc="left", color=GREY, fontsize=6.5)
     bars += _draw_front(axes, pareto_front([mean for curve in curves for mean in curve.means]))
     if len(curves) > 1:  # above the axes: inside, it might cover points that are on no line
         figure.legend(loc="outside upper center", ncols=2, fontsize=5 if len(curves) > MANY_CURVES else None)

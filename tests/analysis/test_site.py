@@ -99,6 +99,19 @@ def test_a_collapse_is_a_loss_of_rank(rank: float, seeds: int, verdict: str) -> 
     assert f"rank pooled {rank:.3g}" in answer
 
 
+@pytest.mark.parametrize(("loss", "seeds", "verdict"), [(1e-5, 3, "Yes"), (3.0, 3, "No"), (1e-5, 1, "Undecided")])
+def test_a_trivial_solution_is_a_loss_of_zero(loss: float, seeds: int, verdict: str) -> None:
+    rows = {name: around(60, 30, seeds) for name in ("none", "with", "without")}
+    losses = {"none": 9.0, "with": 7.0, "without": loss}
+    data = report_of("loss.local", rows, **{"pretrain.result.loss": losses})
+    controls = {"with": paper_questions.ALONE, "without": paper_questions.WITHOUT_TERMS}
+    data.frame["control"] = data.frame["grid.loss.local"].map(controls)
+    data.frame["pretrain.result.loss"] += 1e-7 * data.frame["grid.seed"]
+    answer = answer_to("trivial solution", ReportData(data.study, data.frame))
+    assert answer.startswith(f"**{verdict}")
+    assert "with them at 7 or more" in answer
+
+
 def test_cost_is_undecided_where_times_overlap() -> None:
     def cost(local: list[float], plain: list[float]) -> str:
         data = report_of("loss.alpha", {1.0: around(70, 30), 0.5: around(60, 40)})
