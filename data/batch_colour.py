@@ -103,8 +103,10 @@ def compiled_version(operation: Operation) -> Operation:
     A product and a sum in one rounding, or a quotient by an approximation, may be less than a whole level, which is
     then truncated to the level below.
     """
+    from torch._inductor import config as inductor  # takes a second
+
     options: dict[str, Any] = {"emulate_precision_casts": True}  # it keeps products and sums apart
-    if hasattr(torch._inductor.config, "eager_numerics"):
+    if hasattr(inductor, "eager_numerics"):
         options["eager_numerics.division_rounding"] = True
     return torch.compile(operation, dynamic=False, options=options)
 
