@@ -81,13 +81,21 @@ def open_dataset(config: DataConfig) -> Dataset:
     return _OPENERS[config.name](config)
 
 
+def folder_of(config: DataConfig) -> Path:
+    """Return where the dataset's folder should be."""
+    named = config.root or os.environ.get(_variable(config))
+    return Path(named).expanduser() if named else data_root() / config.name
+
+
+def _variable(config: DataConfig) -> str:
+    return f"VICREGL_{config.name.upper()}"
+
+
 def root_of(config: DataConfig) -> Path:
     """Return the dataset's folder. Raises UserError if there is none."""
-    variable = f"VICREGL_{config.name.upper()}"
-    named = config.root or os.environ.get(variable)
-    root = Path(named).expanduser() if named else data_root() / config.name
+    root = folder_of(config)
     if not root.is_dir():
-        how = "data.root" if config.root else f"data.root or the environment's {variable}"
+        how = "data.root" if config.root else f"data.root or the environment's {_variable(config)}"
         raise UserError(f"dataset {config.name}: {root} is not a folder; set {how} to where it is")
     return root
 

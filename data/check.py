@@ -73,8 +73,8 @@ def check_all(dataset: Dataset, samples: int | None) -> Findings:
     return findings
 
 
-def preflight(config: DataConfig, masks: bool) -> list[str]:
-    """Check the dataset of an evaluation briefly (its masks if `masks`): return notes, refuse problems.
+def preflight(config: DataConfig, masks: bool) -> tuple[Dataset, list[str]]:
+    """Check the dataset of an evaluation briefly (its masks if `masks`): return it with notes, refuse problems.
 
     Reads BRIEF files of each split, whatever the dataset's size, and with masks the headers of all (a second for ten
     thousand files). open_dataset refuses what the layout alone shows.
@@ -82,7 +82,7 @@ def preflight(config: DataConfig, masks: bool) -> list[str]:
     dataset = open_dataset(config)
     findings = check_masks(dataset.segmentation(), BRIEF) if masks else check_images(dataset, BRIEF)
     refuse(config.name, dataset.root, findings.problems)
-    return findings.notes
+    return dataset, findings.notes
 
 
 def refuse(name: str, root: Path, problems: Sequence[str]) -> None:

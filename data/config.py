@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, WithJsonSchema
 
@@ -24,6 +24,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 # data/catalog.py opens them; `register` there adds others.
 DATASETS = ["scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k"]
+PUBLISHED = ("imagenet", "voc", "cityscapes", "ade20k")  # their names say what they hold, wherever that is
 
 
 def _check_dataset(name: str) -> str:
@@ -73,8 +74,9 @@ class ScenesConfig(Config):
 
 class DataConfig(Config):
     """Which dataset, and its folder: `root`; if that is null, $VICREGL_<NAME> (as $VICREGL_IMAGENET), or <name> in
-    $VICREGL_DATA (or in data/cache). A root is part of a run's identity and the environment is not, so a study without
-    roots is the same study on every machine.
+    $VICREGL_DATA (or in data/cache). The environment is no part of a run's identity, so a study without roots is the
+    same study on every machine. Neither is the root of a published dataset, which its name defines; that of a folder of
+    your own is. data/record.py refuses other files in a run that is there.
     """
 
     name: DatasetName = "scenes"
@@ -87,6 +89,9 @@ class DataConfig(Config):
         ok = self.segmentation_train == "train" or self.name.startswith("voc")
         allowed = f"train for data.name={self.name}"
         require(ok, "data.segmentation_train", self.segmentation_train, allowed)
+
+    def places(self) -> dict[str, Any]:
+        return {"root": self.root} if self.name in PUBLISHED else {}
 
 
 class ViewsConfig(Config):

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from data.catalog import open_dataset
 from data.check import preflight
 from data.config import DataConfig, NormalisationChoice
+from data.record import EVALUATION, record_data, refuse_other_data
 from eval.config import DenseKnnConfig, EvalConfig, identity
 from eval.parent import (
     Parent,
@@ -56,15 +58,21 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
         return
     parent = arguments.open_parent(config.machine.runs, config.normalisation)
     name = identity(config, parent.hash, parent.at)
-    if Run.at(config.machine.runs, name).result() is None:
+    place = Run.at(config.machine.runs, name)
+    refuse_other_data(place.path, config.data)
+    dataset = None
+    if place.result() is None:
         if getattr(config, "pooled", "mean") == "class_token":
             require_class_token(parent)
-        for note in preflight(config.data, masks=issubclass(schema, SegmentationConfig | DenseKnnConfig)):
+        dataset, notes = preflight(config.data, masks=issubclass(schema, SegmentationConfig | DenseKnnConfig))
+        for note in notes:
             print(note, flush=True)
 
     weights = arguments.describe_weights(parent)
 
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
+        if world.is_main:
+            record_data(run.path, config.data, dataset or open_dataset(config.data), EVALUATION)
         scores = work(config, parent, run, device, world)
         scores |= {} if parent.at is None else {"at": parent.at}
         mean, std = map(list, parent.normalisation)

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from data.catalog import Dataset
+from data.catalog import Dataset, open_dataset
+from data.record import PRETRAINING, record_data, refuse_other_data
 from pretrain.config import PretrainConfig, identity
 from runtime import config as configs
 from runtime.errors import run_command
@@ -39,7 +40,9 @@ def main(argv: Sequence[str]) -> None:
     world = world_from_environment()
     config.train.share(world.size)
     dataset: Dataset | None = None
-    if Run.at(config.machine.runs, run_identity).state() == "new":
+    place = Run.at(config.machine.runs, run_identity)
+    refuse_other_data(place.path, config.data)
+    if place.state() == "new":
         from pretrain.training import preflight
 
         dataset = preflight(config)
@@ -49,7 +52,10 @@ def main(argv: Sequence[str]) -> None:
         from pretrain.train import train
         from pretrain.training import Training
 
-        return train(Training.build(config, run, device, world, dataset))
+        opened = dataset or open_dataset(config.data)
+        if world.is_main:
+            record_data(run.path, config.data, opened, PRETRAINING)
+        return train(Training.build(config, run, device, world, opened))
 
     run_stage(config, run_identity, work, world)
 

@@ -107,6 +107,10 @@ class Config(BaseModel):
     def check(self) -> None:
         """Call `require` for what types cannot express."""
 
+    def places(self) -> dict[str, Any]:
+        """Return the fields that say where something is, and not what: in a run's identity they are null."""
+        return {}
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         self.check()
@@ -217,6 +221,9 @@ def to_dict(config: BaseModel) -> dict[str, Any]:
 def split_machine(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a stage's config into what identifies the run and what cannot change its result."""
     values = to_dict(config)
+    for key in places(config):
+        *sections, name = key.split(".")
+        reduce(getitem, sections, values)[name] = None
     machine = values.pop("machine", {})
     for key, default in added_defaults(type(config)).items():
         *sections, name = key.split(".")
@@ -224,6 +231,13 @@ def split_machine(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
         if section[name] == default:
             del section[name]
     return values, machine
+
+
+def places(config: BaseModel) -> dict[str, Any]:
+    """Return what the sections of a config leave out of a run's identity as a place, by dotted key."""
+    own = config.places() if isinstance(config, Config) else {}
+    sections = {name: value for name in type(config).model_fields if isinstance(value := getattr(config, name), Config)}
+    return own | {f"{name}.{key}": place for name, part in sections.items() for key, place in places(part).items()}
 
 
 @cache

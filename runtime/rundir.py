@@ -4,6 +4,7 @@ run.yaml        resolved config, identity, parent, provenance of each attempt
 metrics.jsonl   one row per logged step
 result.json     the scores; written last: a run is done if and only if it exists
 failure.json    how the latest attempt failed; removed when a new one starts
+data.json       the folder that it reads its data from (data/record.py)
 heartbeat.json  the working process and its progress, every few seconds
 checkpoints/    the training states that a pretraining kept, as step-00000500.pt and epoch-0010.pt
 lock            held (POSIX lock) by the working process, so that two never write to one run

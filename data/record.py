@@ -1,0 +1,76 @@
+"""Which folder a run reads its data from, in data.json of its directory; another folder must hold the same files.
+
+A folder that the environment gives, or `data.root` of a dataset that its name defines, is no part of a run's identity.
+So without this record, a run could go on with other images, or stand for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.catalog import Dataset, folder_of, open_dataset
+from data.config import DataConfig
+from runtime import files
+from runtime.errors import UserError
+
+FILE = "data.json"
+SIZED = 64  # files of a split whose sizes count: asking for all takes minutes on network file systems
+PRETRAINING, EVALUATION = ("train",), ("train", "val")  # the splits that they read
+
+
+def record_data(run: Path, config: DataConfig, dataset: Dataset, splits: Sequence[str]) -> None:
+    """Write the record, unless the identity says all. Only for the process that holds the run."""
+    if not _is_free(config):
+        return
+    folder = str(folder_of(config).resolve())
+    if (files.read_json(run / FILE) or {}).get("root") != folder:
+        files.write_json(run / FILE, {"root": folder, "files": {split: digest(dataset, split) for split in splits}})
+
+
+def refuse_other_data(run: Path, config: DataConfig) -> None:
+    """Raise UserError where the run was begun with another folder, which held other files.
+
+    In the same folder, files may be repaired. A folder that is missing here is left to what reads it.
+    """
+    if not _is_free(config) or (record := files.read_json(run / FILE)) is None:
+        return
+    folder = folder_of(config)
+    if not folder.is_dir() or str(folder.resolve()) == record["root"]:
+        return
+    dataset = open_dataset(config)
+    for split, recorded in record["files"].items():
+        if (here := digest(dataset, split)) != recorded:
+            raise UserError(
+                f"{run} was begun with {config.name} in {record['root']} ({recorded['count']} files of {split}), and "
+                f"{folder} holds others ({here['count']}). Its folder is no part of this run's name: give the same "
+                "data, other runs (machine.runs=FOLDER), or, for a dataset of your own, its folder by data.root with "
+                "data.name=imagefolder or vocfolder"
+            )
+
+
+def recorded_place(run: Path) -> tuple[str, dict[str, Any]]:
+    """Return the layer of a config that opens the run's data where they were, if they still are there."""
+    root = (files.read_json(run / FILE) or {}).get("root")
+    return str(run / FILE), {"data": {"root": root}} if root and os.path.isdir(root) else {}
+
+
+def digest(dataset: Dataset, split: str) -> dict[str, Any]:
+    """Identify a split by the names of all its files and the sizes of some, evenly spread."""
+    paths = [str(path) for path in dataset.images(split).paths]
+    if dataset.has_masks:
+        layout = dataset.segmentation()
+        paths += [str(layout.mask(split, name)) for name in layout.names(split)]
+    every = max(1, len(paths) // SIZED)
+    parts = [path.removeprefix(str(dataset.root)) for path in paths]
+    parts += [str(os.path.getsize(path)) for path in paths[::every] if os.path.exists(path)]
+    text = "\n".join(parts).encode(errors="surrogateescape")
+    return {"count": len(paths), "sha256": hashlib.sha256(text).hexdigest()}
+
+
+def _is_free(config: DataConfig) -> bool:
+    """Whether the run's identity leaves the folder open; scenes are made from the config, as it says."""
+    return config.name != "scenes" and (config.root is None or bool(config.places()))
