@@ -45,6 +45,7 @@ class Node:
     parent: Node | None = None
     at: str | None = None  # the moment of the checkpoint that it evaluates, as "100 steps"; None: the end
     keep: tuple[str, ...] = ()  # the moments at which it keeps a checkpoint
+    places: dict[str, Any] = field(default_factory=dict)  # in its config, and left out of its identity
     children: list[Node] = field(default_factory=list)
 
     @cached_property
@@ -182,7 +183,6 @@ class _Builder:
         self.study = study
         self.machine = machine
         self.nodes: dict[Path, Node] = {}
-        self.places: dict[Path, dict[str, Any]] = {}  # of each run, what its identity leaves out
         self.pretrain_stage = get_stage(PRETRAIN, study.file)
         for section, values in (study.pretrain.sections if study.pretrain else {}).items():
             check_keys(f"{study.file}: pretrain.{section}", values, self.pretrain_stage.schema())
@@ -282,17 +282,17 @@ class _Builder:
         stage, file, overrides, config = loaded
         identity = stage.identity(config, None if parent is None else parent.identity, at)
         node = Node(stage, part, label, identity, config.machine.runs, file, overrides, stage.work(config), parent, at)
+        node.places = configs.places(config)
         known = self.nodes.setdefault(node.run.path, node)
-        self._check_places(known, config)
+        self._check_places(known, node.places, config)
         if known is node and parent is not None:
             parent.children.append(node)
         return known
 
-    def _check_places(self, node: Node, config: Any) -> None:
+    def _check_places(self, node: Node, here: dict[str, Any], config: Any) -> None:
         """Refuse another folder than that of the same run in this study, or than the run's own, if it began already."""
-        here = configs.places(config)
-        if (there := self.places.setdefault(node.run.path, here)) != here:
-            why = f"{node.title} would be one run with {there} and with {here}, which are no part of its name"
+        if node.places != here:
+            why = f"{node.title} would be one run with {node.places} and with {here}, which are no part of its name"
             raise UserError(f"{self.study.file}: {why}; name your own datasets imagefolder or vocfolder")
         if any(here.values()):
             from data.record import refuse_other_data  # loads torch

@@ -21,6 +21,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from data.config import data_root
 from runtime import config as configs
+from runtime.config_keys import merge, nested
 from runtime.errors import UserError
 from sweeps.failures import clear_cancelled
 from sweeps.graph import Graph, Node
@@ -169,7 +170,8 @@ class _Submitter:
         if key not in self.configs:
             self.configs[key] = configs.to_dict(node.stage.load(node.config_file, node.overrides))
         resolved = self.configs[key]
-        return resolved if is_eval else {**node.identity.config, "machine": resolved["machine"]}
+        values = resolved if is_eval else {**node.identity.config, "machine": resolved["machine"]}
+        return merge(values, nested(node.places))
 
 
 class Executor(SlurmExecutor):

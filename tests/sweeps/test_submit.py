@@ -50,15 +50,20 @@ def test_a_job_whose_answer_was_lost_is_recorded_by_the_next_submission(
 STUDY = """
 base: {project}/sweeps/studies/smoke.yaml
 name: moments
+pretrain: {{set: {{data.name: imagenet, data.root: /big/imagenet}}}}
 evals:
   linear: {{at: [1 steps], set: {{subset: listed.txt}}}}
+  segmentation: {{set: {{data.name: voc, data.root: /big/voc}}}}
 """
 
 
 def test_the_config_of_a_job_names_the_same_run(
     commands: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The identity of an evaluation has more than its config: its moment, and the images of its subset."""
+    """The identity of an evaluation has more than its config: its moment, and the images of its subset.
+
+    That of a published dataset has less: its folder.
+    """
     monkeypatch.chdir(tmp_path)
     Path("listed.txt").write_text("0/1.png\n")
     Path("study.yaml").write_text(STUDY.format(project=PROJECT))
@@ -75,3 +80,5 @@ def test_the_config_of_a_job_names_the_same_run(
         config = node.stage.load(submission.path / "configs" / f"{node.identity.stage}-{node.identity.hash}.yaml", ())
         parent = None if node.parent is None else node.parent.identity
         assert node.stage.identity(config, parent, node.at).hash == node.identity.hash
+        roots = {"pretrain": "/big/imagenet", "segmentation": "/big/voc"}
+        assert config.data.root == roots.get(node.identity.stage)
