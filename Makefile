@@ -7,7 +7,7 @@ WORKERS ?= 2
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help install install-slurm install-report study reports site check-reports test test-fast lint format schemas smoke clean
+.PHONY: help install headless install-slurm install-report study reports site check-reports test test-fast lint format schemas smoke clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,12 +21,14 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
-	@# opencv-python needs libGL, which servers often lack; the headless build of the same version does not.
+	@$(MAKE) --no-print-directory headless
+	@touch $@
+
+headless:  ## where opencv-python cannot load (no libGL), take its headless build; RUN=python in a conda environment
 	@$(RUN) -c 'import cv2' 2>/dev/null || { \
 	  echo 'opencv-python cannot load here (no libGL): taking opencv-python-headless'; \
-	  $(VENV)/bin/pip uninstall --quiet --yes opencv-python && \
-	  $(VENV)/bin/pip install --quiet --no-deps "$$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt)"; }
-	@touch $@
+	  $(RUN) -m pip uninstall --quiet --yes opencv-python && \
+	  $(RUN) -m pip install --quiet --no-deps "$$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt)"; }
 
 install-slurm:  ## install SLURM for tests/slurm (root, Debian); starts nothing
 	which slurmctld slurmd slurmdbd mariadbd munged >/dev/null || { apt-get update -q && \

@@ -1,6 +1,7 @@
 """One source of versions, requirements.txt; and what is installed: the library vicregl, beside anybody's packages."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -35,6 +36,35 @@ def test_environment_installs_exactly_the_pins():
     pip_lines = [line for entry in environment["dependencies"] if isinstance(entry, dict) for line in entry["pip"]]
     assert names == ["python=3.11", "pip"]  # nothing that could bring versions of its own
     assert pip_lines == ["-r requirements.txt"]
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_server_without_libgl_gets_the_headless_opencv(loads: bool, tmp_path: Path):
+    """By the command that environment.yml names; a stand-in for Python notes what it is asked to do."""
+    commands = [
+        line[2:].partition("  #")[0].strip() for line in (ROOT / "environment.yml").read_text().splitlines()[:3]
+    ]
+    assert commands[:2] == [
+        "conda env create -f environment.yml && conda activate vicregl-bench",
+        "pip install --no-deps -e .",
+    ]
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(f'#!/bin/sh\necho "$*" >> {log}\n[ "$1" != -c ] || exit {0 if loads else 1}\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        commands[2].split(), cwd=ROOT, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=False
+    )
+    assert done.returncode == 0
+    asked = log.read_text().splitlines()
+    assert asked[0] == "-c import cv2"
+    assert asked[1:] == (
+        []
+        if loads
+        else [
+            "-m pip uninstall --quiet --yes opencv-python",
+            f"-m pip install --quiet --no-deps opencv-python-headless=={pins()['opencv-python']}",
+        ]
+    )
 
 
 def test_makefile_and_ci_install_from_the_pins():
