@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data import scenes
 from data.compose import CLASSES as DIGITS
-from data.config import DATASETS, DataConfig, data_root
+from data.config import DATASETS, DataConfig
 from data.images import IMAGE_SUFFIXES, ImageList
 from data.layout import SegmentationLayout, walk
 from data.segmentation_sets import LAYOUTS, VOC_PALETTE, voc_splits
@@ -81,21 +81,10 @@ def open_dataset(config: DataConfig) -> Dataset:
     return _OPENERS[config.name](config)
 
 
-def folder_of(config: DataConfig) -> Path:
-    """Return where the dataset's folder should be."""
-    named = config.root or os.environ.get(_variable(config))
-    return Path(named).expanduser() if named else data_root() / config.name
-
-
-def _variable(config: DataConfig) -> str:
-    return f"VICREGL_{config.name.upper()}"
-
-
 def root_of(config: DataConfig) -> Path:
     """Return the dataset's folder. Raises UserError if there is none."""
-    root = folder_of(config)
-    if not root.is_dir():
-        how = "data.root" if config.root else f"data.root or the environment's {_variable(config)}"
+    if not (root := config.folder).is_dir():
+        how = "data.root" if config.root else f"data.root or the environment's {config.variable}"
         raise UserError(f"dataset {config.name}: {root} is not a folder; set {how} to where it is")
     return root
 

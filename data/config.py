@@ -93,6 +93,17 @@ class DataConfig(Config):
     def places(self) -> dict[str, Any]:
         return {"root": self.root} if self.name in PUBLISHED else {}
 
+    @property
+    def variable(self) -> str:
+        """The environment's variable of the dataset's folder."""
+        return f"VICREGL_{self.name.upper()}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the dataset should be."""
+        named = self.root or os.environ.get(self.variable)
+        return Path(named).expanduser() if named else data_root() / self.name
+
 
 class ViewsConfig(Config):
     """What the views are. The defaults are the published recipe for ResNet-50 (two crops of 224)."""

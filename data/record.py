@@ -10,12 +10,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data.catalog import Dataset, folder_of, open_dataset
 from data.config import DataConfig
 from runtime import files
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from data.catalog import Dataset
 
 FILE = "data.json"
 SIZED = 64  # files of a split whose sizes count: asking for all takes minutes on network file systems
@@ -26,7 +28,7 @@ def record_data(run: Path, config: DataConfig, dataset: Dataset, splits: Sequenc
     """Write the record, unless the identity says all. Only for the process that holds the run."""
     if not _is_free(config):
         return
-    folder = str(folder_of(config).resolve())
+    folder = str(config.folder.resolve())
     if (files.read_json(run / FILE) or {}).get("root") != folder:
         files.write_json(run / FILE, {"root": folder, "files": {split: digest(dataset, split) for split in splits}})
 
@@ -38,9 +40,11 @@ def refuse_other_data(run: Path, config: DataConfig) -> None:
     """
     if not _is_free(config) or (record := files.read_json(run / FILE)) is None:
         return
-    folder = folder_of(config)
+    folder = config.folder
     if not folder.is_dir() or str(folder.resolve()) == record["root"]:
         return
+    from data.catalog import open_dataset  # loads torch, which the planning of a study does without
+
     dataset = open_dataset(config)
     for split, recorded in record["files"].items():
         if (here := digest(dataset, split)) != recorded:

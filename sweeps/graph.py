@@ -14,6 +14,7 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.record import refuse_other_data
 from eval.published import Published, figure_of
 from runtime import config as configs
 from runtime.config import kept_checkpoint, require
@@ -295,6 +296,4 @@ class _Builder:
             why = f"{node.title} would be one run with {node.places} and with {here}, which are no part of its name"
             raise UserError(f"{self.study.file}: {why}; name your own datasets imagefolder or vocfolder")
         if any(here.values()):
-            from data.record import refuse_other_data  # loads torch
-
             refuse_other_data(node.run.path, config.data)

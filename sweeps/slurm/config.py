@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -93,7 +94,7 @@ class Resources(Config):
     parallel: NonNegativeInt = 0  # runs at a time; 0: as many as the cluster allows
     setup: list[str] = []  # shell lines before a run, for example `module load cuda`
     container: str = ""  # a command put before the run's, for example `apptainer exec --nv image.sif`
-    python: str = ""  # the interpreter of the runs; empty: that of `submit`
+    python: str = ""  # the interpreter on the nodes (or in the container); empty: that of `submit`
     signal_seconds: PositiveInt = 90  # before the limit: then a run is asked to save
     sbatch: Options = {}  # any other options by their long names; true: one without a value; null: not given
     srun: Options = {}  # of the srun that starts the run's processes
@@ -105,6 +106,16 @@ class Resources(Config):
     @property
     def tasks_per_node(self) -> int:
         return self.tasks or max(1, self.gpus_per_node)
+
+    @property
+    def interpreter(self) -> str:
+        """The Python of the runs."""
+        return os.path.expanduser(self.python) or sys.executable
+
+    @property
+    def supervisor_interpreter(self) -> str:
+        """The Python of the job itself, which is outside of a container."""
+        return sys.executable if self.container else self.interpreter
 
     @property
     def processes(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -160,7 +159,7 @@ class _Submitter:
             parent = (root / node.parent.name).resolve()
         machine = [f"machine.runs={self.runs}", *self.machine, *node.keep_overrides]
         _, *arguments = node.stage.argv(str(config), machine, parent, node.at)
-        argv = [resources.python or sys.executable, *arguments]
+        argv = [resources.interpreter, *arguments]
         return {"run": node.name, "path": str(self.runs / node.name), "argv": argv}
 
     def _values(self, node: Node) -> dict[str, Any]:
@@ -177,13 +176,13 @@ class _Submitter:
 class Executor(SlurmExecutor):
     """Submitit's executor, but a job begins at start.py of the submission's code, not at submitit's own module."""
 
-    def __init__(self, logs: Path, code: Path) -> None:
+    def __init__(self, logs: Path, code: Path, python: str) -> None:
         super().__init__(folder=logs)
-        self.start = code / "sweeps" / "slurm" / "start.py"
+        self.start = [python, "-u", str(code / "sweeps" / "slurm" / "start.py")]
 
     @property
     def _submitit_command_str(self) -> str:
-        return shlex.join([sys.executable, "-u", str(self.start), str(self.folder)])
+        return shlex.join([*self.start, str(self.folder)])
 
 
 def _executor(name: str, batch: JobBatch, dependency: str, logs: Path, code: Path) -> Executor:
@@ -200,7 +199,7 @@ def _executor(name: str, batch: JobBatch, dependency: str, logs: Path, code: Pat
         "setup": list(resources.setup) or None,
         "dependency": dependency or None,
     }
-    executor = Executor(logs, code)
+    executor = Executor(logs, code, resources.supervisor_interpreter)
     executor.update_parameters(
         job_name=name,
         time=int(resources.minutes),  # submitit compares it as an integer

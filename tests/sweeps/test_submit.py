@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +49,71 @@ def test_a_job_whose_answer_was_lost_is_recorded_by_the_next_submission(
     recorded = {name: f"77_{i}" for i, name in enumerate(pretrainings)} if lost else {}
     assert {run: job.job for run, job in read_jobs(runs).items()} == recorded
     assert submission.unrecorded() == []
+
+
+@pytest.mark.parametrize("container", ["", "apptainer exec image.sif"])
+def test_a_job_begins_with_the_python_of_the_nodes(
+    container: str, make_graph: Callable[[], Graph], commands: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A login node may have no Python that runs on them. In a container there is another one than around it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "cluster.yaml").write_text(f"all: {{python: ~/gpu/bin/python, container: {container!r}}}\n")
+    for name in ("sacct", "squeue", "srun"):
+        commands(name)
+    commands("scontrol", "MaxArraySize = 1001\n")
+    commands("sbatch", "Submitted batch job 7\n")
+    graph = make_graph()
+    submit.submit(graph, load_cluster(tmp_path / "cluster.yaml"), (), None)
+    (submission,) = submissions(Path(graph.nodes[0].root).resolve())
+    scripts = [file.read_text() for file in submission.logs.glob("*.sh")]
+    supervisor = sys.executable if container else "/home/me/gpu/bin/python"
+    assert scripts
+    assert all(f" {supervisor} -u {submission.code}/sweeps/slurm/start.py" in script for script in scripts)
+    plans = [json.loads(file.read_text()) for file in (submission.path / "arrays").iterdir()]
+    assert {task["argv"][0] for plan in plans for task in plan["tasks"]} == {"/home/me/gpu/bin/python"}
+
+
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        assert name not in {missing}, f"{{name}} is imported"
+sys.meta_path.insert(0, Missing())
+from runtime.errors import run_command
+from sweeps.__main__ import main
+run_command(main)
+"""
+
+
+def test_a_login_node_needs_four_packages(commands: Fake, tmp_path: Path) -> None:
+    """They are named in sweeps/README.md; no other package that requirements.txt names for the suite is imported."""
+    text = (PROJECT / "sweeps/README.md").read_text().partition("## A login node")[2]
+    named = re.search(r"with ((?:`[a-z]+`[,\sand]+)+)in the versions", text)
+    assert named is not None
+    assert re.findall(r"`([a-z]+)`", named[1]) == ["pydantic", "pyyaml", "rich", "submitit"]
+    missing = [
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "pandas",
+        "scipy",
+        "sklearn",
+        "cv2",
+        "PIL",
+        "matplotlib",
+        "tqdm",
+    ]
+    missing += ["mmengine", "mmcv", "mmseg", "safetensors", "tensorboard", "simplejpeg", "jinja2", "markdown_it"]
+    for name in ("sacct", "squeue", "srun"):
+        commands(name)
+    commands("scontrol", "MaxArraySize = 1001\n")
+    commands("sbatch", "Submitted batch job 7\n")
+    study = [str(PROJECT / "sweeps/studies/alpha.yaml"), f"machine.runs={tmp_path / 'runs'}"]
+    for words in (["submit", *study, "--cluster", "slurm"], ["status", *study]):
+        code = [sys.executable, "-c", WITHOUT.format(missing=missing), *words]
+        done = subprocess.run(code, cwd=PROJECT, capture_output=True, text=True, encoding="utf-8", check=False)
+        assert "32 runs" in done.stdout, done.stderr
 
 
 STUDY = """
