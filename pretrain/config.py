@@ -22,6 +22,7 @@ from runtime.config import (
 )
 from runtime.errors import UserError
 from runtime.imports import Imports
+from runtime.loggers import LoggerName
 from runtime.rundir import Identity
 from vicregl.config import CriterionConfig, ModelConfig
 
@@ -77,6 +78,7 @@ class ProbeConfig(Config):
 
 
 class PretrainMachineConfig(MachineConfig):
+    loggers: list[LoggerName] = ["tensorboard"]
     log_steps: PositiveInt = 50  # between two rows of metrics.jsonl
     save_minutes: NonNegativeFloat = 2.0  # between two checkpoints; 0: every step
     keep_last: NonNegativeInt = 0  # earlier checkpoints to keep, as checkpoints/step-00001200.pt

@@ -1,4 +1,4 @@
-"""What a training writes down: rows of metrics.jsonl and TensorBoard, the heartbeat's progress, lines, result.json."""
+"""What a training writes down: rows of metrics.jsonl, the heartbeat's progress, lines, result.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from data.loader import ViewBatch
 from pretrain.diagnostics import view_diagnostics
@@ -47,9 +46,7 @@ class Logger:
         self.printed = time.monotonic()
         self.seconds_before = training.state.seconds  # of earlier attempts
         self.row_meter, self.line_meter = ThroughputMeter(training), ThroughputMeter(training)
-        self.board: SummaryWriter | None = None
         if training.world.is_main:
-            self.board = SummaryWriter(str(training.run.path / "tensorboard"), purge_step=training.state.step + 1)
             training.run.set_progress(training.state.step, training.total_steps, "steps")
 
     def after_step(self, batch: ViewBatch, lr: float, losses: dict[str, Tensor], output: ModelOutput) -> None:
@@ -66,7 +63,7 @@ class Logger:
         training, state = self.training, self.training.state
         # Before the return, because every process takes part in them.
         diagnostics = view_diagnostics(output.pooled[0].detach(), output.features[0].flatten(0, 1), training.world)
-        if self.board is None:
+        if not training.world.is_main:
             return
         images_per_second, waited = self.row_meter.read()
         values = {name: float(value.detach()) for name, value in losses.items()}
@@ -79,8 +76,6 @@ class Logger:
         if training.loader.skipped:
             values["images_skipped"] = training.loader.skipped
         training.run.append_metrics({"step": state.step, "epoch": batch.epoch, "time": time.time(), **values})
-        for name, value in values.items():
-            self.board.add_scalar(name, value, state.step)
 
     def print_line(self, loss: float) -> None:
         training = self.training
@@ -98,10 +93,6 @@ class Logger:
             total_memory = torch.cuda.get_device_properties(training.device).total_memory
             parts.append(f"{peak_memory(training.device) / GB:.1f} of {total_memory / GB:.0f} GB GPU memory")
         print(", ".join([*parts, f"{describe_seconds(left)} left"]), flush=True)
-
-    def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
 
 
 @torch.no_grad()

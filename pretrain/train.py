@@ -31,15 +31,14 @@ def train(training: Training) -> dict[str, Any]:
             losses, output = training_step(training, batch, lr)
             state.step += 1
             log.after_step(batch, lr, losses, output)
-            stop_or_save(training, stop, log)
-    log.close()
+            stop_or_save(training, stop)
     training.save()
     if training.world.is_main:
         save_backbone(state.model, training.run.path / "backbone.safetensors")
     return final_scores(training)
 
 
-def stop_or_save(training: Training, stop: StopRequest, log: Logger) -> None:
+def stop_or_save(training: Training, stop: StopRequest) -> None:
     """Save at the configured times and, on a stop request of any process, before all of them exit."""
     request = largest(request_after_step(training, stop))
     if request == NONE:
@@ -47,7 +46,6 @@ def stop_or_save(training: Training, stop: StopRequest, log: Logger) -> None:
     training.save()
     if request == SAVE:
         return
-    log.close()
     if request == TIME_LIMIT:
         raise Unfinished(f"the time limit machine.max_minutes = {training.config.machine.max_minutes:g} is reached")
     stop.signal = request

@@ -34,6 +34,7 @@ from pydantic import (
 from runtime.config_keys import Layer, explain, merge
 from runtime.errors import UserError
 from runtime.imports import Imports
+from runtime.loggers import LoggerName
 from runtime.yaml_files import dump_yaml, file_layers, parse_overrides
 
 T = TypeVar("T", bound="Config")
@@ -139,6 +140,8 @@ class MachineConfig(Config):
     workers: NonNegativeInt = 0  # data loading processes; 0: in the main process
     runs: str = "runs"  # where run directories are made
     log_seconds: NonNegativeFloat = 10.0  # between two printed lines
+    loggers: list[LoggerName] = []  # of rows and scores, beside metrics.jsonl (runtime/loggers.py)
+    group: str = ""  # of the run in loggers: its study, which a sweep sets
 
 
 class EvalMachineConfig(MachineConfig):

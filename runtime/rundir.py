@@ -29,11 +29,11 @@ import yaml
 from runtime import config as configs
 from runtime import files, provenance
 from runtime.errors import BusyError, Unfinished, UserError
+from runtime.loggers import Loggers
 from runtime.yaml_files import parse_dumped, write_yaml
 
 HEARTBEAT_SECONDS = 5.0
-# An older heartbeat from another host means that its process died.
-STALE_SECONDS = 120.0
+STALE_SECONDS = 120.0  # an older heartbeat from another host means that its process died
 ELSEWHERE = "keep your runs elsewhere: machine.runs=FOLDER"
 _held_by_this_process: set[Path] = set()
 
@@ -62,6 +62,7 @@ class Run:
     """One run directory. Creating the object touches no file; `open_run` makes and locks the directory."""
 
     path: Path
+    loggers: Loggers = field(default_factory=Loggers)
     _progress: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -162,14 +163,16 @@ class Run:
     def append_metrics(self, row: dict[str, Any]) -> None:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self.loggers.log(row)
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(files.read_json_lines(self.path / "metrics.jsonl"))
 
     def drop_metrics_after(self, step: int) -> None:
-        """Remove rows that a resumed run will write again (those with `step` beyond its checkpoint)."""
+        """Begin the rows after `step`, the checkpoint's: remove those that are written again, and start the loggers."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         files.write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self.loggers.start(step)
 
     def write_result(self, scores: dict[str, Any]) -> None:
         files.write_json(self.path / "result.json", scores)
@@ -182,9 +185,7 @@ def finished_run(path: Path, stages: Sequence[str]) -> dict[str, Any]:
     """
     run = Run(path)
     if not path.is_dir():
-        raise UserError(
-            f"{path} is not a folder; expected the directory of a {stages[0]} run, as runs/{stages[0]}/<run>"
-        )
+        raise UserError(f"{path} is not a folder; expected that of a {stages[0]} run, as runs/{stages[0]}/<run>")
     document = run.document()
     if document["stage"] not in stages:
         raise UserError(f"{path} is a run of the stage {document['stage']!r}; expected one of {stages[0]!r}")

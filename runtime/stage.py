@@ -13,6 +13,7 @@ from runtime import provenance
 from runtime.config import split_machine
 from runtime.device import choose_device
 from runtime.distributed import barrier, broadcast, join, report_failures
+from runtime.loggers import LoggedRun, Loggers, require_loggers
 from runtime.rundir import Identity, Run, open_run, record_failure
 from runtime.world import World
 
@@ -25,6 +26,7 @@ def run_stage(config: Any, identity: Identity, work: Work, world: World, extra: 
     Every process of `world` calls this and `work`; process 0 alone holds the run directory and writes in it.
     `extra` goes into run.yaml beside the machine's settings.
     """
+    require_loggers(config.machine.loggers)
     device = choose_device(config.machine, world)
     run = Run.at(config.machine.runs, identity)
     with join(world, device):
@@ -37,9 +39,11 @@ def run_stage(config: Any, identity: Identity, work: Work, world: World, extra: 
             _say(world, f"{run.path} on {device}{processes}")
             if world.is_main and (warning := provenance.code().warning):
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
-            scores = work(run, device, world)
-            if world.is_main:
-                run.write_result(scores)
+            with _logged(config, identity, run, world):
+                scores = work(run, device, world)
+                if world.is_main:
+                    run.write_result(scores)
+                    run.loggers.log_scores(scores)
             _say(world, f"{run.path} is done")
 
 
@@ -51,6 +55,20 @@ def _hold(config: Any, identity: Identity, run: Run, world: World, extra: dict[s
         with report_failures(on_lost):
             barrier()  # until process 0 has made the directory and holds it
             yield held
+
+
+@contextmanager
+def _logged(config: Any, identity: Identity, run: Run, world: World) -> Iterator[None]:
+    """Give process 0's run its loggers, and close them after the block."""
+    if world.is_main:
+        logged = LoggedRun(run.path, identity, config.machine.group)
+        run.loggers = Loggers(config.machine.loggers, logged)
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        run.loggers.close(done)
 
 
 def _say(world: World, text: str) -> None:

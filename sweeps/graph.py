@@ -43,6 +43,7 @@ class Node:
     config_file: str
     overrides: tuple[str, ...]
     work: float
+    study: str  # its name
     parent: Node | None = None
     at: str | None = None  # the moment of the checkpoint that it evaluates, as "100 steps"; None: the end
     keep: tuple[str, ...] = ()  # the moments at which it keeps a checkpoint
@@ -70,15 +71,13 @@ class Node:
     def argv(self, machine: Sequence[str] = ()) -> list[str]:
         """Return the command line of this run; `machine`: the `machine.*` overrides of the command that starts it."""
         parent = None if self.parent is None else self.parent.run.path
-        where = f"machine.runs={self.root}"
-        others = [text for text in machine if not text.startswith("machine.runs=")]  # which made `root`
-        overrides = [*self.overrides, where, *others, *self.keep_overrides]
-        return self.stage.argv(self.config_file, overrides, parent, self.at)
+        return self.stage.argv(self.config_file, [*self.overrides, *self.machine(self.root, machine)], parent, self.at)
 
-    @property
-    def keep_overrides(self) -> list[str]:
-        """Return the override by which it keeps its checkpoints; it is of the machine, so no part of its identity."""
-        return [as_override("machine.keep_at", list(self.keep))] if self.keep else []
+    def machine(self, root: str | Path, overrides: Sequence[str]) -> list[str]:
+        """Return all `machine.*` overrides of its command, for runs at `root`; `overrides`: those of the user."""
+        others = [text for text in overrides if not text.startswith("machine.runs=")]  # which made `root`
+        keep = [as_override("machine.keep_at", list(self.keep))] if self.keep else []
+        return [f"machine.runs={root}", as_override("machine.group", self.study), *others, *keep]
 
     @property
     def lacks_checkpoint(self) -> bool:
@@ -232,7 +231,7 @@ class _Builder:
     def _run(self, name: str, path: str) -> Node:
         """Make the node of a finished run, which is evaluated where it lies."""
         root, identity = open_finished(path)
-        node = Node(self.pretrain_stage, RUN, name, identity, root, "", (), 1.0)
+        node = Node(self.pretrain_stage, RUN, name, identity, root, "", (), 1.0, self.study.name)
         return self.nodes.setdefault(node.run.path, node)
 
     def _eval_of(self, part: CheckpointPart, name: str) -> _Loaded:
@@ -282,7 +281,8 @@ class _Builder:
     def _node(self, part: str, label: str, loaded: _Loaded, parent: Node | None = None, at: str | None = None) -> Node:
         stage, file, overrides, config = loaded
         identity = stage.identity(config, None if parent is None else parent.identity, at)
-        node = Node(stage, part, label, identity, config.machine.runs, file, overrides, stage.work(config), parent, at)
+        work, root, name = stage.work(config), config.machine.runs, self.study.name
+        node = Node(stage, part, label, identity, root, file, overrides, work, name, parent, at)
         node.places = configs.places(config)
         known = self.nodes.setdefault(node.run.path, node)
         self._check_places(known, node.places, config)

@@ -12,6 +12,7 @@ import yaml
 
 from runtime.config_keys import types_of
 from runtime.errors import UserError
+from runtime.yaml_files import parse_yaml
 
 
 def as_override(key: str, value: Any) -> str:
@@ -26,7 +27,10 @@ def _yaml_text(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("...").strip()  # a scalar's document ends in "..."
 
 
-_scalar_text = lru_cache(maxsize=10_000)(_yaml_text)  # a grid has few values, each many times
+@lru_cache(maxsize=10_000)  # a grid has few values, each many times
+def _scalar_text(value: float | str) -> str:
+    text = _yaml_text(value)
+    return text if parse_yaml(text) == value else json.dumps(value)  # the text "1e5", which would be read as a number
 
 
 def as_text(value: Any) -> Any:

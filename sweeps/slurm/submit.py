@@ -87,7 +87,7 @@ class _Submitter:
     def __init__(self, graph: Graph, runs: Path, machine: Sequence[str]) -> None:
         self.graph = graph
         self.runs = runs
-        self.machine = [text for text in machine if not text.startswith("machine.runs=")]
+        self.machine = machine
         self.jobs: dict[Node, str] = {}  # of this submission
         self.configs: dict[tuple[str, str, tuple[str, ...]], dict[str, Any]] = {}
 
@@ -157,8 +157,7 @@ class _Submitter:
         if node.parent is not None:
             root = self.runs if node.parent.root == node.root else Path(node.parent.root)  # a run may lie elsewhere
             parent = (root / node.parent.name).resolve()
-        machine = [f"machine.runs={self.runs}", *self.machine, *node.keep_overrides]
-        _, *arguments = node.stage.argv(str(config), machine, parent, node.at)
+        _, *arguments = node.stage.argv(str(config), node.machine(self.runs, self.machine), parent, node.at)
         argv = [resources.interpreter, *arguments]
         return {"run": node.name, "path": str(self.runs / node.name), "argv": argv}
 

@@ -151,6 +151,20 @@ def test_the_files_of_a_run(tmp_path, arguments, command):
     assert run.path.joinpath("result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+def test_loggers_change_no_weight(tmp_path, arguments, command, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for runs, names in (("without", "[]"), ("with", "[tensorboard,wandb]")):
+        done = command(*arguments(tmp_path / runs, f"machine.loggers={names}", "machine.workers=2"))
+        assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    assert same(weights(tmp_path / "without"), weights(tmp_path / "with"))
+    assert rows(tmp_path / "without") == rows(tmp_path / "with")
+    assert list(only_run(tmp_path / "with").path.glob("wandb/offline-run-*/*.wandb"))
+    assert not list(only_run(tmp_path / "without").path.glob("*/"))
+
+
 def test_zero_steps_save_the_random_initialisation(tmp_path, arguments, command):
     done = command(*arguments(tmp_path, "train.duration=0 steps"))
     assert done.returncode == 0, done.stderr

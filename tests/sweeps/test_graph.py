@@ -9,7 +9,7 @@ from typing import Any
 
 import fake_stages
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtime import config as configs
@@ -38,7 +38,8 @@ def test_a_run_is_named_as_its_stage_names_it(make_graph: MakeGraph) -> None:
     assert node.identity == fake_stages.pretrain_identity(config)
     assert node.argv(["machine.threads=3"])[1:] == [
         str(Path(fake_stages.__file__)),
-        *["pretrain", "--config", "pretrain.yaml", *overrides, "machine.runs=runs", "machine.threads=3"],
+        *["pretrain", "--config", "pretrain.yaml", *overrides],
+        *["machine.runs=runs", "machine.group=fake", "machine.threads=3"],
     ]
     child = node.children[0]
     assert child.identity.parent == node.identity.hash
@@ -99,6 +100,7 @@ values = st.recursive(
 
 
 @given(values)
+@example("1e5")
 def test_an_override_carries_any_value(value: Any) -> None:
     parsed = parse_overrides([as_override("some.key", value)])
     assert parsed == {"some": {"key": value}}
