@@ -17,7 +17,7 @@ a report instead, whose run directories may be gone.
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from analysis.committed import check, refresh, site
@@ -26,6 +26,7 @@ from analysis.report import require_parquet, write_report
 from analysis.report_data import load_report_data
 from analysis.together import write_together
 from runtime.config import parse_command
+from runtime.console import make_parser
 from runtime.errors import UserError, run_command
 
 LIMIT = "--min-"  # and the name of a score
@@ -39,14 +40,11 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def _parser(command: str, about: str) -> argparse.ArgumentParser:
+def _parser(command: str, about: str) -> ArgumentParser:
     """Return a parser with the arguments of a command about a `study`, or about the folder of `reports`."""
-    prog = f"python -m analysis {command}".rstrip()
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("analysis", __doc__, command)
     if about == "study":
-        parser.add_argument("study", help="a YAML file, such as sweeps/studies/quickstart.yaml")
+        parser.add_argument("study", help="its YAML file, or its name, such as quickstart")
         parser.add_argument("--results", help="results.csv of the study's report, in place of the run directories")
     else:
         parser.add_argument("--reports", default="reports", help="the folder of the reports (default: %(default)s)")
@@ -55,7 +53,7 @@ def _parser(command: str, about: str) -> argparse.ArgumentParser:
 
 def _report(argv: Sequence[str]) -> None:
     parser = _parser("", "reports")
-    parser.add_argument("words", nargs="+", metavar="STUDY machine.runs=FOLDER", help="YAML files; where the runs are")
+    parser.add_argument("words", nargs="+", metavar="STUDY machine.runs=FOLDER", help="files or names; where runs are")
     parser.add_argument("--together", metavar="NAME", help="one table of all the studies, in its own report")
     parser.add_argument("--results", help="results.csv of the study's report, in place of the run directories")
     parser.add_argument("--points", metavar="FILE.csv", help="own or others' points: name,score,data,protocol,value")

@@ -9,7 +9,6 @@ shows; without it a report shows no cost of a step, because trainings that share
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ import pandas as pd
 from analysis.figures.cost import MEMORY, TIME
 from analysis.report_data import COSTS
 from runtime import files, provenance
+from runtime.console import make_parser
 from runtime.device import available_cores
 from runtime.errors import UserError, run_command
 from runtime.rundir import Run
@@ -33,10 +33,8 @@ IDLE = 0.5  # processes a core that want to run, by the load of the last minute;
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.cost_bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("study", help="a YAML file, such as sweeps/studies/scenes_alpha.yaml")
+    parser = make_parser("analysis.cost_bench", __doc__)
+    parser.add_argument("study", help="its YAML file, or its name, such as scenes_alpha")
     parser.add_argument("machine", nargs="*", default=[], help="machine.device=cuda and the like")
     parser.add_argument("--rounds", type=int, default=3, help="times that each setting is measured (default: 3)")
     parser.add_argument("--steps", type=int, default=20, help="of each measurement (default: 20)")

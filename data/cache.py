@@ -16,7 +16,6 @@ stopped. A cache whose source files have changed is refused. Its folder contains
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -37,6 +36,7 @@ from data.config import DataConfig, check_short_side, data_root
 from data.images import FileSource, ImageStore, Pixels, decoded_bytes
 from runtime import config as configs
 from runtime import files
+from runtime.console import make_parser
 from runtime.device import available_cores
 from runtime.errors import BusyError, UserError, run_command
 from runtime.progress import describe_seconds
@@ -272,7 +272,7 @@ def _refuse_small_disk(folder: Path, source: FileSource, share: float) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.cache", description="Cache a dataset's decoded images.")
+    parser = make_parser("data.cache", __doc__)
     parser.add_argument("dataset", help="a name, as data.name in a config")
     parser.add_argument("--short-side", type=int, required=True, help="pixels, as views.short_side; 0: unchanged")
     parser.add_argument("--workers", type=int, default=available_cores(), help="threads")

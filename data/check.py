@@ -8,7 +8,6 @@ Describes the dataset, draws a sheet of samples with their labels or masks, and 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from data.layout import SegmentationLayout
 from runtime import config as configs
 from runtime import files
 from runtime.config import Config, require
+from runtime.console import make_parser
 from runtime.errors import UserError, run_command
 from runtime.provenance import PROJECT
 
@@ -38,7 +38,7 @@ class CheckConfig(Config):
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.check", description="Check a dataset.")
+    parser = make_parser("data.check", __doc__)
     parser.add_argument("dataset", help="its name, as scenes, imagenet, imagefolder, voc")
     parser.add_argument("--all", action="store_true", help=f"read every file, not {SAMPLES} of each split")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="files of each split to read")

@@ -18,7 +18,6 @@ recognise. The digits' writers are not known, so train and val may share writers
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import os
@@ -35,6 +34,7 @@ from data.config import ScenesConfig, data_root
 from data.segmentation_sets import VOC_PALETTE
 from runtime import config as configs
 from runtime import files
+from runtime.console import make_parser
 from runtime.errors import run_command
 
 
@@ -152,7 +152,7 @@ def _write_scene(folder: Path, split: str, name: str, scene: Scene) -> bytes:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.scenes", description="Make the embedded dataset.")
+    parser = make_parser("data.scenes", __doc__)
     parser.add_argument("overrides", nargs="*", default=[], help="key=value, as train=500")
     config = configs.load(ScenesConfig, None, configs.parse_command(parser, argv).overrides)
     print(f"scenes: {config.train} train and {config.val} val images in {prepare(config)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from eval.weights import import_weights, parse_args
 from eval.weights_config import WeightsConfig
 from runtime import config as configs
 from runtime.config import MachineConfig, parse_moment
+from runtime.console import make_parser
 from runtime.distributed import only_main_prints
 from runtime.errors import UserError
 from runtime.rundir import Run
@@ -101,14 +101,12 @@ class EvalArguments:
 
     @classmethod
     def parse(cls, argv: Sequence[str], stage: str) -> EvalArguments:
-        parser = argparse.ArgumentParser(
-            prog=f"python -m eval.{stage}",
-            usage="%(prog)s RUN | --weights FILE --arch NAME [--arch-arg key=value]  --config FILE [key=value ...]",
-        )
+        usage = "%(prog)s RUN | --weights FILE --arch NAME [--arch-arg key=value]  --config FILE [key=value ...]"
+        parser = make_parser(f"eval.{stage}", None, usage=usage)
         about = "a finished pretraining run; overrides"
         parser.add_argument("words", nargs="*", default=[], metavar="RUN key=value", help=about)
         file = f"eval/configs/{'seg' if stage == 'segmentation' else stage}_scenes.yaml"
-        parser.add_argument("--config", required=True, help=f"a YAML file, as {file}")
+        parser.add_argument("--config", required=True, help=f"a YAML file, as {file}, or its name")
         parser.add_argument("--cfg", action="store_true", help="print the resolved config, and stop; needs no RUN")
         parser.add_argument("--at", metavar="MOMENT", help='a checkpoint that RUN kept, as "500 steps" or "10 epochs"')
         parser.add_argument("--weights", type=Path, help="in place of RUN: a published file, or a backbone.safetensors")

@@ -7,7 +7,6 @@ and result.json with what was matched.
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from eval.sources import assumed_images, call_loader, digest_of_tensors, load_ta
 from eval.weights_config import WeightsConfig, digest_of, identity
 from runtime import config as configs
 from runtime import files
+from runtime.console import make_parser
 from runtime.errors import BusyError, UserError, run_command
 from runtime.rundir import Identity, Run, open_run
 from runtime.yaml_files import parse_yaml
@@ -158,7 +158,7 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m eval.weights", description="Import weights, strictly.")
+    parser = make_parser("eval.weights", __doc__)
     help_text = "file=resnet50.pth arch=resnet50; or timm=resnet50.a1_in1k; or loader=my_module:function"
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help_text)
     parent = import_weights(configs.load(WeightsConfig, None, configs.parse_command(parser, argv).overrides))

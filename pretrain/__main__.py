@@ -10,7 +10,6 @@ train.batch_size counts the images of all processes: their number is not part of
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from data.catalog import Dataset, open_dataset
 from data.record import PRETRAINING, record_data, refuse_other_data
 from pretrain.config import PretrainConfig, identity
 from runtime import config as configs
+from runtime.console import make_parser
 from runtime.errors import run_command
 from runtime.rundir import Run
 from runtime.stage import run_stage
@@ -27,8 +27,8 @@ from runtime.world import World, world_from_environment
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pretrain", description="Pretrain one network.")
-    parser.add_argument("--config", required=True, help="a YAML file, e.g. pretrain/configs/quickstart.yaml")
+    parser = make_parser("pretrain", __doc__)
+    parser.add_argument("--config", required=True, help="its YAML file, or its name, as quickstart")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value, e.g. loss.alpha=0.9")
     parser.add_argument("--cfg", action="store_true", help="print the run's directory and resolved config, and stop")
     arguments = configs.parse_command(parser, argv)

@@ -9,7 +9,6 @@ mirroring and colour.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from data.views import ViewMaker, sample_generator
 from pretrain.show import load_config, view_maker
 from pretrain.training import make_loader
 from runtime.config import parse_command, require
+from runtime.console import make_parser
 from runtime.device import available_cores, choose_device
 from runtime.errors import run_command
 from runtime.world import World
@@ -150,7 +150,7 @@ def _numbers(text: str | None) -> list[int]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pretrain.bench", description="Measure the input pipeline.")
+    parser = make_parser("pretrain.bench", __doc__)
     parser.add_argument("config", help="a pretraining config, as pretrain/configs/quickstart.yaml")
     parser.add_argument("--workers", help="numbers of workers, as 0,1,2; default: 0, 1, 2, 4, ... up to the cores")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")

@@ -7,11 +7,11 @@ timm's, as in the run's backbone.safetensors.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from runtime import files
+from runtime.console import make_parser
 from runtime.errors import UserError, run_command
 from runtime.imports import import_recorded
 from runtime.rundir import Run, finished_run
@@ -20,7 +20,7 @@ FORMATS = ("published", "timm")
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pretrain.export", description="Export a trained backbone.")
+    parser = make_parser("pretrain.export", __doc__)
     parser.add_argument("run", help="directory of a finished pretraining run: runs/pretrain/<run>")
     parser.add_argument("--format", choices=FORMATS, default="published", help="naming of the tensors")
     parser.add_argument("--out", help="the file to write; default: backbone_<format>.pth in the run's directory")

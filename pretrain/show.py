@@ -8,7 +8,6 @@ of the two large views that the criterion matches by location.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from data.views import ViewMaker, ViewPlan, sample_generator
 from runtime import config as configs
 from runtime import files
 from runtime.config import require
+from runtime.console import make_parser
 from runtime.errors import run_command
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def cell_centre(cell: int, maker: ViewMaker, view: int) -> tuple[float, float]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pretrain.show", description="Draw a sheet of views.")
+    parser = make_parser("pretrain.show", __doc__)
     parser.add_argument("config", help="a pretraining config, as pretrain/configs/quickstart.yaml")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("build/views.png"), help="default: %(default)s")

@@ -31,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 
+from runtime import files
 from runtime.config_keys import Layer, explain, merge
 from runtime.errors import UserError
 from runtime.imports import Imports
@@ -184,12 +185,17 @@ def parse_command(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 
 
 def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
-    """Load a config of class `schema` from a YAML file (its `base:` file first) and `key=value` overrides.
+    """Load a config of class `schema` from a YAML file, by path or name, and `key=value` overrides.
 
     UserError for a file that is missing or not YAML, an unknown key, a wrong type, or an impossible value.
     """
-    layers = [] if path is None else file_layers(Path(path))
+    layers = [] if path is None else file_layers(find_file(schema, path))
     return from_layers(schema, [*layers, ("command line", parse_overrides(overrides))])
+
+
+def find_file(schema: type[Config], name: str | Path) -> Path:
+    """Return the YAML file that a path or a name stands for; a stage's configs lie in its package's folder configs/."""
+    return files.find_yaml(name, f"{schema.__module__.partition('.')[0]}/configs", "config file")
 
 
 def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:

@@ -1,4 +1,4 @@
-"""Atomic writes, folders and locks, with errors that say what to do."""
+"""Atomic writes, folders, locks, and YAML files by name, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from runtime import PROJECT
 from runtime.errors import UserError, explain
 
 
@@ -151,3 +153,33 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_yaml(name: str | Path, folder: str, kind: str) -> Path:
+    """Return the YAML file that a path or a name stands for: the path if it is a file, or else what the checkout has.
+
+    The checkout may have the path (sweeps/studies/alpha.yaml), or in its `folder` the name (alpha, alpha.yaml).
+    UserError, with the nearest names, where there is no such file; `kind` says in it what is sought.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    named = [PROJECT / folder / path.name, PROJECT / folder / f"{path.name}.yaml"] if path.name == str(name) else []
+    found = next((file for file in (PROJECT / path, *named) if file.is_file()), None)
+    if found is None:
+        raise no_such_yaml(path, kind, folder)
+    return found.relative_to(PROJECT) if Path.cwd() == PROJECT else found
+
+
+def yaml_names(folder: str) -> list[str]:
+    """Return the names by which `find_yaml` knows the files in this folder of the checkout."""
+    return sorted(file.stem for file in (PROJECT / folder).glob("*.yaml"))
+
+
+def no_such_yaml(path: Path, kind: str, folder: str = "") -> UserError:
+    """Return the error for a missing file, with the nearest files beside it and names in the checkout's `folder`."""
+    names = yaml_names(folder) if folder else []
+    near = get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=3)
+    near += get_close_matches(path.stem, names, n=3)
+    hint = f"; near it: {', '.join(near)}" if near else f"; in {folder} there are: {', '.join(names)}" if names else ""
+    return UserError(f"{kind} {path} does not exist{hint}")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime import PACKAGES, files
+from runtime import PROJECT as PROJECT
+from runtime import import_path as import_path
 from runtime.device import available_cores, driver_version
 from runtime.world import world_from_environment
 
-PROJECT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "vicregl-bench"
 # Sources that can change a result. YAML configs need not be hashed: the run directory holds the resolved config.
 _HASHED = (".py", ".csv")
@@ -93,7 +94,7 @@ def code() -> Code:
         diff = _git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", ".", ":!reports")
         return Code(_git("rev-parse", "HEAD").decode().strip(), diff.decode(errors="replace").strip())
     except NoCommitError as reason:
-        return Code(no_commit=str(reason), version=_version(), sources=_hash_of_sources())
+        return Code(no_commit=str(reason), version=version(), sources=_hash_of_sources())
 
 
 def _snapshot() -> dict[str, Any] | None:
@@ -144,15 +145,6 @@ def package_files() -> list[str]:
     return sorted(paths)
 
 
-def import_path(code: Path | str = PROJECT) -> dict[str, str]:
-    """Return environment variables that make a child process import the packages of the folder `code`.
-
-    vicregl alone is installed, and without PYTHONSAFEPATH a `data.py` in the working directory would hide ours.
-    """
-    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != str(code)]
-    return {"PYTHONPATH": os.pathsep.join([str(code), *others]), "PYTHONSAFEPATH": "1"}
-
-
 def _hash_of_sources() -> str:
     digest = hashlib.sha256()
     for name in package_files():
@@ -162,7 +154,7 @@ def _hash_of_sources() -> str:
     return digest.hexdigest()
 
 
-def _version() -> str | None:
+def version() -> str | None:
     """Return the version in the project's pyproject.toml, or else of the installed distribution."""
     try:
         project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})

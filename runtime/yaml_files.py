@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +106,7 @@ def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping in a YAML file. UserError where it is missing, not YAML, or holds something else."""
     if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UserError(f"config file {path} does not exist{hint}")
+        raise files.no_such_yaml(path, "config file")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.config import require
+from runtime.console import make_parser
 from runtime.errors import run_command
 from sweeps import clean, control, show
 from sweeps.failures import KINDS
@@ -43,16 +44,14 @@ def main(argv: Sequence[str]) -> int:
     # They may stand anywhere among the options. The title of a run, which has a "=" too, has a space before it.
     words = [re.sub(r"^--(?=\w+\.[\w.]+=)", "", text) for text in argv]  # no option has a dot in its name
     machine = [text for text in words if re.match(r"[\w.]+=", text)]
-    options = _parser().parse_args([text for text in words if text not in machine])
+    options = make_sweep_parser().parse_args([text for text in words if text not in machine])
     options.machine = tuple(machine)
     graph = build(load_study(options.study), machine)
     return COMMANDS[options.command](graph, options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_sweep_parser() -> argparse.ArgumentParser:
+    parser = make_parser("sweeps", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
     for name, command in COMMANDS.items():
         text = inspect.getdoc(command) or ""
@@ -61,9 +60,9 @@ def _parser() -> argparse.ArgumentParser:
             help=text.partition("\n")[0].rstrip("."),
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            usage=f"python -m sweeps {name} STUDY [options] [machine.key=value ...]",
+            usage=f"{parser.prog} {name} STUDY [options] [machine.key=value ...]",
         )
-        one.add_argument("study", help="a YAML file, for example sweeps/studies/quickstart.yaml")
+        one.add_argument("study", help="its YAML file, or its name, for example quickstart")
         _add_options(one, name)
         _add_placement_options(one, name)
     return parser

@@ -18,13 +18,13 @@ from data.record import refuse_other_data
 from eval.published import Published, figure_of
 from runtime import config as configs
 from runtime.config import kept_checkpoint, require
-from runtime.config_keys import lookup, merge, nested
+from runtime.config_keys import Layer, lookup, merge, nested
 from runtime.errors import UserError, errors_at
 from runtime.rundir import Identity, Run
 from runtime.yaml_files import file_layers, parse_overrides
 from sweeps.checkpoints import RUN, WEIGHTS, CheckpointPart, EvalChange, open_finished
 from sweeps.keys import as_override, check_keys, require_machine_keys
-from sweeps.stages import Stage, config_path, get_stage
+from sweeps.stages import Stage, get_stage
 from sweeps.study import CHECKPOINT, METHOD, PRETRAIN, EvalPart, PretrainPart, Study, is_seed
 
 PARENT_STAGES = (PRETRAIN, WEIGHTS)
@@ -191,16 +191,17 @@ class _Builder:
     def points(self) -> Iterator[Point]:
         """Make the points of the grid, then those of the checkpoints."""
         if (part := self.study.pretrain) is not None:
-            base = self._read_once(config_path(part.config))
+            base = self._read_once(part.config)
             for varied, control in _grid(self.study, part.grid):
                 yield self._pretraining(part, base, varied, control)
         yield from (self._checkpoint(name, part) for name, part in self.study.checkpoints.items())
 
-    def _read_once(self, file: str) -> dict[str, Any]:
+    def _read_once(self, config: str) -> Layer:
         """Merge the values of the config file and of this command's `machine` keys, once for all runs."""
         with errors_at(f"{self.study.file}: pretrain"):
+            file = self.pretrain_stage.find(config)
             layers = [*file_layers(Path(file)), ("", parse_overrides(self.machine))]
-        return reduce(merge, (values for _, values in layers))
+        return file, reduce(merge, (values for _, values in layers))
 
     def _load_eval(self, name: str, part: EvalPart) -> _Loaded:
         where = f"{self.study.file}: evals.{name}"
@@ -208,8 +209,9 @@ class _Builder:
         if stage.name in PARENT_STAGES:
             raise UserError(f"{where}: {stage.name} is no evaluation; allowed: any other stage")
         check_keys(f"{where}.set", part.set, stage.schema())
-        file, overrides = config_path(part.config), tuple(as_override(k, v) for k, v in part.set.items())
+        overrides = tuple(as_override(k, v) for k, v in part.set.items())
         with errors_at(where):
+            file = stage.find(part.config)
             return _Loaded(stage, file, overrides, stage.load(file, [*overrides, *self.machine]))
 
     def _checkpoint(self, name: str, part: CheckpointPart) -> Point:
@@ -259,18 +261,16 @@ class _Builder:
         pretrain.keep = tuple(sorted(kept, key=lambda moment: int(moment.split()[0])))
         return moments
 
-    def _pretraining(
-        self, part: PretrainPart, base: dict[str, Any], varied: dict[str, Any], control: str | None
-    ) -> Point:
+    def _pretraining(self, part: PretrainPart, base: Layer, varied: dict[str, Any], control: str | None) -> Point:
         changes = part.set | varied | (part.controls[control] if control else {})
         label = ", ".join(
             [*([control] if control else []), *(f"{k}={v}" for k, v in varied.items() if len(part.grid[k]) > 1)]
         )
         overrides = tuple(as_override(k, v) for k, v in changes.items())
-        file, stage = config_path(part.config), self.pretrain_stage
+        stage = self.pretrain_stage
         with errors_at(f"{self.study.file}: pretrain ({label})"):
-            config = configs.from_layers(stage.schema(), [(file, base), ("command line", nested(changes))])
-        pretrain = self._node(PRETRAIN, label, _Loaded(stage, file, overrides, config))
+            config = configs.from_layers(stage.schema(), [base, ("command line", nested(changes))])
+        pretrain = self._node(PRETRAIN, label, _Loaded(stage, base[0], overrides, config))
         resolved = pretrain.identity.config
         values = {key: lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
         if self.study.checkpoints:

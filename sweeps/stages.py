@@ -45,6 +45,10 @@ class Stage:
         classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
         return next(kind for kind in classes if vars(kind).get("stage") == self.name)
 
+    def find(self, name: str) -> str:
+        """Return the config file that a path or a name stands for."""
+        return str(configs.find_file(self.schema(), name))
+
     def load(self, file: str | Path | None, overrides: Sequence[str]) -> Any:
         return configs.load(self.schema(), file, overrides)
 
@@ -99,9 +103,3 @@ def get_stage(name: str, where: str) -> Stage:
     near = get_close_matches(name, STAGES, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"{where}: unknown stage {name!r}; {hint}allowed: {', '.join(STAGES)}")
-
-
-def config_path(config: str) -> str:
-    """Resolve the path of a config: from the working directory, or else from the project's folder."""
-    in_project = PROJECT / config
-    return str(in_project) if not Path(config).is_file() and in_project.is_file() else config

@@ -34,15 +34,16 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from runtime import config as configs
+from runtime import files
 from runtime.config import Config, Duration, Moment, parse_moment, require
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from runtime.yaml_files import file_layers
 from sweeps import stages
 from sweeps.checkpoints import PRETRAIN as PRETRAIN
 from sweeps.checkpoints import CheckpointPart
 from sweeps.keys import as_text
 
+STUDIES = "sweeps/studies"  # of the checkout; its files are known by name
 KEPT = "kept"  # in `at`: every checkpoint of pretrain.keep_every
 CHECKPOINT, METHOD = "checkpoint", "method"  # the keys in which the rows of a study of checkpoints differ
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -261,22 +262,18 @@ def is_seed(key: str) -> bool:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read and check a study file; its `base:` file, if it names one, is read before it.
+    """Read and check a study, by its file or its name; its `base:` file, if it has one, is read before it.
 
     Raises UserError for a file that is missing or not YAML, an unknown key (naming near ones), a
     wrong type or an impossible value. `graph.build` reads the configs that it names.
     """
-    file = Path(path)
-    if not file.is_file():
-        known = sorted(k.stem for k in (PROJECT / "sweeps" / "studies").glob("*.yaml"))
-        near = get_close_matches(file.stem, known, n=3) or known
-        raise UserError(f"study {file} does not exist; in sweeps/studies there are: {', '.join(near)}")
+    file = files.find_yaml(path, STUDIES, "study")
     layers = file_layers(file)
-    layers.append((str(path), {"file": str(path)}))
+    layers.append((str(file), {"file": str(file)}))
     try:
         return configs.from_layers(Study, layers)
     except UserError as error:
-        raise UserError(str(error).replace("config: ", f"{path}: ", 1)) from error
+        raise UserError(str(error).replace("config: ", f"{file}: ", 1)) from error
 
 
 def _require_known(key: str, value: str, allowed: list[str]) -> None:

@@ -11,7 +11,7 @@ those of a study to reports/<study>/pictures/, or to DIR.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ from eval.predictions import thin
 from eval.segmentation_config import SegmentationConfig
 from runtime import files
 from runtime.config import parse_command, require
+from runtime.console import make_parser
 from runtime.errors import UserError, run_command
 from runtime.rundir import Run
 from sweeps.graph import Graph, Node, Point, build
@@ -65,12 +66,11 @@ def main(argv: Sequence[str]) -> None:
         _write(drawings, options.out / path.name if options.out else path / PICTURES)
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m analysis.pictures", description=__doc__, formatter_class=formatter)
+def _parse(argv: Sequence[str]) -> Namespace:
+    parser = make_parser("analysis.pictures", __doc__)
     words = "run directories; with --study machine.runs=FOLDER"
     parser.add_argument("words", nargs="*", default=[], metavar="RUN", help=words)
-    parser.add_argument("--study", help="a YAML file such as sweeps/studies/quickstart.yaml")
+    parser.add_argument("--study", help="its YAML file, or its name, such as quickstart")
     parser.add_argument("--out", type=Path, help="the folder to write to")
     parser.add_argument(
         "--images", type=int, help="number of images (default: 4 for matches, 8 for maps, 6 in a study)"
@@ -101,7 +101,7 @@ def _write(pictures: Iterable[Picture], folder: Path) -> None:
         print(path, flush=True)
 
 
-def _run_pictures(path: Path, options: argparse.Namespace) -> list[Picture]:
+def _run_pictures(path: Path, options: Namespace) -> list[Picture]:
     """Return the pictures of a run; whatever is wrong with it raises UserError here, before the first is drawn."""
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected a run directory, as runs/pretrain/<run>")
@@ -146,7 +146,7 @@ def study_panels(graph: Graph) -> list[Panel]:
     return panels
 
 
-def _study_pictures(graph: Graph, options: argparse.Namespace) -> Iterator[Picture]:
+def _study_pictures(graph: Graph, options: Namespace) -> Iterator[Picture]:
     panels = study_panels(graph)
     for index, panel in enumerate(panels, 1):
         suffix, start = (f"-{index}", f"{panel.name}: ") if len(panels) > 1 else ("", "")
@@ -164,7 +164,7 @@ def source(nodes: Sequence[Node]) -> str:
     return " ".join(f"{node.identity.hash}:{node.run.state()}:{run_mark(node)}" for node in nodes)
 
 
-def _draw_study_maps(panel: Panel, options: argparse.Namespace) -> Figure:
+def _draw_study_maps(panel: Panel, options: Namespace) -> Figure:
     nodes = [point.pretrain for point in panel.points]
     networks = {node: Network.open(node.run.path) for node in _done(nodes, "pretrainings")}
     first = next(iter(networks.values())).config
@@ -186,7 +186,7 @@ def _predictions_text(name: str) -> str:
     return f"What the evaluation {name} predicts for images of val, beside the truth."
 
 
-def _draw_study_predictions(panel: Panel, name: str, options: argparse.Namespace) -> Figure:
+def _draw_study_predictions(panel: Panel, name: str, options: Namespace) -> Figure:
     nodes, count = [point.evals[name] for point in panel.points], options.images or 6
     done = {node: load_segmentation(node.run.path, count, options.data) for node in _done(nodes, f"evaluations {name}")}
     refuse_different_images(list(done.values()))

@@ -113,11 +113,15 @@ def test_imports_run_down():
 def wheel(tmp_path_factory) -> Path:
     """Built by pip from a copy of the project, all its packages included."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in [*package_files(), "pyproject.toml", "LICENSE"]:
-        (folder / "project" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / "project" / name)
+    copy_project(folder / "project")
     pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "project")
     return next(folder.glob("*.whl"))
+
+
+def copy_project(folder: Path) -> None:
+    for name in [*package_files(), "pyproject.toml", "LICENSE"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
 
 
 def pip(python: Path | str, *arguments: object) -> None:
@@ -180,6 +184,30 @@ def test_the_wheel_beside_somebody_elses_packages(wheel: Path, tmp_path: Path):
     tensors, file = done.stdout.split()
     assert int(tensors) > 20
     assert Path(file).is_relative_to(tmp_path / "venv")
+    alone = subprocess.run(
+        [python.with_name("vicregl"), "sweep"], env=bare, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 2
+    assert re.match(r"error: \S+/site-packages/vicregl is the library alone, and .*pip install -e \.", alone.stderr)
+
+
+def test_an_editable_install_runs_the_checkout_from_any_folder(tmp_path: Path):
+    """Its packages, its studies by name and its exit codes, with somebody else's `data` in the folder."""
+    copy_project(tmp_path / "checkout")
+    python = fresh_environment(tmp_path / "venv")
+    pip(python, "install", "--no-deps", "--no-index", "--no-build-isolation", "-e", tmp_path / "checkout")
+    (tmp_path / "work" / "data").mkdir(parents=True)
+    (tmp_path / "work" / "data" / "__init__.py").write_text("raise SystemExit('the wrong one')\n")
+
+    def vicregl(*words: str) -> subprocess.CompletedProcess[str]:
+        command, bare = [python.with_name("vicregl"), *words], {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=tmp_path / "work", env=bare, capture_output=True, text=True, check=False)
+
+    assert str(tmp_path / "checkout") in vicregl("--help").stdout
+    assert "smoke: 9 runs, 9 new" in vicregl("sweep", "plan", "smoke").stdout
+    assert vicregl("sweep", "status", "smoke").returncode == 3
+    assert vicregl("sweep", "plan", "smoek").stderr == "error: study smoek does not exist; near it: smoke\n"
+    assert "name: scenes_resnet" in vicregl("pretrain", "--config", "quickstart", "--cfg").stdout
 
 
 def fresh_environment(folder: Path) -> Path:
