@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data import scenes
 from data.compose import CLASSES as DIGITS
-from data.config import DATASETS, DataConfig
+from data.config import DATASETS, MMSEG, DataConfig
 from data.images import IMAGE_SUFFIXES, ImageList
 from data.layout import SegmentationLayout, walk
 from data.segmentation_sets import LAYOUTS, VOC_PALETTE, voc_splits
@@ -68,7 +68,7 @@ class Dataset:
     def segmentation(self) -> SegmentationLayout:
         """Raises UserError for a dataset without masks."""
         if self._layout is None:
-            allowed = ", ".join(("scenes", *LAYOUTS))
+            allowed = ", ".join(("scenes", *LAYOUTS, f"{MMSEG}<class>"))
             raise UserError(f"dataset {self.name} has no segmentation masks; choose data.name among {allowed}")
         return self._layout
 
@@ -78,7 +78,7 @@ def open_dataset(config: DataConfig) -> Dataset:
 
     Raises UserError for one that is missing, empty or incomplete.
     """
-    return _OPENERS[config.name](config)
+    return (_open_masks if config.name.startswith(MMSEG) else _OPENERS[config.name])(config)
 
 
 def root_of(config: DataConfig) -> Path:
@@ -123,7 +123,12 @@ def _open_imagenet(config: DataConfig) -> Dataset:
 
 def _open_masks(config: DataConfig) -> Dataset:
     """Open a dataset of images with masks and without class labels."""
-    layout = LAYOUTS[config.name](root_of(config), config.segmentation_train)
+    if config.name.startswith(MMSEG):
+        from data.mmseg_sets import mmseg_layout  # imports mmsegmentation, which takes seconds
+
+        layout = mmseg_layout(config, root_of(config))
+    else:
+        layout = LAYOUTS[config.name](root_of(config), config.segmentation_train)
     layout.check()
 
     def images(split: str) -> ImageList:

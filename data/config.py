@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,12 +25,13 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 # data/catalog.py opens them; `register` there adds others.
 DATASETS = ["scenes", "imagefolder", "imagenet", "voc", "vocfolder", "cityscapes", "ade20k"]
+MMSEG = "mmseg:"  # before the name of a dataset class of mmsegmentation: data/mmseg_sets.py
 PUBLISHED = ("imagenet", "voc", "cityscapes", "ade20k")  # their names say what they hold, wherever that is
 
 
 def _check_dataset(name: str) -> str:
-    if name not in DATASETS:
-        raise ValueError(", ".join(DATASETS))
+    if name not in DATASETS and not re.fullmatch(rf"{MMSEG}\w+", name):
+        raise ValueError(", ".join([*DATASETS, f"{MMSEG}<class of mmsegmentation>"]))
     return name
 
 
@@ -72,6 +74,22 @@ class ScenesConfig(Config):
         require(self.ink[1] >= lightest, "data.scenes.ink", self.ink, f"up to {lightest} or more, for this background")
 
 
+class MmsegSplit(Config):
+    """The files of a split, in the root, by mmsegmentation's names."""
+
+    img_path: str = ""
+    seg_map_path: str = ""
+    ann_file: str = ""  # a list of names without suffix, one a line; empty: every image in img_path, at any depth
+
+
+class MmsegConfig(Config):
+    """Of data.name=mmseg:<class>. The class has the classes, colours and suffixes."""
+
+    train: MmsegSplit = MmsegSplit()
+    val: MmsegSplit = MmsegSplit()
+    reduce_zero_label: bool | None = None  # true: 0 in a mask is ignored, 1 is the first class; null: the class's own
+
+
 class DataConfig(Config):
     """Which dataset, and its folder: `root`; if that is null, $VICREGL_<NAME> (as $VICREGL_IMAGENET), or <name> in
     $VICREGL_DATA (or in data/cache). The environment is no part of a run's identity, so a study without roots is the
@@ -84,25 +102,36 @@ class DataConfig(Config):
     on_bad_image: Literal["stop", "skip"] = "stop"  # skip: leave out and count; for pretraining only
     segmentation_train: Literal["train", "train_aug"] = "train"  # train_aug: VOC with SBD's images and masks added
     scenes: ScenesConfig = ScenesConfig()
+    mmseg: MmsegConfig = added_later(MmsegConfig())
 
     def check(self) -> None:
+        for split in (self.mmseg.train, self.mmseg.val) if self.name.startswith(MMSEG) else ():
+            require(bool(split.img_path and split.seg_map_path), "data.mmseg", split, "img_path and seg_map_path")
+        needless = self.mmseg != MmsegConfig() and not self.name.startswith(MMSEG)
+        require(not needless, "data.mmseg", self.mmseg, f"nothing for data.name={self.name}")
         ok = self.segmentation_train == "train" or self.name.startswith("voc")
         allowed = f"train for data.name={self.name}"
         require(ok, "data.segmentation_train", self.segmentation_train, allowed)
 
     def places(self) -> dict[str, Any]:
-        return {"root": self.root} if self.name in PUBLISHED else {}
+        is_published = self.name in PUBLISHED or self.name.startswith(MMSEG)
+        return {"root": self.root} if is_published else {}
+
+    @property
+    def plain_name(self) -> str:
+        """The name as a part of others', of files and variables."""
+        return self.name.replace(":", "_")
 
     @property
     def variable(self) -> str:
         """The environment's variable of the dataset's folder."""
-        return f"VICREGL_{self.name.upper()}"
+        return f"VICREGL_{self.plain_name.upper()}"
 
     @property
     def folder(self) -> Path:
         """Where the dataset should be."""
         named = self.root or os.environ.get(self.variable)
-        return Path(named).expanduser() if named else data_root() / self.name
+        return Path(named).expanduser() if named else data_root() / self.plain_name
 
 
 class ViewsConfig(Config):

@@ -147,10 +147,7 @@ class SegmentationLayout:
 
     def check(self) -> None:
         """UserError unless every image and mask exists and no image is in both splits."""
-        for part in (*self.train, *self.val):
-            for needed in filter(None, (part.image_dir, part.mask_dir, part.list_file)):
-                if not (self.root / needed).exists():
-                    raise UserError(f"{self.name} at {self.root}: {needed} is missing; see README for the layout")
+        require_parts(self.name, self.root, (*self.train, *self.val))
         for split, parts in (("train", self.train), ("val", self.val)):
             self._check_split(split, parts)
         train, val = ({self.image(split, name): name for name in self.names(split)} for split in ("train", "val"))
@@ -174,6 +171,14 @@ class SegmentationLayout:
                         f"{self.name} at {self.root}: {len(missing)} of {len(by_name)} {split} files are missing in "
                         f"{folder}, the first is {missing[0]}{suffix}; unpack the archive again"
                     )
+
+
+def require_parts(name: str, root: Path, parts: Sequence[SegmentationPart]) -> None:
+    """UserError unless the parts' folders and lists exist."""
+    for part in parts:
+        for needed in filter(None, (part.image_dir, part.mask_dir, part.list_file)):
+            if not (root / needed).exists():
+                raise UserError(f"{name} at {root}: {needed} is missing; see README for the layout")
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:

@@ -207,5 +207,5 @@ def identity(config: EvalConfig, parent_hash: str, at: str | None = None) -> Ide
         values["subset"] = {"name": config.subset_name, "sha256": digest(config.subset)}
     values |= {} if at is None else {"at": at}
     moment = "" if at is None else f"-at-{at.replace(' ', '-')}"
-    slug = f"{config.data.name}-{config.label}-of-{parent_hash[:6]}{moment}-seed{config.seed}"
+    slug = f"{config.data.plain_name}-{config.label}-of-{parent_hash[:6]}{moment}-seed{config.seed}"
     return Identity(config.stage, slug, config.format_version, values, parent_hash)

@@ -35,8 +35,9 @@ def test_the_command_with_a_root_and_a_study_without_name_the_same_run() -> None
     assert len({eval_identity(configs.load(LinearConfig, None, layer), "0").hash for layer in layers}) == 1
 
 
-def test_a_folder_of_ones_own_stays_a_part_of_the_name() -> None:
-    roots = [["data.name=imagefolder", *root] for root in ([], ["data.root=/a"], ["data.root=/b"])]
+@pytest.mark.parametrize("name", ["imagefolder", "vocfolder"])
+def test_a_folder_of_ones_own_stays_a_part_of_the_name(name: str) -> None:
+    roots = [[f"data.name={name}", *root] for root in ([], ["data.root=/a"], ["data.root=/b"])]
     assert len({hash_of(*overrides) for overrides in roots}) == 3
 
 
