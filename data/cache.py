@@ -33,7 +33,8 @@ import numpy.typing as npt
 
 from data.catalog import Dataset, open_dataset
 from data.config import DataConfig, check_short_side, data_root
-from data.images import FileSource, ImageStore, Pixels, decoded_bytes
+from data.images import Pixels
+from data.store import FileSource, ImageStore, decoded_bytes
 from runtime import config as configs
 from runtime import files
 from runtime.console import make_parser
@@ -60,7 +61,7 @@ def open_source(dataset: Dataset, short_side: int) -> FileSource | CacheReader:
     """
     if cache_folder(dataset, short_side).is_dir():
         return CacheReader(dataset, short_side)
-    return FileSource(dataset.images("train").paths, short_side)
+    return FileSource(dataset.images("train"), short_side)
 
 
 def open_store(dataset: Dataset, short_side: int, on_bad_image: str, memory_bytes: int = 1 << 30) -> ImageStore:
@@ -133,8 +134,9 @@ class CachedPart:
 
 
 def describe_source(dataset: Dataset, short_side: int) -> dict[str, Any]:
-    """Return source.json; its digest is over the name, size and modification time of every file."""
-    paths, digest = dataset.images("train").paths, hashlib.sha256()
+    """Return source.json; its digest is over the name, size and modification time of every file (or shard)."""
+    images, digest = dataset.images("train"), hashlib.sha256()
+    paths = images.paths if images.shards is None else images.shards.shards
     parts = [paths[start : start + 1000] for start in range(0, len(paths), 1000)]
     with ThreadPoolExecutor(16) as pool:  # a network file system is slow for one request, but takes many at once
         for lines in pool.map(lambda part: _stamp(part, dataset.root), parts):
@@ -144,7 +146,7 @@ def describe_source(dataset: Dataset, short_side: int) -> dict[str, Any]:
         "dataset": dataset.name,
         "root": str(dataset.root.resolve()),
         "short_side": short_side,
-        "images": len(paths),
+        "images": len(images),
         "digest": digest.hexdigest(),
     }
 
@@ -198,7 +200,7 @@ def build(dataset: Dataset, short_side: int, workers: int, skip_bad: bool) -> Pa
         else:
             files.write_json(folder / "source.json", source)
         if not (folder / "done.json").exists():
-            _write_images(folder, FileSource(dataset.images("train").paths, short_side), workers, skip_bad)
+            _write_images(folder, FileSource(dataset.images("train"), short_side), workers, skip_bad)
             size = (folder / "pixels.bin").stat().st_size
             index_checksum = zlib.crc32(read_index(folder).tobytes())
             files.write_json(folder / "done.json", {"bytes": size, "index_checksum": index_checksum})
@@ -206,7 +208,7 @@ def build(dataset: Dataset, short_side: int, workers: int, skip_bad: bool) -> Pa
 
 
 def _write_images(folder: Path, source: FileSource, workers: int, skip_bad: bool) -> None:
-    index, count = _drop_incomplete(folder), len(source.paths)
+    index, count = _drop_incomplete(folder), len(source.images)
     end, first, started = _end(index), len(index), time.monotonic()
     printed = started
     _refuse_small_disk(folder, source, 1 - first / count)
@@ -263,7 +265,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _refuse_small_disk(folder: Path, source: FileSource, share: float) -> None:
-    needed, free = decoded_bytes(source.paths, source.short_side) * share, shutil.disk_usage(folder).free
+    needed, free = decoded_bytes(source.images, source.short_side) * share, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"{folder} will need about {needed / 1e9:.0f} GB more and the disk has {free / 1e9:.0f} GB free; "

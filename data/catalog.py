@@ -18,6 +18,7 @@ from data.config import DATASETS, MMSEG, DataConfig
 from data.images import IMAGE_SUFFIXES, ImageList
 from data.layout import SegmentationLayout, walk
 from data.segmentation_sets import LAYOUTS, VOC_PALETTE, voc_splits
+from data.shards import find_shards, read_shards
 from runtime.errors import UserError
 
 
@@ -106,16 +107,29 @@ def _open_scenes(config: DataConfig) -> Dataset:
 
 
 def _open_folders(config: DataConfig) -> Dataset:
+    """Open folders of images, or the same images in shards (data/shards.py)."""
     root = root_of(config)
+    if not _has_folders(root / "train") and find_shards(root, "train"):
+        train, classes = read_shards(root, "train")
+        return Dataset(
+            config.name,
+            root,
+            classes,
+            lambda split: train if split == "train" else read_shards(root, split, classes)[0],
+        )
     classes = class_folders(root / "train")
     return Dataset(config.name, root, classes, lambda split: read_folders(root, split, classes))
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
 
 
 def _open_imagenet(config: DataConfig) -> Dataset:
     dataset = _open_folders(config)
     if len(dataset.classes) != 1000:
         raise UserError(
-            f"imagenet at {dataset.root}: train/ holds {len(dataset.classes)} class folders, expected 1000; "
+            f"imagenet at {dataset.root}: train holds {len(dataset.classes)} classes, expected 1000; "
             "for another set of classes choose data.name=imagefolder"
         )
     return dataset
@@ -154,6 +168,9 @@ def register(name: str, opener: Callable[[DataConfig], Dataset]) -> None:
     _OPENERS[name] = opener
 
 
+_EXPECTED = "expected one folder a class in it, with the images of that class (or shards, as data/shards.py says)"
+
+
 def class_folders(folder: Path) -> list[str]:
     """Return the sorted names of a split's class folders. Raises UserError if there are none.
 
@@ -161,11 +178,11 @@ def class_folders(folder: Path) -> list[str]:
     there.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; expected one folder a class in it, with the images of that class")
+        raise UserError(f"{folder} does not exist; {_EXPECTED}")
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     names = [name for name in names if not name.startswith(".") or _split_files(folder / name)[0]]
     if not names:
-        raise UserError(f"{folder} holds no class folders; expected one folder a class, with the images of that class")
+        raise UserError(f"{folder} holds no class folders; {_EXPECTED}")
     return names
 
 

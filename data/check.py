@@ -8,9 +8,9 @@ Describes the dataset, draws a sheet of samples with their labels or masks, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from runtime.config import Config, require
 from runtime.console import make_parser
 from runtime.errors import UserError, run_command
 from runtime.provenance import PROJECT
+
+T = TypeVar("T")
 
 SAMPLES = 200  # files of each split
 BRIEF = 16  # the same for a preflight
@@ -120,10 +122,10 @@ def labelled(dataset: Dataset, split: str) -> list[Cell]:
         images = dataset.images(split)
     except UserError:
         return []
-    labels = dict(zip(images.paths, images.labels or [], strict=True))
+    labels = images.labels or []
     return [
-        (f"{split}: {dataset.classes[labels[path]]}\n{path.name}", _read(path))
-        for path in sample(images.paths, COLUMNS)
+        (f"{split}: {dataset.classes[labels[number]]}\n{images.paths[number].name}", _try(images.read, number))
+        for number in sample(range(len(images)), COLUMNS)
     ]
 
 
@@ -133,7 +135,7 @@ def masked(layout: SegmentationLayout, split: str) -> list[list[Cell]]:
     plain: list[Cell] = []
     covered: list[Cell] = []
     for image in sample(list(masks), COLUMNS):
-        pixels, mask = _read(image), masks[image]
+        pixels, mask = _try(read_image, image), masks[image]
         plain.append((f"{split}\n{image.name}", pixels))
         try:
             labels = layout.read_mask(mask)
@@ -161,9 +163,9 @@ def overlay(pixels: Pixels | None, labels: np.ndarray, layout: SegmentationLayou
     return (0.4 * pixels + 0.6 * colours).astype(np.uint8)
 
 
-def _read(path: Path) -> Pixels | None:
+def _try(read: Callable[[T], Pixels], item: T) -> Pixels | None:
     try:
-        return read_image(path)
+        return read(item)
     except UserError:
         return None
 

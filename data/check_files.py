@@ -7,21 +7,23 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data.catalog import Dataset
-from data.images import Header, ImageList, read_header, read_image
+from data.images import Header, ImageList, read_header
 from data.layout import SegmentationLayout, files_in, mode_fault, names_with_suffix, size_fault
 from runtime.device import available_cores
 from runtime.errors import UserError
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 SHOWN = 3  # examples of one kind of problem
 STATS = 20_000  # training files whose sizes are read; of a larger set, a sample and those with the name of a val image
@@ -54,17 +56,21 @@ def check_images(dataset: Dataset, samples: int | None) -> Findings:
     findings, lists = Findings(), {split: dataset.images(split) for split in SPLITS}
     for split, images in lists.items():
         findings.lines.append(f"{split}: {counts(images, dataset.classes)}")
+        if images.shards is not None:
+            shards, first = images.shards.shards, dataset.classes[0]
+            findings.lines.append(f"{split}: in {len(shards):,} shards from {shards[0].name}; label 0 is class {first}")
         if note := images.describe_left_out():
             findings.notes.append(f"{split}: {note}")
         expected = ILSVRC2012[split]
         if dataset.name == "imagenet" and len(images) != expected:
             findings.lines.append(f"{split}: note that ImageNet-1k (ILSVRC 2012) has {expected:,} images")
     for split, images in lists.items():
-        chosen = sample(images.paths, samples)
+        chosen = images.select(sample(range(len(images)), samples))
         findings.add_problem(f"unreadable of {len(chosen)} {split} images read", unreadable(chosen))
-        findings.notes += tagged(f"{split} images", _try_each(read_header, chosen))
+        headers = _try_each(chosen.header, range(len(chosen))).values()
+        findings.notes += tagged(f"{split} images", dict(zip(chosen.paths, headers, strict=True)))
         findings.lines.append(f"{split}: read {len(chosen):,} images")
-    findings.join(check_overlap(lists["train"].paths, lists["val"].paths, samples))
+    findings.join(check_overlap(lists["train"], lists["val"], samples))
     return findings
 
 
@@ -79,39 +85,39 @@ def counts(images: ImageList, classes: Sequence[str]) -> str:
     )
 
 
-def sample(paths: Sequence[Path], count: int | None) -> list[Path]:
-    """Return `count` of the paths (None: all), from the whole list, and the same ones every time."""
-    if count is None or count >= len(paths):
-        return list(paths)
-    chosen = np.random.default_rng(0).choice(len(paths), count, replace=False)
-    return [paths[index] for index in sorted(chosen.tolist())]
+def sample(items: Sequence[T], count: int | None) -> list[T]:
+    """Return `count` of the items (None: all), from the whole list, and the same ones every time."""
+    if count is None or count >= len(items):
+        return list(items)
+    chosen = np.random.default_rng(0).choice(len(items), count, replace=False)
+    return [items[index] for index in sorted(chosen.tolist())]
 
 
-def _try_each(read: Callable[[Path], T], paths: Iterable[Path]) -> dict[Path, T | str]:
-    """Return what `read` gives for each file, or the message of its UserError without the advice; in threads."""
+def _try_each(read: Callable[[K], T], items: Iterable[K]) -> dict[K, T | str]:
+    """Return what `read` gives for each item, or the message of its UserError without the advice; in threads."""
 
-    def attempt(path: Path) -> T | str:
+    def attempt(item: K) -> T | str:
         try:
-            return read(path)
+            return read(item)
         except UserError as error:
             return str(error).partition(". Replace")[0]
 
-    paths = list(paths)
+    items = list(items)
     with ThreadPoolExecutor(available_cores()) as pool:
-        return dict(zip(paths, pool.map(attempt, paths), strict=True))
+        return dict(zip(items, pool.map(attempt, items), strict=True))
 
 
-def _messages(results: Mapping[Path, object]) -> list[str]:
+def _messages(results: Mapping[Any, object]) -> list[str]:
     return [result for result in results.values() if isinstance(result, str)]
 
 
-def unreadable(paths: Sequence[Path]) -> list[str]:
+def unreadable(images: ImageList) -> list[str]:
     """Return the errors of those images that cannot be read."""
 
-    def read(path: Path) -> None:  # and do not keep the pixels
-        read_image(path)
+    def read(number: int) -> None:  # and do not keep the pixels
+        images.read(number)
 
-    return _messages(_try_each(read, paths))
+    return _messages(_try_each(read, range(len(images))))
 
 
 def tagged(what: str, headers: Mapping[Path, Header | str]) -> list[str]:
@@ -126,14 +132,16 @@ def tagged(what: str, headers: Mapping[Path, Header | str]) -> list[str]:
     ]
 
 
-def check_overlap(train: Sequence[Path], val: Sequence[Path], samples: int | None) -> Findings:
+def check_overlap(train: ImageList, val: ImageList, samples: int | None) -> Findings:
     """Look for images that are in both splits, by path (links followed) and by content."""
-    findings, train_paths = Findings(), set(_real_paths(train))
-    findings.add_problem("files are both in train and val", [path for path in _real_paths(val) if path in train_paths])
-    chosen, others = sample(val, samples), list(train)
+    findings, train_paths = Findings(), set(_real_paths(train.paths))
+    shared = [path for path in _real_paths(val.paths) if path in train_paths]
+    findings.add_problem("files are both in train and val", shared)
+    chosen, others = val.select(sample(range(len(val)), samples)), train
     if samples is not None and len(train) > STATS:
-        names = {path.name for path in chosen}
-        others = [path for path in train if path.name in names] + sample(train, samples)
+        names = {path.name for path in chosen.paths}
+        same_name = [number for number, path in enumerate(train.paths) if path.name in names]
+        others = train.select(same_name + sample(range(len(train)), samples))
     pairs = same_content(chosen, others)
     findings.add_problem("val images are also in train, by content", [f"{one} = {other}" for one, other in pairs])
     compared = "all" if len(others) == len(train) else "those of the same name and a sample, in all"
@@ -147,31 +155,33 @@ def _real_paths(paths: Sequence[Path]) -> list[str]:
     return [f"{real(folder)}/{name}" for folder, name in map(os.path.split, paths)]
 
 
-def same_content(ones: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
+def same_content(ones: ImageList, others: ImageList) -> list[tuple[Path, Path]]:
     """Return (one, other) pairs of equal files. Only files of equal size are read; unreadable ones are left out."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for path, size in _sizes(ones):
-        by_size[size].append(path)
-    suspicious = [(path, size) for path, size in _sizes(others) if size in by_size]
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for number, size in _sizes(ones):
+        by_size[size].append(number)
+    suspicious = [(number, size) for number, size in _sizes(others) if size in by_size]
     hashes: dict[bytes, Path] = {}
     for size in {size for _, size in suspicious}:
-        hashes |= {_digest(path): path for path in by_size[size]}
-    pairs = [(hashes.get(_digest(path)), path) for path, _ in suspicious]
+        hashes |= {_digest(ones, number): ones.paths[number] for number in by_size[size]}
+    pairs = [(hashes.get(_digest(others, number)), others.paths[number]) for number, _ in suspicious]
     return [(one, other) for one, other in pairs if one is not None and one != other]
 
 
-def _sizes(paths: Iterable[Path]) -> Iterator[tuple[Path, int]]:
-    for path in paths:
-        try:
-            yield path, path.stat().st_size
-        except OSError:
-            continue
+def _sizes(images: ImageList) -> Iterator[tuple[int, int]]:
+    """Yield (number, bytes) of each image whose size can be read."""
+    if images.shards is not None:
+        yield from enumerate(images.shards.places[:, 2].tolist())
+        return
+    for number, path in enumerate(images.paths):
+        with suppress(OSError):
+            yield number, path.stat().st_size
 
 
-def _digest(path: Path) -> bytes:
+def _digest(images: ImageList, number: int) -> bytes:
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
+        return hashlib.sha256(images.content(number)).digest()
+    except UserError:
         return os.urandom(32)  # equals nothing
 
 
@@ -183,7 +193,7 @@ def check_masks(layout: SegmentationLayout, samples: int | None) -> Findings:
     findings = Findings()
     for split in SPLITS:
         findings.join(_check_split(layout, split, samples))
-    train, val = ([layout.image(split, name) for name in layout.names(split)] for split in SPLITS)
+    train, val = (ImageList([layout.image(split, name) for name in layout.names(split)], None) for split in SPLITS)
     findings.join(check_overlap(train, val, samples))
     return findings
 
@@ -196,7 +206,7 @@ def _check_split(layout: SegmentationLayout, split: str, samples: int | None) ->
     labels = _try_each(lambda mask: _count_labels(layout, mask), masks)
     counted = [result for result in labels.values() if not isinstance(result, str)]
     findings = Findings(notes=tagged(f"{split} images", image_headers) + tagged(f"{split} masks", mask_headers))
-    bad_images = _messages(image_headers) + unreadable([images[mask] for mask in masks])
+    bad_images = _messages(image_headers) + unreadable(ImageList([images[mask] for mask in masks], None))
     findings.add_problem(f"{split} images that cannot be read", bad_images)
     findings.add_problem(f"{split} masks that cannot be read", bad_masks + _messages(labels))
     findings.add_problem(f"{split} masks of another size than their image", bad_sizes)

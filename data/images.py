@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ try:
     import simplejpeg
 except ImportError:  # optional: faster than PIL, and the pixels are the same
     simplejpeg = None
+
+if TYPE_CHECKING:
+    from data.shards import Shards
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
@@ -107,10 +110,13 @@ class Header:
     orientation: int  # EXIF: 1 is upright, 2 to 8 ask a viewer to rotate or mirror the image; ignored by every stage
 
 
-def read_header(path: Path) -> Header:
-    """Raises UserError, naming the file, if it is missing, not an image, or has more than MAX_PIXELS."""
+def read_header(path: Path, content: bytes | None = None) -> Header:
+    """Raises UserError, naming the file, if it is missing, not an image, or has more than MAX_PIXELS.
+
+    `content`: its bytes, where they are known.
+    """
     try:
-        with open(path, "rb") as file, open_image(file, path) as image:
+        with open(path, "rb") if content is None else io.BytesIO(content) as file, open_image(file, path) as image:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # PIL's size is that after rotation
                 width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
@@ -193,9 +199,10 @@ def normalise(
 class ImageList:
     """The images of one split; `labels` is None for a dataset without classes."""
 
-    paths: list[Path]
+    paths: list[Path]  # of an image in a shard: as if the shard were a folder
     labels: list[int] | None
     left_out: dict[str, int] = field(default_factory=dict)  # files of the split that are not used, by reason
+    shards: Shards | None = field(default=None, compare=False)  # None: each image is a file
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -203,7 +210,27 @@ class ImageList:
     def select(self, numbers: Sequence[int]) -> ImageList:
         """Return these images alone, in this order."""
         labels = None if self.labels is None else [self.labels[number] for number in numbers]
-        return ImageList([self.paths[number] for number in numbers], labels)
+        shards = None if self.shards is None else self.shards.select(numbers)
+        return ImageList([self.paths[number] for number in numbers], labels, shards=shards)
+
+    def names(self, folder: Path) -> list[str]:
+        """Return the path of each image under `folder`; of an image in a shard, that under the shard."""
+        if self.shards is not None:
+            return [self.shards.name(number, path) for number, path in enumerate(self.paths)]
+        return [str(path)[len(f"{folder}/") :] for path in self.paths]
+
+    def content(self, number: int) -> bytes:
+        """Return the bytes of an image's file. Raises UserError if they cannot be read."""
+        path = self.paths[number]
+        return read_file(path) if self.shards is None else self.shards.read(number, path)
+
+    def read(self, number: int) -> Pixels:
+        """Raises UserError as `read_image`."""
+        return decode(self.content(number), self.paths[number])
+
+    def header(self, number: int) -> Header:
+        """Raises UserError as `read_header`."""
+        return read_header(self.paths[number], None if self.shards is None else self.content(number))
 
     def describe_left_out(self) -> str | None:
         """Write "files left out: 3 (2 ending in .txt, 1 beside the class folders)"; None if there are none."""
@@ -213,83 +240,3 @@ class ImageList:
         more = ", ..." if len(most) > 5 else ""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in most[:5])
         return f"files left out: {sum(self.left_out.values()):,} ({reasons}{more})"
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """Reads image files by number. Raises UserError for one that cannot be read."""
-
-    paths: Sequence[Path]
-    short_side: int = 0  # pixels, as for `shrink`
-
-    def __call__(self, number: int) -> Pixels:
-        return shrink(read_image(self.paths[number]), self.short_side)
-
-
-class ImageStore:
-    """Decoded images by number: a small set is decoded at once and kept, a large one is read as needed.
-
-    `source` gives the image of a number of `images`; by default it reads the file.
-    """
-
-    def __init__(
-        self,
-        images: ImageList,
-        on_bad_image: str = "stop",
-        memory_bytes: int = 1 << 30,
-        source: Callable[[int], Pixels] | None = None,
-    ) -> None:
-        self.images = images
-        self.bad_files: set[Path] = set()
-        self._source = source or FileSource(images.paths)
-        self._skip = on_bad_image == "skip"
-        self._kept: list[Pixels] | None = None
-        if decoded_bytes(images.paths) <= memory_bytes:
-            self._keep_all()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def in_memory(self) -> bool:
-        return self._kept is not None
-
-    def _keep_all(self) -> None:
-        """Read every image now, so that a bad one stops (or is dropped) before training starts."""
-        read = {number: self._try(number) for number in range(len(self))}
-        kept = {number: image for number, image in read.items() if image is not None}
-        self._kept = list(kept.values())
-        if self.bad_files:
-            self.images = self.images.select(list(kept))
-
-    def _try(self, number: int) -> Pixels | None:
-        """Read an image; None, and a note of the file, if it is unreadable and such images are skipped."""
-        try:
-            return self._source(number)
-        except UserError:
-            if not self._skip:
-                raise
-            self.bad_files.add(self.images.paths[number])
-            return None
-
-    def read(self, index: int) -> tuple[int, Pixels]:
-        """Return (number, image): the requested one, or the next readable one if bad images are skipped."""
-        if self._kept is not None:
-            return index, self._kept[index]
-        for step in range(len(self)):
-            number = (index + step) % len(self)
-            if (image := self._try(number)) is not None:
-                return number, image
-        raise UserError(f"none of the {len(self)} images can be read; the first is {self.images.paths[0]}")
-
-
-def decoded_bytes(paths: Sequence[Path], short_side: int = 0, samples: int = 64) -> float:
-    """Estimate the bytes of the decoded (and reduced) images from a few headers; 0 if none can be read."""
-    sizes = []
-    for path in paths[:: max(1, len(paths) // samples)]:
-        with suppress(UserError):
-            header = read_header(path)
-            scale = min(1.0, short_side / min(header.height, header.width)) if short_side else 1.0
-            sizes.append(3 * header.height * header.width * scale**2)
-    # With an estimate of 0, a set without a readable header is read, and refused, at once.
-    return len(paths) * float(np.mean(sizes)) if sizes else 0.0

@@ -20,7 +20,8 @@ from data.batch_colour import BatchPlan, mirror_and_colour, normalise_batch, pla
 from data.cache import open_store
 from data.catalog import Dataset
 from data.config import ViewsConfig, WorkerKind
-from data.images import ImageStore, normalise
+from data.images import normalise
+from data.store import ImageStore
 from data.views import GridSize, Purpose, SampleStreams, ViewMaker, sample_generator
 from data.workers import in_order
 from runtime.config import require

@@ -64,13 +64,18 @@ def recorded_place(run: Path) -> tuple[str, dict[str, Any]]:
 
 def digest(dataset: Dataset, split: str) -> dict[str, Any]:
     """Identify a split by the names of all its files and the sizes of some, evenly spread."""
-    paths = [str(path) for path in dataset.images(split).paths]
+    images = dataset.images(split)
+    paths = [str(path) for path in images.paths]
     if dataset.has_masks:
         layout = dataset.segmentation()
         paths += [str(layout.mask(split, name)) for name in layout.names(split)]
     every = max(1, len(paths) // SIZED)
     parts = [path.removeprefix(str(dataset.root)) for path in paths]
-    parts += [str(os.path.getsize(path)) for path in paths[::every] if os.path.exists(path)]
+    sizes = [os.path.getsize(path) for path in paths[::every] if os.path.exists(path)]
+    if images.shards is not None:  # the same as of the same files in folders
+        parts = [f"/{split}/{name}" for name in images.names(dataset.root)]
+        sizes = images.shards.places[::every, 2].tolist()
+    parts += map(str, sizes)
     text = "\n".join(parts).encode(errors="surrogateescape")
     return {"count": len(paths), "sha256": hashlib.sha256(text).hexdigest()}
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from data.config import IMAGENET, Normalisation
-from data.images import ImageList, ImageStore, Pixels, normalise, resize
+from data.images import ImageList, Pixels, normalise, resize
+from data.store import ImageStore
 from data.views import draw_box, sample_generator
 from runtime.config import require
 

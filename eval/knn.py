@@ -79,7 +79,7 @@ def compute_tables(
     The images that k is chosen with come first, those that choose it next. For the score on val all vote, as they do
     with a fixed k: one table for both, because joining two would take twice the memory.
     """
-    images = {"train": splits.join(), "val": splits.val}
+    images = {"train": splits.joined, "val": splits.val}
     parts = {name: central_crops(part, config, parent.normalisation, splits) for name, part in images.items()}
     choose_convolutions(device)
     features = PooledFeatures(load_parent_backbone(parent), device, config, world)

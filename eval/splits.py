@@ -25,6 +25,7 @@ class Splits:
     held_out: ImageList  # may be empty
     unused: ImageList  # of scenes: they show a digit that labels a held-out image
     val: ImageList
+    joined: ImageList  # train, held_out and unused, in this order
     classes: int
     held_out_by: str | None  # image | source
     subset: Subset | None
@@ -45,6 +46,7 @@ class Splits:
             images.select(chosen),
             images.select(unused),
             val,
+            images.select([*kept, *chosen, *unused]),
             len(dataset.classes),
             by if chosen else None,
             selected,
@@ -54,11 +56,6 @@ class Splits:
     def source(self, images: ImageList) -> CachedPart | None:
         """Return the reader of images of these splits; None for their files."""
         return None if self.cache is None else self.cache.select(images.paths)
-
-    def join(self) -> ImageList:
-        """Train, held_out and unused, in this order."""
-        parts = (self.train, self.held_out, self.unused)
-        return ImageList([p for part in parts for p in part.paths], [n for part in parts for n in part.labels or []])
 
     def describe(self) -> dict[str, Any]:
         """Return the entries of result.json."""

@@ -2,12 +2,14 @@
 
 The published 1 % and 10 % lists of ImageNet have names as n01440764_10026.JPEG; n01440764/n01440764_10026.JPEG is read
 as well, with train/ before it or not. Nothing is guessed: a line without its image, or two lines of one image, stop the
-evaluation. Light: a config's identity has the digest of its list.
+evaluation. Names of images in shards are compared without suffixes: who makes shards may write .jpg for .JPEG.
+Light: a config's identity has the digest of its list.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,11 +70,15 @@ def select_subset(path: str | Path, train: ImageList, folder: Path) -> Subset:
     UserError for a line that names none, or more than one.
     """
     listed = read_lines(path)
-    lines = {line.removeprefix("./").removeprefix("train/"): line for line in listed}
+
+    def key(name: str) -> str:
+        return name if train.shards is None else os.path.splitext(name)[0]
+
+    lines = {key(line.removeprefix("./").removeprefix("train/")): line for line in listed}
     matches: dict[str, list[int]] = {}
-    names = [str(image)[len(f"{folder}/") :] for image in train.paths]
+    names = train.names(folder)
     for index, under_train in enumerate(names):
-        for name in {under_train, under_train.rpartition("/")[2]} & lines.keys():
+        for name in {key(under_train), key(under_train.rpartition("/")[2])} & lines.keys():
             matches.setdefault(name, []).append(index)
     _require_one_image_each(str(path), names, lines, matches, len(listed))
     images = train.select(sorted(index for indices in matches.values() for index in indices))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 
 from data.cache import cache_folder, open_store
 from data.catalog import Dataset, open_dataset
-from data.images import Pixels, decode, read_file, shrink
+from data.images import ImageList, Pixels, decode, shrink
 from data.loader import PretrainLoader
 from data.views import ViewMaker, sample_generator
 from pretrain.show import load_config, view_maker
@@ -71,15 +70,15 @@ def worker_parts(config: PretrainConfig, dataset: Dataset, maker: ViewMaker, sec
     clock, end = Clock(), time.perf_counter() + seconds
     while clock.images == 0 or time.perf_counter() < end:
         index = clock.images * 7919 % len(store)  # spread over the classes
-        image = store.read(index)[1] if decoded else _decode(clock, store.images.paths[index], short_side)
+        image = store.read(index)[1] if decoded else _decode(clock, store.images, index, short_side)
         _make_views(clock, maker, image)
         clock.images += 1
     return clock.parts()
 
 
-def _decode(clock: Clock, path: Path, short_side: int) -> Pixels:
-    content = clock.time("read the file", lambda: read_file(path))
-    image = clock.time("decode", lambda: decode(content, path))
+def _decode(clock: Clock, images: ImageList, number: int, short_side: int) -> Pixels:
+    content = clock.time("read the file", lambda: images.content(number))
+    image = clock.time("decode", lambda: decode(content, images.paths[number]))
     return clock.time("reduce", lambda: shrink(image, short_side)) if short_side else image
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data.catalog import open_dataset
 from data.config import DataConfig
-from data.images import Pixels, normalise, read_image
+from data.images import Pixels, normalise
 from data.record import recorded_place
 from data.transforms import eval_transform
 from data.views import ViewMaker, sample_generator
@@ -96,10 +96,10 @@ class Images:
         if root is not None:
             config = config.replace(root=root)
         try:
-            paths = open_dataset(config).images(split).paths
+            images = open_dataset(config).images(split)
         except UserError as error:
             raise UserError(f"{error} (for pictures: --data FOLDER, --split train)") from error
-        return cls({number: read_image(paths[number]) for number in spread(len(paths), count)})
+        return cls({number: images.read(number) for number in spread(len(images), count)})
 
     def squares(self, side: int) -> list[Pixels]:
         """Return the central square of each image, (side, side, 3)."""

@@ -16,8 +16,9 @@ from data import cache
 from data.cache import CacheReader, cache_folder, open_source
 from data.catalog import Dataset, open_dataset
 from data.config import DataConfig, ViewsConfig
-from data.images import FileSource, ImageStore, read_image, shrink
+from data.images import read_image, shrink
 from data.loader import PretrainLoader
+from data.store import FileSource, ImageStore
 from runtime.errors import BusyError, UserError
 
 VIEWS = ViewsConfig(large_size=16, short_side=20)

@@ -13,6 +13,7 @@ from data.catalog import open_dataset
 from data.check import BRIEF, IGNORED, masked, overlay, preflight
 from data.check_files import check_images, check_masks, check_overlap, check_strays, same_content, sample
 from data.config import DataConfig
+from data.images import ImageList
 from runtime.errors import UserError, run_command
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -121,20 +122,22 @@ def test_overlap_of_a_large_set_by_name(tree, monkeypatch):
     """Where train is too large to compare sizes with, images of the same name are compared."""
     monkeypatch.setattr(check_files, "STATS", 0)
     shutil.copy(tree / "train" / "class2" / "7.png", tree / "val" / "class3" / "7.png")
-    lists = [
-        open_dataset(DataConfig(name="imagefolder", root=str(tree))).images(split).paths for split in ("train", "val")
-    ]
+    lists = [open_dataset(DataConfig(name="imagefolder", root=str(tree))).images(split) for split in ("train", "val")]
     copied = tree / "val" / "class3" / "7.png"
     for count in range(1, 18):
         problems = "\n".join(check_overlap(*lists, count).problems)
-        assert (f"{copied} = " in problems) == (copied in sample(lists[1], count))
+        assert (f"{copied} = " in problems) == (copied in sample(lists[1].paths, count))
 
 
 def test_files_of_equal_size_that_differ_are_no_pair(tmp_path):
     for name, content in (("a", b"one"), ("b", b"two"), ("c", b"one")):
         (tmp_path / name).write_bytes(content)
-    assert same_content([tmp_path / "a"], [tmp_path / "b", tmp_path / "c"]) == [(tmp_path / "a", tmp_path / "c")]
-    assert same_content([tmp_path / "a"], [tmp_path / "a", tmp_path / "none"]) == []
+
+    def files(*names: str) -> ImageList:
+        return ImageList([tmp_path / name for name in names], None)
+
+    assert same_content(files("a"), files("b", "c")) == [(tmp_path / "a", tmp_path / "c")]
+    assert same_content(files("a"), files("a", "none")) == []
 
 
 @pytest.mark.parametrize("name", ["voc", "vocfolder", "cityscapes", "ade20k"])
@@ -215,7 +218,7 @@ def test_the_preflight_is_brief(tree, monkeypatch):
     for number in range(12, 60):
         shutil.copy(tree / "train" / "class0" / "0.png", tree / "train" / "class0" / f"{number}.png")
     read = []
-    monkeypatch.setattr(check_files, "read_image", read.append)
+    monkeypatch.setattr(ImageList, "read", lambda images, number: read.append(images.paths[number]))
     preflight(DataConfig(name="imagefolder", root=str(tree)), masks=False)
     assert len(read) == 2 * BRIEF
     with pytest.raises(UserError, match="has no segmentation masks"):

@@ -12,7 +12,8 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
 from data import images
-from data.images import ImageList, ImageStore, normalise, read_image
+from data.images import ImageList, normalise, read_image
+from data.store import ImageStore
 from runtime.errors import UserError
 
 

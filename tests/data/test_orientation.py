@@ -15,9 +15,10 @@ from data import cache, images
 from data.cache import CacheReader, open_source
 from data.catalog import Dataset, open_dataset
 from data.config import DataConfig, ViewsConfig
-from data.images import ImageStore, decoded_bytes, read_header, read_image
+from data.images import read_header, read_image
 from data.layout import MaskLabels
 from data.loader import PretrainLoader
+from data.store import ImageStore, decoded_bytes
 from data.transforms import LabelledDataset, eval_transform
 from eval.features import ImageBatches
 from runtime.errors import UserError
@@ -131,4 +132,4 @@ def test_no_format_is_rotated(suffix: str, orientation: int, compression: str | 
 
 
 def test_memory_is_estimated_from_stored_sizes(plain, tagged) -> None:
-    assert decoded_bytes(plain.images("train").paths) == decoded_bytes(tagged.images("train").paths)
+    assert decoded_bytes(plain.images("train")) == decoded_bytes(tagged.images("train"))

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from data import cache, images
+from data import cache, store
 from data.catalog import open_dataset
 from data.config import DataConfig
 from eval import knn, linear
@@ -33,14 +33,14 @@ def test_the_scores_are_those_of_the_files(stage, dataset, parent, evaluate, mon
     of_files = run.result()
     shutil.rmtree(run.path)
     cache.build(dataset, 0, workers=1, skip_bad=False)
-    read = images.FileSource.__call__
+    read = store.FileSource.__call__
     splits = []
 
     def recorded(self, number):
-        splits.append(self.paths[number].relative_to(dataset.root).parts[0])
+        splits.append(self.images.paths[number].relative_to(dataset.root).parts[0])
         return read(self, number)
 
-    monkeypatch.setattr(images.FileSource, "__call__", recorded)
+    monkeypatch.setattr(store.FileSource, "__call__", recorded)
     code, error, run = evaluate(stage.main, parent, *arguments)
     assert code == 0, error
     assert {**run.result(), "seconds": 0} == {**of_files, "seconds": 0}

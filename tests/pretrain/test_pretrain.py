@@ -18,6 +18,9 @@ from pretrain.__main__ import main
 from runtime.errors import run_command
 from runtime.rundir import Run
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from twins import write_shards
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 14
 
@@ -100,6 +103,45 @@ def test_killed_at_any_step_and_resumed_ends_bit_for_bit_the_same(tmp_path, argu
     assert rows(whole) == rows(killed)
     assert [row["step"] for row in rows(whole)] == list(range(1, STEPS + 1))
     assert len(only_run(killed).document()["attempts"]) == 3
+
+
+def state(runs) -> dict[str, object]:
+    """Everything in checkpoint.pt, by its place there."""
+    values = {}
+
+    def add(place: str, value: object) -> None:
+        if isinstance(value, dict | list | tuple):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                add(f"{place}.{key}", inner)
+        else:
+            values[place] = value
+
+    add("", torch.load(only_run(runs).path / "checkpoint.pt", weights_only=True))
+    return values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_shards_give_the_checkpoint_of_their_folder_bit_for_bit(
+    form, tmp_path, arguments, command, image_folder, monkeypatch
+):
+    """Read by two workers, and in a run that is killed and resumed."""
+    pytest.importorskip("pyarrow")
+    monkeypatch.setenv("VICREGL_DATA", str(tmp_path / "indexes"))
+    folder, shards = tmp_path / "folder", tmp_path / "shards"
+    root = write_shards(image_folder, tmp_path / "twin", form)
+    assert command(*arguments(folder)).returncode == 0
+    options = arguments(shards, f"data.root={root}", "machine.workers=2")
+    kill_after(options, shards, 5)
+    assert only_run(shards).state() == "interrupted"
+    finished = command(*options)
+    assert "going on at step" in finished.stdout, finished.stderr
+    assert same(weights(folder), weights(shards))
+    assert rows(folder) == rows(shards)
+    expected, got = state(folder), state(shards)
+    assert expected.keys() == got.keys()
+    equal = {key: torch.equal(a, b) if torch.is_tensor(a := got[key]) else a == b for key, b in expected.items()}
+    assert {key for key, same in equal.items() if not same} <= {".seconds"}
 
 
 def test_ctrl_c_saves_at_a_step_boundary(tmp_path, arguments):
