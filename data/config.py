@@ -94,7 +94,8 @@ class DataConfig(Config):
     """Which dataset, and its folder: `root`; if that is null, $VICREGL_<NAME> (as $VICREGL_IMAGENET), or <name> in
     $VICREGL_DATA (or in data/cache). The environment is no part of a run's identity, so a study without roots is the
     same study on every machine. Neither is the root of a published dataset, which its name defines; that of a folder of
-    your own is. data/record.py refuses other files in a run that is there.
+    your own is. data/record.py refuses other files in a run that is there. Images with class labels are in folders of
+    their classes or in shards (data/shards.py); which of them is seen from the files.
     """
 
     name: DatasetName = "scenes"

@@ -44,7 +44,11 @@ def read_tar(shard: Path) -> Contents:
     texts: dict[tuple[str, str], bytes] = {}
     left_out: Counter[str] = Counter()
     with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in filter(tarfile.TarInfo.isfile, tar):
+        for member in tar:
+            if member.islnk() or member.issym():
+                raise UserError(f"the shard {shard} holds the link {member.name}; expected files alone: make it again")
+            if not member.isfile():
+                continue
             sample = _SAMPLE.fullmatch(member.name.removeprefix("./"))
             key, suffix = (sample[1], f".{sample[2].lower()}") if sample else (member.name, "")
             if suffix in IMAGE_SUFFIXES:
@@ -115,7 +119,8 @@ def _split(shard: Path, row: int, cell: Any, label: Any) -> tuple[str, bytes]:
     """Return (name, bytes) of the image in a cell: {bytes, path}, or the bytes themselves."""
     content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if not isinstance(content, bytes):
-        raise UserError(f"row {row} of the shard {shard} holds no image; expected its bytes, or {{bytes, path}}")
+        got = f"only the path {path} of an image; embed the files" if path else "no image"
+        raise UserError(f"row {row} of the shard {shard} holds {got}: expected its bytes, or {{bytes, path}}")
     if not isinstance(label, int) or label < 0:
         raise UserError(f"row {row} of the shard {shard} has the label {label!r}; expected a class number, 0, 1, ...")
     return _SYNSET.sub("", os.path.basename(path or "")), content

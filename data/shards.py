@@ -119,7 +119,7 @@ def read_shards(root: Path, split: str, classes: list[str] | None = None) -> tup
         raise UserError(f"{root} holds no shards of {split}; expected {expected}, or {split} in the names of its files")
     contents = _index(shards)
     order = sorted(
-        (image.label, *os.path.split(image.name), shard, place)
+        (image.label, *image.name.rpartition("/")[::2], shard, place)
         for shard, content in enumerate(contents)
         for place, image in enumerate(content.images)
     )
@@ -132,15 +132,16 @@ def read_shards(root: Path, split: str, classes: list[str] | None = None) -> tup
     paths, places = [], []
     for *_, shard, place in order:
         image, row = contents[shard].images[place], f"{place}/" if shards[shard].suffix == ".parquet" else ""
-        paths.append(Path(f"{shards[shard]}/{row}{image.name}"))
+        paths.append(f"{shards[shard]}/{row}{image.name}")
         places.append((shard, image.offset, image.length))
-    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+    if len(set(paths)) < len(paths):
+        twice = [path for path, count in Counter(paths).items() if count > 1]
         raise UserError(f"{len(twice)} images are in their shard twice, as {twice[0]}; make the shards again")
     left_out: Counter[str] = Counter()
     for content in contents:
         left_out.update(content.left_out)
     held = Shards(shards, [_read_instead(shard) for shard in shards], np.array(places, np.int64))
-    return ImageList(paths, labels, dict(left_out), held), classes
+    return ImageList(list(map(Path, paths)), labels, dict(left_out), held), classes
 
 
 def _class_names(first: Path, contents: Sequence[Contents]) -> list[str] | None:

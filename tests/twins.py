@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 FORMS = ("tar", "tar with json", "parquet")
 Sample = tuple[Path, int]  # a file in its class folder, its label
@@ -59,9 +60,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def write_parquet(path: Path, samples: Sequence[Sample], features: bool = True, **changes: list) -> None:
     """Columns and features as the library `datasets` writes them; row groups of five images, compressed by snappy."""
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {
         "image": [{"bytes": file.read_bytes(), "path": file.name} for file, _ in samples],
         "label": [label for _, label in samples],

@@ -40,7 +40,6 @@ def contents(root: Path, split: str) -> list[tuple[int, bytes]]:
 @pytest.fixture(autouse=True)
 def _indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VICREGL_DATA", str(tmp_path / "indexes"))
-    pytest.importorskip("pyarrow")
 
 
 @pytest.fixture(params=FORMS)
@@ -271,13 +270,24 @@ def test_a_tar_without_what_it_needs(tmp_path: Path, members: dict[str, bytes], 
         opened(tmp_path / "bad")
 
 
+def test_a_link_in_a_tar_is_no_image_that_is_left_out(image_folder: Path, tmp_path: Path) -> None:
+    """As tar itself stores files that are linked to one another."""
+    folder = Path(shutil.copytree(image_folder / "train/class0", tmp_path / "tree/class0"))
+    os.link(folder / "0.png", folder / "linked.png")
+    (tmp_path / "linked").mkdir()
+    with tarfile.open(tmp_path / "linked/train.tar", "w") as tar:
+        tar.add(folder, "class0")
+    with pytest.raises(UserError, match="holds the link class0/"):
+        opened(tmp_path / "linked")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"label": [0, None]}, "row 1 of the shard .* has the label None"),
         ({"label": [0, -1]}, "row 1 of the shard .* has the label -1"),
         ({"image": [b"", None]}, "row 1 of the shard .* holds no image"),
-        ({"image": [{"bytes": None, "path": "a.png"}] * 2}, "row 0 of the shard .* holds no image"),
+        ({"image": [{"bytes": None, "path": "a.png"}] * 2}, r"row 0 of the shard .* holds only the path a\.png"),
         ({"label": ["tench", "goldfish"]}, "row 0 of the shard .* has the label 'tench'"),
     ],
 )
@@ -289,9 +299,7 @@ def test_a_parquet_without_what_it_needs(tmp_path: Path, changes: dict[str, list
 
 
 def test_a_parquet_of_other_columns_and_pyarrow_missing(tables: Path, tmp_path: Path, monkeypatch) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = sys.modules["pyarrow"], sys.modules["pyarrow.parquet"]  # `tables` has imported them
     (tmp_path / "texts").mkdir()
     parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "texts/train.parquet")
     with pytest.raises(UserError, match=r"has the columns \['text'\]; expected one of image, img"):

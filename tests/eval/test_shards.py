@@ -23,7 +23,6 @@ OPTIONS = {
 @pytest.mark.parametrize("stage", OPTIONS, ids=lambda stage: stage.__name__)
 def test_the_scores_are_those_of_the_folder(stage, form, image_folder, tmp_path, parent, evaluate, monkeypatch):
     """Held-out images choose the setting."""
-    pytest.importorskip("pyarrow")
     monkeypatch.setenv("VICREGL_DATA", str(tmp_path / "indexes"))
     results = []
     for root in (image_folder, write_shards(image_folder, tmp_path / "twin", form)):

@@ -126,7 +126,6 @@ def test_shards_give_the_checkpoint_of_their_folder_bit_for_bit(
     form, tmp_path, arguments, command, image_folder, monkeypatch
 ):
     """Read by two workers, and in a run that is killed and resumed."""
-    pytest.importorskip("pyarrow")
     monkeypatch.setenv("VICREGL_DATA", str(tmp_path / "indexes"))
     folder, shards = tmp_path / "folder", tmp_path / "shards"
     root = write_shards(image_folder, tmp_path / "twin", form)
