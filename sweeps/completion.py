@@ -201,7 +201,8 @@ def _options(module: str, before: Sequence[str]) -> Options:
     if module == "sweeps":
         return _sweep_options(before)
     path = PROJECT / module.replace(".", "/")
-    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    file = path / "__main__.py"
+    file = file if file.is_file() else path.with_suffix(".py")  # data/cache may be a folder too
     if module.startswith("eval.") and module != "eval.weights":
         file = PROJECT / "eval" / "command.py"
     options: dict[str, Sequence[str] | None] = {}

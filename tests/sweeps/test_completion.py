@@ -91,7 +91,7 @@ def help_of(main: Callable[[list[str]], object], capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("sweep", "completion")])
 def test_the_options_are_those_of_the_parser(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = COMMANDS[name].module
-    file = f"{module}.__main__" if (PROJECT / module.replace(".", "/")).is_dir() else module
+    file = f"{module}.__main__" if (PROJECT / module.replace(".", "/") / "__main__.py").is_file() else module
     shown = help_of(importlib.import_module(file).main, capsys)
     of_others = {"--by"} if module == "analysis" else set()  # of `analysis best`
     assert set(_options(module, ())) == shown | of_others
