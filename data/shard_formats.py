@@ -43,7 +43,7 @@ def read_tar(shard: Path) -> Contents:
     members: dict[str, tarfile.TarInfo] = {}
     texts: dict[tuple[str, str], bytes] = {}
     left_out: Counter[str] = Counter()
-    with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
         for member in tar:
             if member.islnk() or member.issym():
                 raise UserError(f"the shard {shard} holds the link {member.name}; expected files alone: make it again")
