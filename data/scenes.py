@@ -11,7 +11,7 @@ and Pascal VOC also reads it; manifest.csv lists the sources of each image.
 
 What it can show: which weights of the global and the local criterion give better features for one label an image, and
 which for a label a pixel. After 4,000 steps every alpha classifies 98 % of the default composition, so there only the
-segmentations differ; smaller digits among more distractors (sweeps/studies/scenes_tradeoff.yaml) tell both apart.
+segmentations differ; smaller digits among more distractors (sweeps/studies/scenes.yaml) tell both apart.
 What it cannot show: natural object classes, scale variation beyond a factor of three, photographs as the thing to
 recognise. The digits' writers are not known, so train and val may share writers.
 """
