@@ -34,7 +34,7 @@ from sweeps.study import PRETRAIN, Study, load_study
 # The state of a run whose result.json holds no mapping.
 DAMAGED = "damaged"
 # Provenance that says nothing about the result, or only something about one person's machine.
-_LEFT_OUT = ("host", "job", "argv", "no_commit")
+_LEFT_OUT = ("host", "job", "argv", "no_commit", "snapshot")
 _COSTS = ("seconds", "_per_step", "_gb")  # of a result; another machine has others, and the same scores
 # Columns whose text may look like a number.
 _TEXTS = (".hash", ".commit", ".commits", ".python", "provenance.version", ".sources")
