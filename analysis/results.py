@@ -54,7 +54,7 @@ def _read_csv(file: Path) -> pd.DataFrame:
     """Read the table so that hashes stay text, whatever digits they have, and only an empty cell is a gap."""
     try:
         names = pd.read_csv(file, nrows=0).columns
-        texts = dict.fromkeys((name for name in names if name.endswith(_TEXTS)), str)
+        texts = dict.fromkeys((name for name in names if name.endswith(_TEXTS) or ".versions." in name), str)
         frame = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""], low_memory=False).copy()
     except (OSError, ValueError) as error:  # pandas' ParserError and UnicodeDecodeError are ValueErrors
         raise UserError(f"{file} cannot be read as a table of results: {error}") from error
