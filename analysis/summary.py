@@ -97,7 +97,12 @@ class Summary:
 
     @property
     def distinct_settings(self) -> list[Row]:
-        """Return the settings without those that are an earlier one's runs: they differ in options of no effect."""
+        """Return the settings without those that are an earlier one's runs: they differ in options of no effect.
+
+        Checkpoints that are given are all kept, for they have names.
+        """
+        if self.study.checkpoints:
+            return self.settings
         first = {tuple(row.runs.items()): row for row in reversed(self.settings)}
         return [row for row in self.settings if not row.runs or first[tuple(row.runs.items())] is row]
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from data.record import refuse_other_data
 from eval.published import Published, figure_of
 from runtime import config as configs
-from runtime.config import kept_checkpoint, require
+from runtime.config import kept_checkpoint, require, split_machine
 from runtime.config_keys import Layer, lookup, merge, nested
 from runtime.errors import UserError, errors_at
 from runtime.rundir import Identity, Run
@@ -271,7 +271,7 @@ class _Builder:
         with errors_at(f"{self.study.file}: pretrain ({label})"):
             config = configs.from_layers(stage.schema(), [base, ("command line", nested(changes))])
         pretrain = self._node(PRETRAIN, label, _Loaded(stage, base[0], overrides, config))
-        resolved = pretrain.identity.config
+        resolved = split_machine(config)[0]  # not the identity's, which leaves out what has no effect
         values = {key: lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}
         if self.study.checkpoints:
             row = {} if control else {CHECKPOINT: self.study.setting_name(varied), METHOD: part.method}

@@ -20,7 +20,7 @@ CHANGES = [
     ("segmentation", "scale_range", [0.5, 1.5], "`scale_range` [0.5, 2.0] → [0.5, 1.5]"),
     ("segmentation", "crop_width", 64, "`crop_width` 0 → 64"),
     ("segmentation", "precision", "bfloat16", "`precision` float32 → bfloat16"),
-    ("linear", "data.scenes.distractors", 1, "`data.scenes.distractors` 2 → 1"),
+    ("linear", "data.scenes.distractors", 1, "`data.scenes.distractors` 3 → 1"),
     ("linear", "seed", 3, "`seed` 0 → 3"),
 ]
 
@@ -46,7 +46,10 @@ def test_nothing_has_changed(study: Study, table: pd.DataFrame) -> None:
 def test_a_changed_field_is_named_alone(
     study: Study, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, part: str, key: str, value: object, text: str
 ) -> None:
-    monkeypatch.setitem(study.evals[part].set, key, value)
+    if key.startswith("data.scenes."):  # the study sets data.scenes as a whole
+        monkeypatch.setitem(study.evals[part].set["data.scenes"], key.removeprefix("data.scenes."), value)
+    else:
+        monkeypatch.setitem(study.evals[part].set, key, value)
     assert changes(table, build(study)) == [f"{part} {text}"]
     changed = results_of(build(study))  # and the other way round, from a field that is at its default again
     monkeypatch.undo()

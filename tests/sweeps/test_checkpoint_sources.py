@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,7 +101,7 @@ def test_a_job_on_slurm_gets_the_place_of_such_a_run(run, tmp_path):
     submitter = _Submitter(graph, tmp_path / "runs", [])
     (tmp_path / "configs").mkdir()
     submitter.submission = SimpleNamespace(path=tmp_path)
-    task = submitter._task(graph.points[0].evals["knn"], SimpleNamespace(python=None))
+    task = submitter._task(graph.points[0].evals["knn"], SimpleNamespace(interpreter=sys.executable))
     assert task["argv"][3] == str(run.run.path)
 
 

@@ -121,3 +121,5 @@ def test_options_of_no_effect_are_no_other_training(tmp_path: Path) -> None:
     runs = [(point.varied["loss.alpha"], point.pretrain.run.name) for point in graph.points]
     assert [len({run for value, run in runs if value == alpha}) for alpha in (0.5, 1.0)] == [3, 1]
     assert len(runs) == 6
+    settings = {(point.varied["loss.alpha"], str(point.varied["loss.num_matches"])) for point in graph.points}
+    assert len(settings) == 6  # each point keeps the values of the grid
