@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import sweeps
 from analysis.changes import changes
 from analysis.published import POINTS, read_points
 from analysis.results import history_of, load_results, results_of
@@ -19,7 +20,7 @@ from runtime.provenance import PROJECT
 from sweeps.graph import build
 from sweeps.study import Study, load_study
 
-STUDIES = PROJECT / "sweeps" / "studies"
+STUDIES = PROJECT / sweeps.STUDIES
 COSTS = "cost.csv"  # of a report's folder; analysis.cost_bench writes it
 
 

@@ -73,9 +73,8 @@ def tests(check: Check) -> Iterator[Finding]:
     """Run `pytest -m gpu`: without a GPU all of its tests are skipped."""
     files = ["tests/pretrain/test_diagnostics.py"] if check.small else []
     processes = ["-n", "4"] if available_cores() >= 8 else []
-    done = run_program(
-        check, "pytest", "-m", "gpu", *processes, *files
-    )  # pyproject.toml has a -q; two leave out the counts
+    # No -q: pyproject.toml has one, and two leave out the counts.
+    done = run_program(check, "pytest", "-m", "gpu", *processes, *files)
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
     ran = counts.get("skipped" if check.on_cpu else "passed", 0) > 0
     failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)

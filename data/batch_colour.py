@@ -1,7 +1,7 @@
 """Colour augmentation of a whole batch on a device (`views.execution=device`), as data/colour.py does it for a view.
 
-Every view keeps its own random choices. It works on a CPU too, but slowly. As it is, an operation gets the rows that
-have it; compiled, all rows pass through one kernel, which chooses for each.
+Every view keeps its own random choices. It works on a CPU too, but slowly. Eager, an operation gets only the rows that
+it changes; compiled, all rows pass through one kernel, which chooses for each.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BatchPlan:
     rows: Tensor  # int64, all groups in one tensor: one copy to the device
     sizes: list[int]  # of the groups
     factors: Tensor  # float32, of the jitter groups' rows in their order; hue in levels of 255
-    kernels: Tensor  # (B, K) float32: box filters; that of a row without blur keeps it as it is
+    kernels: Tensor  # (B, K) float32: box filters; for a row without blur the identity
     columns: Tensor  # (11, B) float32: mirrored, gray, solarised; at each position of jitter its operation; its factor
 
     def map(self, move: Callable[[Tensor], Tensor]) -> BatchPlan:
@@ -86,7 +86,7 @@ def plan_batch(plans: Sequence[ViewChoices]) -> BatchPlan:
 
 
 def _kernels(sigmas: Sequence[float]) -> Tensor:
-    """Return box filters (n, K), each in the middle of as many taps as the longest needs. That of 0 is 0, 1, 0."""
+    """Return box filters (n, K), each in the middle of as many taps as the longest needs; of sigma 0 the identity."""
     boxes = [box_kernel(round(sigma, 3))[0] for sigma in sigmas]
     longest = max((len(box) for box in boxes), default=1)
     kernels = np.zeros((len(boxes), longest), np.float32)
@@ -98,14 +98,14 @@ def _kernels(sigmas: Sequence[float]) -> Tensor:
 
 @cache
 def compiled_version(operation: Operation) -> Operation:
-    """Compile an operation for each size of its arguments, rounding as the operation as it is does.
+    """Compile an operation for each shape of its arguments, with the rounding of eager mode.
 
-    A product and a sum in one rounding, or a quotient by an approximation, may be less than a whole level, which is
-    then truncated to the level below.
+    A fused multiply-add or an approximate division may fall just below a whole level, and is then truncated to the
+    level below.
     """
     from torch._inductor import config as inductor  # takes a second
 
-    options: dict[str, Any] = {"emulate_precision_casts": True}  # it keeps products and sums apart
+    options: dict[str, Any] = {"emulate_precision_casts": True}  # no fused multiply-add
     if hasattr(inductor, "eager_numerics"):
         options["eager_numerics.division_rounding"] = True
     return torch.compile(operation, dynamic=False, options=options)
@@ -114,8 +114,8 @@ def compiled_version(operation: Operation) -> Operation:
 def mirror_and_colour(levels: Tensor, plan: BatchPlan, config: ViewsConfig, compiled: bool = False) -> Tensor:
     """Mirror, colour and normalise: uint8 (B, S, S, 3) -> float32 (B, 3, S, S), channels_last in memory.
 
-    `levels` and `plan` are on the device that does it. `compiled`: by a dozen kernels, where it is hundreds; numbers
-    may differ in a last bit before they are truncated to levels.
+    `levels` and `plan` are on the device that does it. `compiled`: a dozen kernels in place of hundreds; numbers may
+    differ in a last bit before they are truncated to levels.
     """
     if compiled:
         return _compiled_colour(levels, plan, config)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
 import time
 import zlib
@@ -136,7 +135,7 @@ class CachedPart:
 def describe_source(dataset: Dataset, short_side: int) -> dict[str, Any]:
     """Return source.json; its digest is over the name, size and modification time of every file (or shard)."""
     images, digest = dataset.images("train"), hashlib.sha256()
-    paths = images.paths if images.shards is None else images.shards.shards
+    paths = images.paths if images.shards is None else images.shards.paths
     parts = [paths[start : start + 1000] for start in range(0, len(paths), 1000)]
     with ThreadPoolExecutor(16) as pool:  # a network file system is slow for one request, but takes many at once
         for lines in pool.map(lambda part: _stamp(part, dataset.root), parts):
@@ -265,12 +264,9 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _refuse_small_disk(folder: Path, source: FileSource, share: float) -> None:
-    needed, free = decoded_bytes(source.images, source.short_side) * share, shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{folder} will need about {needed / 1e9:.0f} GB more and the disk has {free / 1e9:.0f} GB free; "
-            "set VICREGL_DATA to a larger disk, or choose a smaller --short-side"
-        )
+    needed = decoded_bytes(source.images, source.short_side) * share
+    advice = "set VICREGL_DATA to a larger disk, or choose a smaller --short-side"
+    files.require_space(folder, needed, "the cache", advice)
 
 
 def main(argv: Sequence[str]) -> None:

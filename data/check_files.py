@@ -57,7 +57,7 @@ def check_images(dataset: Dataset, samples: int | None) -> Findings:
     for split, images in lists.items():
         findings.lines.append(f"{split}: {counts(images, dataset.classes)}")
         if images.shards is not None:
-            shards, first = images.shards.shards, dataset.classes[0]
+            shards, first = images.shards.paths, dataset.classes[0]
             findings.lines.append(f"{split}: in {len(shards):,} shards from {shards[0].name}; label 0 is class {first}")
         if note := images.describe_left_out():
             findings.notes.append(f"{split}: {note}")

@@ -94,8 +94,8 @@ class DataConfig(Config):
     """Which dataset, and its folder: `root`; if that is null, $VICREGL_<NAME> (as $VICREGL_IMAGENET), or <name> in
     $VICREGL_DATA (or in data/cache). The environment is no part of a run's identity, so a study without roots is the
     same study on every machine. Neither is the root of a published dataset, which its name defines; that of a folder of
-    your own is. data/record.py refuses other files in a run that is there. Images with class labels are in folders of
-    their classes or in shards (data/shards.py); which of them is seen from the files.
+    your own is. A run that has begun refuses a folder with other files (data/record.py). Images with class labels lie
+    in class folders or in shards (data/shards.py); the files show in which.
     """
 
     name: DatasetName = "scenes"
@@ -120,12 +120,12 @@ class DataConfig(Config):
 
     @property
     def plain_name(self) -> str:
-        """The name as a part of others', of files and variables."""
+        """The name without a colon, for names of files and variables."""
         return self.name.replace(":", "_")
 
     @property
     def variable(self) -> str:
-        """The environment's variable of the dataset's folder."""
+        """The environment variable that names the dataset's folder."""
         return f"VICREGL_{self.plain_name.upper()}"
 
     @property

@@ -57,7 +57,7 @@ def _open(kind: Any, root: Path, split: MmsegSplit, reduce_zero_label: bool | No
 
 
 def _dataset_class(name: str) -> Any:
-    """Look the class up; UserError, with those that there are."""
+    """Look the class up. UserError, with the known ones, if it is not among them."""
     compat.prepare_mmcv()
     from mmseg.datasets import BaseSegDataset
     from mmseg.registry import DATASETS

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.config import DataConfig
 from runtime import files
+from runtime.config_keys import Layer
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 FILE = "data.json"
 SIZED = 64  # files of a split whose sizes count: asking for all takes minutes on network file systems
-PRETRAINING, EVALUATION = ("train",), ("train", "val")  # the splits that they read
+PRETRAINING, EVALUATION = ("train",), ("train", "val")  # the splits that each reads
 
 
 def record_data(run: Path, config: DataConfig, dataset: Dataset, splits: Sequence[str]) -> None:
-    """Write the record, unless the identity says all. Only for the process that holds the run."""
-    if not _is_free(config):
+    """Write data.json, unless the identity names the data. Only for the process that holds the run."""
+    if not _needs_record(config):
         return
     folder = str(config.folder.resolve())
     if (files.read_json(run / FILE) or {}).get("root") != folder:
@@ -38,7 +39,7 @@ def refuse_other_data(run: Path, config: DataConfig) -> None:
 
     In the same folder, files may be repaired. A folder that is missing here is left to what reads it.
     """
-    if not _is_free(config) or (record := files.read_json(run / FILE)) is None:
+    if not _needs_record(config) or (record := files.read_json(run / FILE)) is None:
         return
     folder = config.folder
     if not folder.is_dir() or str(folder.resolve()) == record["root"]:
@@ -56,8 +57,8 @@ def refuse_other_data(run: Path, config: DataConfig) -> None:
             )
 
 
-def recorded_place(run: Path) -> tuple[str, dict[str, Any]]:
-    """Return the layer of a config that opens the run's data where they were, if they still are there."""
+def recorded_root(run: Path) -> Layer:
+    """Return a layer for a config: as data.root the folder that the run read, if it is still there."""
     root = (files.read_json(run / FILE) or {}).get("root")
     return str(run / FILE), {"data": {"root": root}} if root and os.path.isdir(root) else {}
 
@@ -80,6 +81,6 @@ def digest(dataset: Dataset, split: str) -> dict[str, Any]:
     return {"count": len(paths), "sha256": hashlib.sha256(text).hexdigest()}
 
 
-def _is_free(config: DataConfig) -> bool:
-    """Whether the run's identity leaves the folder open; scenes are made from the config, as it says."""
+def _needs_record(config: DataConfig) -> bool:
+    """Return whether the identity leaves out where the data are; scenes are made from the config, which is in it."""
     return config.name != "scenes" and (config.root is None or bool(config.places()))

@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -50,13 +49,13 @@ _FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 class Shards:
     """Where the bytes of images are, by number."""
 
-    shards: list[Path]
-    files: list[Path]  # what is read in place of each shard: itself, or the copy of a parquet file's images
+    paths: list[Path]  # of the shards
+    files: list[Path]  # with the bytes: a tar itself, or the copy of a parquet file's images
     places: npt.NDArray[np.int64]  # (images, 3): number of the shard, offset and length in bytes
 
     def select(self, numbers: Sequence[int]) -> Shards:
         """Return the places of these images alone, in this order."""
-        return Shards(self.shards, self.files, self.places[np.asarray(numbers, int)])
+        return Shards(self.paths, self.files, self.places[np.asarray(numbers, int)])
 
     def read(self, number: int, path: Path) -> bytes:
         """Raises UserError, naming `path`, if the bytes cannot be read."""
@@ -72,7 +71,7 @@ class Shards:
 
     def name(self, number: int, path: Path) -> str:
         """Return the part of an image's path that is inside of its shard."""
-        return str(path)[len(f"{self.shards[self.places[number, 0]]}/") :]
+        return str(path)[len(f"{self.paths[self.places[number, 0]]}/") :]
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
@@ -140,7 +139,7 @@ def read_shards(root: Path, split: str, classes: list[str] | None = None) -> tup
     left_out: Counter[str] = Counter()
     for content in contents:
         left_out.update(content.left_out)
-    held = Shards(shards, [_read_instead(shard) for shard in shards], np.array(places, np.int64))
+    held = Shards(shards, [_bytes_file(shard) for shard in shards], np.array(places, np.int64))
     return ImageList(list(map(Path, paths)), labels, dict(left_out), held), classes
 
 
@@ -199,14 +198,14 @@ def _beside(shard: Path, suffix: str) -> Path:
     return data_root() / "shards" / f"{shard.stem}-{identity_hash(str(shard.resolve()))}{suffix}"
 
 
-def _read_instead(shard: Path) -> Path:
+def _bytes_file(shard: Path) -> Path:
     return shard if shard.suffix == ".tar" else _beside(shard, ".bin")
 
 
 def _load(shard: Path) -> Contents | None:
     """Return the index of a shard; None if there is none of this version of it."""
     document = files.read_json(_beside(shard, ".json"))
-    if document is None or document["stamp"] != _stamp(shard) or not _read_instead(shard).is_file():
+    if document is None or document["stamp"] != _stamp(shard) or not _bytes_file(shard).is_file():
         return None
     contents = Contents(**document["contents"])
     contents.images = [PackedImage(*image) for image in contents.images]
@@ -217,7 +216,7 @@ def _make(shard: Path) -> Contents:
     """Index a shard. Raises UserError, naming it, if it is broken."""
     stamp = _stamp(shard)
     try:
-        contents = read_tar(shard) if shard.suffix == ".tar" else unpack_parquet(shard, _read_instead(shard))
+        contents = read_tar(shard) if shard.suffix == ".tar" else unpack_parquet(shard, _bytes_file(shard))
     except (OSError, ValueError, tarfile.TarError) as error:  # pyarrow's errors are the first two
         raise UserError(f"cannot read the shard {shard}: {error}. Copy it again, or make it again") from error
     files.write_text(_beside(shard, ".json"), json.dumps({"stamp": stamp, "contents": asdict(contents)}))
@@ -226,9 +225,4 @@ def _make(shard: Path) -> Contents:
 
 def _refuse_small_disk(folder: Path, shards: Sequence[Path]) -> None:
     needed = sum(_stamp(shard)[0] for shard in shards if shard.suffix == ".parquet")
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"copying the images out of parquet needs {needed / 1e9:.0f} GB in {folder}, and the disk has "
-            f"{free / 1e9:.0f} GB free; set VICREGL_DATA to a larger disk"
-        )
+    files.require_space(folder, needed, "copying the images out of parquet", "set VICREGL_DATA to a larger disk")

@@ -116,7 +116,7 @@ class LinearTraining:
             print(f"going on at epoch {state.epoch} of {config.epochs}", flush=True)
         # A former attempt may have logged epochs after its last checkpoint: they are done again.
         if self.world.is_main:
-            self.run.drop_metrics_after(state.epoch)
+            self.run.resume_metrics_after(state.epoch)
         steps, saved, before = self.batches["train"].steps, time.monotonic(), state.seconds
         position = state.epoch + state.step / steps
         progress = Progress(self.run, "linear", config.epochs, "epochs", config.machine.log_seconds, position)

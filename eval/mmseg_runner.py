@@ -178,7 +178,7 @@ class TrainingWatch(Hook):
             return
         if runner.iter:
             print(f"going on at iteration {runner.iter} of {runner.max_iters}", flush=True)
-        self.run.drop_metrics_after(runner.iter)
+        self.run.resume_metrics_after(runner.iter)
         if rows := self.run.metrics():
             self.loss = rows[-1]["loss"]  # of a run that was interrupted after training, before its score
         every = self.config.machine.log_seconds

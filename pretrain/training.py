@@ -88,7 +88,7 @@ class Training:
             if checkpoint.exists():
                 print(f"going on at step {self.state.step} of {self.total_steps}", flush=True)
             # The steps after the last save are repeated, and so are their rows.
-            self.run.drop_metrics_after(self.state.step)
+            self.run.resume_metrics_after(self.state.step)
 
     def save(self) -> None:
         """Save the checkpoint; every process calls this at the same step."""

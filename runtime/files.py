@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -30,6 +31,13 @@ def make_folder(folder: Path, otherwise: str) -> None:
         if explained := explain(error, folder, otherwise):
             raise UserError(explained) from error
         raise
+
+
+def require_space(folder: Path, needed: float, what: str, advice: str) -> None:
+    """UserError, with the advice, where `what` needs more bytes than the disk of the folder has free."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        gigabytes = f"{needed / 1e9:.0f} GB more and the disk has {free / 1e9:.0f} GB free"
+        raise UserError(f"{folder}: {what} needs about {gigabytes}; {advice}")
 
 
 def require_writable(folder: Path, otherwise: str) -> None:

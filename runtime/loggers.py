@@ -1,7 +1,7 @@
 """Loggers of a run beside metrics.jsonl: machine.loggers=[tensorboard,wandb]. They get its rows, then its scores.
 
-A logger is a class with the methods of `Logger`, made from a LoggedRun and a step, and an entry of LOGGERS. One that
-fails gives a warning and is left out from then on: it never stops a run.
+To add a logger, write a class with the methods of `Logger`, made from a LoggedRun and a step, and name it in LoggerName
+and LOGGERS. One that fails gives a warning and is left out from then on: it never stops a run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     from runtime.rundir import Identity
 
-PROJECT = "vicregl"  # of W&B and trackio; the experiment of MLflow for runs of no study
+DEFAULT_PROJECT = "vicregl"  # of W&B and trackio; the experiment of MLflow for runs of no study
 # A training waits for its loggers, and a sweep that stops kills a run after 30 s. What W&B could not upload stays in
 # the run's directory, for `wandb sync`.
-PATIENCE = {
+TIMEOUTS = {
     "WANDB_FINISH_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -81,7 +81,7 @@ class WandB:
         import wandb
 
         self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),
             group=run.group or None,
             job_type=run.identity.stage,
             name=run.identity.name,
@@ -108,7 +108,7 @@ class Trackio:
         import trackio
 
         name, group = run.identity.name, run.group or None
-        self.run = trackio.init(PROJECT, name, group, config=run.config, resume="allow", embed=False)
+        self.run = trackio.init(DEFAULT_PROJECT, name, group, config=run.config, resume="allow", embed=False)
 
     def log(self, values: Values, step: int) -> None:
         self.run.log(values, step=step)
@@ -128,7 +128,7 @@ class MLflow:
 
         place = os.environ.get("MLFLOW_TRACKING_URI") or (run.path / "mlruns").absolute().as_uri()
         self.client = MlflowClient(tracking_uri=place)
-        name = run.group or PROJECT
+        name = run.group or DEFAULT_PROJECT
         known = self.client.get_experiment_by_name(name)
         self.id = self._open(run, self.client.create_experiment(name) if known is None else known.experiment_id)
 
@@ -181,10 +181,10 @@ def require_loggers(names: Sequence[LoggerName]) -> None:
 
 
 class Loggers:
-    """All loggers of a run, in the process that writes it; as it is made by default, none."""
+    """All loggers of a run, in the process that writes it; by default none."""
 
     def __init__(self, names: Sequence[LoggerName] = (), run: LoggedRun | None = None) -> None:
-        self.waiting: dict[str, Callable[[int], Logger]] = {}
+        self.waiting: dict[str, Callable[[int], Logger]] = {}  # not opened yet
         if run is not None:
             self.waiting = {name: partial(LOGGERS[name], run) for name in names}
         self.active: dict[str, Logger] = {}
@@ -194,7 +194,7 @@ class Loggers:
         """Open them, at the last step that was saved: a resumed run may log later ones for the second time."""
         self.step = step
         if self.waiting:
-            os.environ.update(PATIENCE | os.environ)
+            os.environ.update(TIMEOUTS | os.environ)
         for name in list(self.waiting):
             with self._warn_instead(name):
                 self.active[name] = self.waiting.pop(name)(step)

@@ -168,8 +168,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         return list(files.read_json_lines(self.path / "metrics.jsonl"))
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Begin the rows after `step`, the checkpoint's: remove those that are written again, and start the loggers."""
+    def resume_metrics_after(self, step: int) -> None:
+        """Remove the rows after the checkpoint's step, which will be written again, and start the loggers there."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         files.write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         self.loggers.start(step)

@@ -5,3 +5,5 @@ The commands are in show.py, control.py and clean.py.
 """
 
 import runtime  # noqa: F401  (prepares torchvision if the machine needs it)
+
+STUDIES = "sweeps/studies"  # of the checkout; its files are known by name

@@ -22,6 +22,7 @@ from runtime import PROJECT
 from runtime.console import COMMANDS, find_command, make_parser, own_evaluations
 from runtime.errors import run_command
 from runtime.files import yaml_names
+from sweeps import STUDIES
 
 SCRIPTS = {
     "bash": """
@@ -160,7 +161,7 @@ def _kinds(module: str, position: int) -> Sequence[str]:
 def _words_of(kinds: Iterable[str], module: str, before: Sequence[str]) -> Iterator[str]:
     for kind in kinds:
         if kind == "STUDY":
-            yield from (*yaml_names("sweeps/studies"), *(file.name for file in Path().glob("*.yaml")))
+            yield from (*yaml_names(STUDIES), *(file.name for file in Path().glob("*.yaml")))
         elif kind == "CONFIG":
             yield from _configs(module)
         elif kind == "DATASET":

@@ -71,11 +71,12 @@ class Node:
     def argv(self, machine: Sequence[str] = ()) -> list[str]:
         """Return the command line of this run; `machine`: the `machine.*` overrides of the command that starts it."""
         parent = None if self.parent is None else self.parent.run.path
-        return self.stage.argv(self.config_file, [*self.overrides, *self.machine(self.root, machine)], parent, self.at)
+        overrides = [*self.overrides, *self.machine_overrides(self.root, machine)]
+        return self.stage.argv(self.config_file, overrides, parent, self.at)
 
-    def machine(self, root: str | Path, overrides: Sequence[str]) -> list[str]:
-        """Return all `machine.*` overrides of its command, for runs at `root`; `overrides`: those of the user."""
-        others = [text for text in overrides if not text.startswith("machine.runs=")]  # which made `root`
+    def machine_overrides(self, root: str | Path, given: Sequence[str]) -> list[str]:
+        """Return all `machine.*` overrides of its command, for runs at `root`; `given`: those of the user."""
+        others = [text for text in given if not text.startswith("machine.runs=")]  # which made `root`
         keep = [as_override("machine.keep_at", list(self.keep))] if self.keep else []
         return [f"machine.runs={root}", as_override("machine.group", self.study), *others, *keep]
 

@@ -38,12 +38,11 @@ from runtime import files
 from runtime.config import Config, Duration, Moment, parse_moment, require
 from runtime.errors import UserError
 from runtime.yaml_files import file_layers
-from sweeps import stages
+from sweeps import STUDIES, stages
 from sweeps.checkpoints import PRETRAIN as PRETRAIN
 from sweeps.checkpoints import CheckpointPart
 from sweeps.keys import as_text
 
-STUDIES = "sweeps/studies"  # of the checkout; its files are known by name
 KEPT = "kept"  # in `at`: every checkpoint of pretrain.keep_every
 CHECKPOINT, METHOD = "checkpoint", "method"  # the keys in which the rows of a study of checkpoints differ
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.catalog import open_dataset
 from data.config import DataConfig
 from data.images import Pixels, normalise
-from data.record import recorded_place
+from data.record import recorded_root
 from data.transforms import eval_transform
 from data.views import ViewMaker, sample_generator
 from eval.parent import load_parent_backbone, open_parent
@@ -40,7 +40,7 @@ class Network:
         """Load the network of a run; UserError unless it is a finished, intact pretraining. Never random weights."""
         parent = open_parent(run)
         where = str(parent.run.path / "run.yaml")
-        layers = [(where, parent.config), recorded_place(parent.run.path)]
+        layers = [(where, parent.config), recorded_root(parent.run.path)]
         config = configs.from_layers(PretrainConfig, layers)
         backbone = load_parent_backbone(parent).eval().requires_grad_(False)
         return cls(parent.run.name, config, backbone, _projector(config, parent.run.path))

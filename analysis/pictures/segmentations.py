@@ -13,7 +13,7 @@ from analysis.figures.base import add_title, grid_size, image_grid
 from data.catalog import open_dataset
 from data.images import Pixels, read_image
 from data.layout import SegmentationLayout
-from data.record import recorded_place
+from data.record import recorded_root
 from eval.predictions import colour, legend_handles, load_predictions, spread, thin
 from eval.segmentation_config import SegmentationConfig
 from runtime import config as configs
@@ -71,7 +71,7 @@ def load_segmentation(path: str | Path, count: int | None, root: str | None = No
     kept = load_predictions(run)
     names = list(kept) if count is None else [list(kept)[k] for k in spread(len(kept), count)]
     given = {} if root is None else {"data": {"root": root}}
-    layers = [(str(run.path / "run.yaml"), document["config"]), recorded_place(run.path), ("--data", given)]
+    layers = [(str(run.path / "run.yaml"), document["config"]), recorded_root(run.path), ("--data", given)]
     layout = open_dataset(configs.from_layers(SegmentationConfig, layers).data).segmentation()
     images = [_beside_truth(layout, name, kept[name], run) for name in names]
     return Segmentation(run.name, layout, images, float(result["miou"]))

@@ -157,7 +157,7 @@ class _Submitter:
         if node.parent is not None:
             root = self.runs if node.parent.root == node.root else Path(node.parent.root)  # a run may lie elsewhere
             parent = (root / node.parent.name).resolve()
-        _, *arguments = node.stage.argv(str(config), node.machine(self.runs, self.machine), parent, node.at)
+        _, *arguments = node.stage.argv(str(config), node.machine_overrides(self.runs, self.machine), parent, node.at)
         argv = [resources.interpreter, *arguments]
         return {"run": node.name, "path": str(self.runs / node.name), "argv": argv}
 

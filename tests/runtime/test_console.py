@@ -16,7 +16,8 @@ from runtime import files
 from runtime.console import COMMANDS, find_command
 from runtime.errors import UserError
 from runtime.provenance import PROJECT
-from sweeps.study import STUDIES, load_study
+from sweeps import STUDIES
+from sweeps.study import load_study
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 # What pip's script does: the checkout's vicregl is on the path, and none of its other packages.

@@ -33,7 +33,7 @@ def attempt(runs: Path, *names: LoggerName, first: int = 0, stop: int | None = N
     """Run from the step after `first` to 5, or be asked to stop after `stop`."""
 
     def work(run, _device, _world):
-        run.drop_metrics_after(first)
+        run.resume_metrics_after(first)
         for step in STEPS[first:stop]:
             run.append_metrics(
                 {"step": step, "epoch": 1, "time": 5.5, "loss": 1 / step, "top1": [step, None, 2.0 * step]}

@@ -102,7 +102,7 @@ def test_metrics_survive_a_cut_last_line_and_are_taken_back_to_a_checkpoint(tmp_
         with open(run.path / "metrics.jsonl", "a") as file:
             file.write('{"step": 4')
         assert [row["step"] for row in run.metrics()] == [10, 20, 30]
-        run.drop_metrics_after(20)
+        run.resume_metrics_after(20)
         assert (run.path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
 
 
