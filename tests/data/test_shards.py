@@ -196,9 +196,9 @@ def test_check_names_a_bad_image_and_one_that_is_in_both_splits(image_folder: Pa
     (tree / "train/class1/3.png").write_bytes(b"no image")
     shutil.copy(tree / "train/class2/5.png", tree / "val/class2/0.png")
     twin = write_shards(tree, tmp_path / "twin", form)
-    with pytest.raises(UserError, match=r"(?s)1 unreadable of 48 .*3\.png.*1 val images .*0\.png = .*5\.png") as told:
+    with pytest.raises(UserError, match=r"(?s)1 unreadable of 48 .*3\.png.*1 val images .*0\.png = .*5\.png") as caught:
         run_check(twin, tmp_path)
-    assert str(twin) in str(told.value)
+    assert str(twin) in str(caught.value)
 
 
 def damage(shard: Path, kind: str) -> None:
