@@ -121,7 +121,8 @@ def _trivial_solution(data: ReportData) -> str:
         return ""
     with_terms, without = found
     trivial = without.max() < TRIVIAL * with_terms.min()
-    word = "Undecided (one seed)" if without.nunique() < 2 else "Yes" if trivial else "No"
+    single = any(len(row.scores[data.study.report.y].by_seed) < 2 for row in rows if row)
+    word = "Undecided (one seed)" if single else "Yes" if trivial else "No"
     scores = [
         f"{score_name(score)} {' against '.join(score_text(row.scores[score], percent=True) for row in rows if row)}"
         for score in dict.fromkeys([data.study.report.x, data.study.report.y])

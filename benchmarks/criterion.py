@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     combined = {key: combine(results) for key, results in turns.items()}
     check_losses(combined)
     out = options.out or HERE / ("criterion.md" if options.device == "cpu" else "criterion_cuda.md")
-    out.write_text(page(combined, options.device, options.threads, options.shrink), encoding="utf-8")
+    out.write_text(page(combined, options.device, options.threads, options.shrink, argv), encoding="utf-8")
     print(f"wrote {out}")
 
 
@@ -99,17 +100,17 @@ def check_losses(measurements: Measurements) -> None:
             raise UserError(f"case {name}: {contender} gives a loss of {result.loss}, and {other} one of {expected}")
 
 
-def page(measurements: Measurements, device: str, threads: int, shrink: int) -> str:
-    parts = [_heading(device, threads, shrink), _table(measurements)]
+def page(measurements: Measurements, device: str, threads: int, shrink: int, argv: Sequence[str]) -> str:
+    parts = [_heading(device, threads, shrink, argv), _table(measurements)]
     if device == "cpu" and shrink == 1:
         parts.append(_against_published(measurements))
     parts += [_share(name, measurements) for name in CUDA_CASES if (name, "step") in measurements]
     return "\n".join(parts)
 
 
-def _heading(device: str, threads: int, shrink: int) -> str:
+def _heading(device: str, threads: int, shrink: int, argv: Sequence[str]) -> str:
     memory = "of the GPU" if device == "cuda" else "of the process, Python and torch included"
-    command = "python -m benchmarks.criterion" + ("" if device == "cpu" else " --device cuda")
+    command = shlex.join(["python", "-m", "benchmarks.criterion", *argv])
     smaller = f"\n**Sizes divided by {shrink}: this page only shows that the benchmark works.**\n" if shrink > 1 else ""
     return f"""# What the criterion costs
 

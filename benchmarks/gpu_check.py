@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -67,15 +68,17 @@ def run(check: Check, chosen: Iterable[Section]) -> Iterator[Finding]:
             yield Finding(section.__name__, False, {"error": f"{type(error).__name__}: {first_line}"})
 
 
-def page(findings: Sequence[Finding], check: Check) -> str:
+def page(findings: Sequence[Finding], check: Check, argv: Sequence[str]) -> str:
     from runtime import provenance
+
+    command = shlex.join(["python", "-m", "benchmarks.gpu_check", *argv]) if argv else "make check-gpu"
 
     facts = provenance.collect()
     dirty = " with uncommitted changes" if facts["dirty"] else ""
     lines = [
         f"# The check of a GPU{' (small form: no measurement)' if check.small else ''}",
         "",
-        f"Made by `make check-gpu` at {facts['commit']}{dirty}, {facts['started']}.",
+        f"Made by `{command}` at {facts['commit']}{dirty}, {facts['started']}.",
         f"Machine: {facts['gpu'] or 'no GPU'}; {facts['processor']}, {facts['cores']} cores.",
         "",
         "| | what | figures |",
@@ -107,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--small", action="store_true", help="sizes that a CPU computes in seconds")
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="these sections, by their functions' names")
     parser.add_argument("--seconds", type=float, default=600, help="after them no section begins (default: 600)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "gpu.md")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/gpu.md; of --small, build/gpu.md")
     options = parser.parse_args(argv)
     check = make_check(options)
     known = {section.__name__: section for section in sections()}
@@ -117,8 +120,10 @@ def main(argv: Sequence[str]) -> int:
     for finding in run(check, [known[name] for name in options.only or known]):
         print(finding.row(), flush=True)
         findings.append(finding)
-    options.out.write_text(page(findings, check), encoding="utf-8")
-    print(f"wrote {options.out}")
+    out = options.out or ROOT / ("build" if options.small else "benchmarks") / "gpu.md"  # keeps what was measured
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(page(findings, check, argv), encoding="utf-8")
+    print(f"wrote {out}")
     return int(not all(finding.passed for finding in findings))
 
 

@@ -37,6 +37,18 @@ def test_the_small_form_passes_whole(tmp_path: Path) -> None:
         assert name in text
 
 
+def test_the_small_form_leaves_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its page says by which command it was made."""
+    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "gpu.md").write_text("measured")
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    assert gpu_check.main([*SMALL, "--only", "environment"]) == 0
+    assert (tmp_path / "benchmarks" / "gpu.md").read_text() == "measured"
+    command = "python -m benchmarks.gpu_check --device=cpu --small --only environment"
+    assert f"Made by `{command}` at" in (tmp_path / "build" / "gpu.md").read_text()
+
+
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(UserError, match=r"no CUDA device.*--device cpu --small"):
         gpu_check.main([])
