@@ -17,6 +17,7 @@ from runtime import files
 from runtime.errors import UserError
 
 _SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # as WebDataset: the key ends at the first dot of the file's name
+_LONGEST_END = 1 << 20  # bytes
 _SYNSET = re.compile(r"_n\d{8}(?=\.\w+$)")  # Hugging Face's ImageNet appends it: n01440764_10026_n01440764.JPEG
 
 
@@ -58,9 +59,13 @@ def read_tar(shard: Path) -> Contents:
                 texts[key, suffix] = text.read()
             else:
                 left_out[f"ending in {suffix}" if suffix else "without a suffix"] += 1
-        # tarfile takes a damaged header, or the end of a file that was cut off, for the end of the archive.
-        if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
-            raise UserError(f"the shard {shard} is damaged or cut off after {tar.offset:,} bytes; copy it again")
+        # tarfile takes a damaged header, or the end of a file that was cut off, for the end of the archive. A download
+        # leaves zeros where bytes are missing, which look like the end too; an archive ends in a few kilobytes of them.
+        rest = os.pread(file.fileno(), _LONGEST_END + 1, tar.offset)
+        if not tarfile.BLOCKSIZE <= len(rest) <= _LONGEST_END or any(rest):
+            raise UserError(
+                f"the shard {shard} is damaged, cut off or joined of several after {tar.offset:,} bytes; copy it again"
+            )
     if lost := {key for key, _ in texts} - members.keys():
         left_out["labels without an image"] = len(lost)
     images = [_describe(shard, key, member, texts) for key, member in members.items()]
@@ -70,7 +75,7 @@ def read_tar(shard: Path) -> Contents:
 def _describe(shard: Path, key: str, member: tarfile.TarInfo, texts: dict[tuple[str, str], bytes]) -> PackedImage:
     text, record = texts.get((key, ".cls")), _parse(texts.get((key, ".json")))
     try:
-        label = int(record["label"] if text is None else text)
+        label = int(str(record["label"]) if text is None else text)  # int(0.7) would be 0
         if label < 0:
             raise ValueError
     except (KeyError, ValueError, TypeError) as error:
@@ -132,7 +137,9 @@ def _columns(shard: Path, schema: Any) -> tuple[str, str, list[str] | None]:
     features = described.get("info", {}).get("features", {})
 
     def choose(kind: str, usual: Sequence[str]) -> str:
-        fitting = [name for name, feature in features.items() if isinstance(feature, dict) and feature["_type"] == kind]
+        fitting = [
+            name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == kind
+        ]
         fitting = fitting if len(fitting) == 1 else [name for name in usual if name in schema.names]
         if not fitting:
             raise UserError(f"the shard {shard} has the columns {schema.names}; expected one of {', '.join(usual)}")

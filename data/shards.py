@@ -41,6 +41,7 @@ from runtime import files
 from runtime.config import identity_hash
 from runtime.errors import UserError
 
+FORMAT = 1  # of an index; raise it when equal shards come to give other contents
 _SUFFIXES = (".tar", ".parquet")
 _FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 
@@ -190,8 +191,13 @@ def _index(shards: Sequence[Path]) -> list[Contents]:
 
 
 def _stamp(shard: Path) -> list[int]:
-    status = os.stat(shard)
-    return [status.st_size, status.st_mtime_ns]
+    try:
+        status = os.stat(shard)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the shard {shard}: {error.strerror}. Copy it again, or remove the link"
+        ) from error
+    return [status.st_size, status.st_mtime_ns, FORMAT]
 
 
 def _beside(shard: Path, suffix: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -201,17 +202,29 @@ def test_check_names_a_bad_image_and_one_that_is_in_both_splits(image_folder: Pa
     assert str(twin) in str(caught.value)
 
 
+def start_of(shard: Path, member: int) -> int:
+    with tarfile.open(shard) as tar:
+        return tar.getmembers()[member].offset
+
+
 def damage(shard: Path, kind: str) -> None:
     content = bytearray(shard.read_bytes())
     if kind in ("header", "cut off between members"):
-        with tarfile.open(shard) as tar:
-            start = tar.getmembers()[6].offset
+        start = start_of(shard, 6)
         content[start] ^= 255
         content = content if kind == "header" else content[:start]
+    if kind == "hole":
+        content[start_of(shard, 6) : start_of(shard, 8)] = bytes(start_of(shard, 8) - start_of(shard, 6))
+    if kind == "zeros to its end":  # as a download that was stopped leaves a file of the full size
+        content[start_of(shard, 6) :] = bytes(1 << 21)
+    content *= 2 if kind == "joined" else 1
     shard.write_bytes(content[: {"cut off": 5000, "empty": 0}.get(kind)])
 
 
-@pytest.mark.parametrize("kind", ["header", "cut off", "cut off between members", "empty"])
+TAR_DAMAGES = ["header", "cut off", "cut off between members", "empty", "hole", "zeros to its end", "joined"]
+
+
+@pytest.mark.parametrize("kind", TAR_DAMAGES)
 def test_a_broken_tar_is_named(tars: Path, kind: str) -> None:
     """Without a check Python's tarfile ends at damage, and the images after it would be missing silently."""
     damage(tars / "train/000001.tar", kind)
@@ -254,6 +267,8 @@ def test_two_sets_and_a_missing_split_are_refused(tars: Path, tables: Path) -> N
         ({"a.png": b"", "a.cls": b"tench"}, "no class number of the image a"),
         ({"a.png": b"", "a.cls": b"-1"}, "no class number of the image a"),
         ({"a.png": b"", "a.json": b'{"class": 1}'}, "as label in a.json"),
+        ({"a.png": b"", "a.json": b'{"label": 0.7}'}, "no class number of the image a"),
+        ({"a.png": b"", "a.json": b'{"label": Infinity}'}, "no class number of the image a"),
         ({"a.png": b"", "a.jpg": b"", "a.cls": b"0"}, "two images of the name a"),
         ({"a.cls": b"0"}, "hold no image"),
         ({"a.png": b"", "a.cls": b"1"}, r"1 of 2 classes have no image \['0'\]"),
@@ -307,6 +322,30 @@ def test_a_parquet_of_other_columns_and_pyarrow_missing(tables: Path, tmp_path: 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="pip install pyarrow"):
         opened(tables)
+
+
+def test_a_column_of_nested_features_is_passed_over(tables: Path) -> None:
+    """The library `datasets` describes it by a mapping without a type."""
+    parquet = sys.modules["pyarrow.parquet"]
+    for shard in (tables / "data").glob("*.parquet"):
+        table = parquet.read_table(shard)
+        described = json.loads(table.schema.metadata[b"huggingface"])
+        described["info"]["features"]["box"] = {"left": {"dtype": "int32", "_type": "Value"}}
+        table = table.append_column("box", [[{"left": 1}] * len(table)])
+        parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(described)}), shard)
+    assert open_dataset(at(tables)).classes == [f"class{label}" for label in range(4)]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_shard_that_is_a_link_to_nothing_is_named(twin: Path, indexed: bool) -> None:
+    """As in Hugging Face's cache, whose files are links."""
+    first = shards.find_shards(twin, "train")[0]
+    first.symlink_to(first.rename(twin / "moved"))
+    if indexed:
+        opened(twin)
+    (twin / "moved").unlink()
+    with pytest.raises(UserError, match=rf"cannot read the shard {first}: No such file.*Copy it again"):
+        opened(twin)
 
 
 def test_splits_of_other_classes(image_folder: Path, tars: Path) -> None:
