@@ -73,7 +73,7 @@ def digest(dataset: Dataset, split: str) -> dict[str, Any]:
     every = max(1, len(paths) // SIZED)
     parts = [path.removeprefix(str(dataset.root)) for path in paths]
     sizes = [os.path.getsize(path) for path in paths[::every] if os.path.exists(path)]
-    if images.shards is not None:  # the same as of the same files in folders
+    if images.shards is not None:  # tars with the folders' names give the folders' digest; parquet has row numbers
         parts = [f"/{split}/{name}" for name in images.names(dataset.root)]
         sizes = images.shards.places[::every, 2].tolist()
     parts += map(str, sizes)
