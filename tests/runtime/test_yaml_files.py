@@ -1,11 +1,10 @@
 """YAML files and overrides: numbers, keys, `base:`, and what hostile text does."""
 
-import time
-
 import pytest
 import yaml
 
 from runtime import config as configs
+from runtime import yaml_files
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.rundir import Run
@@ -56,13 +55,11 @@ ALIASES = "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}' if k else 'x'] * 9)}]\
 def test_hostile_yaml_ends_at_once_in_one_line(tmp_path, text, problem):
     path = tmp_path / "hostile.yaml"
     path.write_text(text)
-    start = time.process_time()
     with pytest.raises(UserError, match=rf"hostile\.yaml is not readable YAML.*{problem}"):
         configs.load(Outer, path)
     if text != ALIASES:
         with pytest.raises(UserError, match=problem):
             parse_overrides([f"inner={text.partition(': ')[2]}"])
-    assert time.process_time() - start < 5
 
 
 def test_a_huge_number_in_hexadecimal_is_no_traceback():
@@ -70,13 +67,27 @@ def test_a_huge_number_in_hexadecimal_is_no_traceback():
         configs.load(Outer, None, [f"steps=0x{'f' * 5000}"])
 
 
-def test_a_mapping_of_many_keys_takes_no_square_of_the_time():
-    def seconds(keys):
-        began = time.process_time()
-        assert len(parse_yaml("".join(f"k{n}: 1\n" for n in range(keys)))) == keys
-        return time.process_time() - began
+class CountingKey(str):
+    compared = 0
 
-    assert seconds(24_000) < 7 * seconds(6_000)
+    def __eq__(self, other):
+        CountingKey.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+class CountingLoader(yaml_files._Loader):
+    pass
+
+
+CountingLoader.add_constructor("tag:yaml.org,2002:str", lambda loader, node: CountingKey(node.value))
+
+
+def test_a_repeated_key_is_looked_for_without_comparing_every_two_keys():
+    text = "".join(f"k{n}: 1\n" for n in range(1000))
+    assert len(yaml.load(text, CountingLoader)) == 1000
+    assert CountingKey.compared < 1000
 
 
 @pytest.mark.parametrize("base", ["it.yaml", "3", "[a]"])
@@ -102,10 +113,8 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", ["bomb", "endless", "long number", "no date"])
 def test_hostile_yaml_is_a_yaml_error_at_once(kind, comment):
     text, message = HOSTILE[kind]
-    began = time.process_time()
     with pytest.raises(yaml.YAMLError, match=message):
         parse_dumped(text + comment)
-    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
