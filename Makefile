@@ -7,7 +7,7 @@ WORKERS ?= 2
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help install headless install-slurm install-report study reports site check-reports test test-fast lint format schemas smoke clean
+.PHONY: help install headless install-slurm install-report study reports site docs check-reports test test-fast lint format schemas smoke clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -78,6 +78,10 @@ reports: $(INSTALLED)  ## rebuild every committed report from its results.csv, a
 
 site: $(INSTALLED)  ## write the overview of all reports -> reports/index.html
 	$(RUN) -m analysis --site
+
+docs: $(INSTALLED)  ## build all pages and the library's API as one site -> build/site/index.html
+	@# A broken link is an error. The variable turns off the theme's notice of its successor.
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 schemas: $(INSTALLED)  ## write the JSON schemas for editors -> schemas/
 	$(RUN) -m sweeps.schema

@@ -83,7 +83,7 @@ class MmsegSplit(Config):
 
 
 class MmsegConfig(Config):
-    """Of data.name=mmseg:<class>. The class has the classes, colours and suffixes."""
+    """Of `data.name=mmseg:<class>`. The class has the classes, colours and suffixes."""
 
     train: MmsegSplit = MmsegSplit()
     val: MmsegSplit = MmsegSplit()
@@ -91,7 +91,7 @@ class MmsegConfig(Config):
 
 
 class DataConfig(Config):
-    """Which dataset, and its folder: `root`; if that is null, $VICREGL_<NAME> (as $VICREGL_IMAGENET), or <name> in
+    """Which dataset, and its folder: `root`; if that is null, `$VICREGL_<NAME>` (as $VICREGL_IMAGENET), or `<name>` in
     $VICREGL_DATA (or in data/cache). The environment is no part of a run's identity, so a study without roots is the
     same study on every machine. Neither is the root of a published dataset, which its name defines; that of a folder of
     your own is. A run that has begun refuses a folder with other files (data/record.py). Images with class labels lie

@@ -60,13 +60,16 @@ class VICRegLCriterion(nn.Module):
         return ", ".join(f"{key}={value!r}" for key, value in asdict(self.options).items())
 
     def forward(self, embeddings: Sequence[Tensor], maps: Maps, locations: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Compute the scalars loss, global_* and local_* (invariance, variance, covariance) from lists over views.
+        """Compute the scalars `loss`, `global_*`, `local_*` (invariance, variance, covariance) from lists over views.
 
         embeddings: (B, D). maps: (B, P, C) or (B, H, W, C), or a list of stages, each a list over views.
         locations: (B, P, 2) or (B, H, W, 2), (row, column) in pixels of the original image. The first two views are
-        the large ones. Terms are weighted by their coefficients, and loss = w * sum(global_*) + (1 - w) *
-        sum(local_*), w = alpha (1 with local="none"). `loss` has the gradient; the terms are for reporting. At w = 1
-        maps and locations are ignored, at w = 0 embeddings are; the terms of the unused half are 0.
+        the large ones. Terms are weighted by their coefficients, and with w = alpha (1 with local="none")
+
+            loss = w * sum(global_*) + (1 - w) * sum(local_*)
+
+        `loss` has the gradient; the terms are for reporting. At w = 1 maps and locations are ignored, at w = 0
+        embeddings are; the terms of the unused half are 0.
 
         Float32 inside (float64 for float64), whatever autocast says outside. Under torch.distributed the statistics
         are over the batch of all processes, and gradients are meant to be averaged over the processes, as DDP does.

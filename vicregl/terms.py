@@ -79,7 +79,7 @@ class Places:
 
 
 def invariance(maps: Maps, slots: tuple[Slots, Slots], weights: Tensor, coefficient: float, grads: Grads) -> Tensor:
-    """Sum w_s,b |x - y|^2 over s and b, x and y what slots[0][s] and slots[1][s] take of sample b; weights (S, B).
+    """Sum w_s,b |x - y|^2 over s and b, x and y what `slots[0]` and `slots[1]` take of sample b at s; weights (S, B).
 
     Gradient: 2 w (x - y) for x, the negative for y.
     """
