@@ -184,7 +184,7 @@ def course(summary: Summary, rows: Sequence[Row], score: str) -> str:
             continue
         differences.append(difference)
         is_open = difference.half is not None and leg not in decided
-        verdict = f", undecided: {_doubt(pairs, [leg])}" if is_open else ""
+        verdict = f", undecided: {_doubt(pairs, [leg], 'differences between any two values')}" if is_open else ""
         way = "rises" if difference.mean > 0 else "falls" if difference.mean < 0 else "stays the same"
         size = estimate_text(difference, is_percent(score), signed=True)
         legs.append(f"{way} from {summary.label(leg[0])} to {summary.label(leg[1])} ({size}{verdict})")
@@ -236,10 +236,10 @@ def _kind(x: Estimate, y: Estimate) -> str:
     return kinds[x.mean > 0, y.mean > 0]
 
 
-def _doubt(differences: Mapping[K, Estimate | None], undecided: Sequence[K]) -> str:
+def _doubt(differences: Mapping[K, Estimate | None], undecided: Sequence[K], among: str = "comparisons") -> str:
     """Say why these of the differences are not decided."""
     if any((difference := differences[key]) is not None and difference.sign for key in undecided):
-        return f"not significant among {len(differences)} comparisons"
+        return f"not significant among {len(differences)} {among}"
     return "the interval includes 0"
 
 
