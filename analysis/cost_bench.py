@@ -1,6 +1,6 @@
 """Measure the time and the memory of a training step at every setting of a study, on an idle machine.
 
-    python -m analysis.cost_bench sweeps/studies/scenes_alpha.yaml [--rounds 3] [--steps 20] [machine.device=cuda ...]
+    python -m analysis.cost_bench sweeps/studies/scenes.yaml [--rounds 3] [--steps 20] [machine.device=cuda ...]
 
 Each setting is trained for a few steps with the first seed, all in turns, round after round, so that a machine that
 slows down slows all of them. The second half of the steps is timed. Writes reports/<study>/cost.csv, which the report
@@ -34,7 +34,7 @@ IDLE = 0.5  # processes a core that want to run, by the load of the last minute;
 
 def main(argv: Sequence[str]) -> None:
     parser = make_parser("analysis.cost_bench", __doc__)
-    parser.add_argument("study", help="its YAML file, or its name, such as scenes_alpha")
+    parser.add_argument("study", help="its YAML file, or its name, such as scenes")
     parser.add_argument("machine", nargs="*", default=[], help="machine.device=cuda and the like")
     parser.add_argument("--rounds", type=int, default=3, help="times that each setting is measured (default: 3)")
     parser.add_argument("--steps", type=int, default=20, help="of each measurement (default: 20)")

@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "report": Command("analysis", "report on a study", ("quickstart", "compare quickstart 0.75 1")),
     "pictures": Command("analysis.pictures", "draw what networks have learned", ("--study quickstart", _RUN)),
-    "cost": Command("analysis.cost_bench", "measure a step's time and memory", ("scenes_alpha",)),
+    "cost": Command("analysis.cost_bench", "measure a step's time and memory", ("scenes",)),
     "check": Command("data.check", "check a dataset", ("imagenet data.root=/path/to/imagenet",)),
     "data cache": Command("data.cache", "decode a dataset once", ("imagenet --short-side 256",)),
     "data scenes": Command("data.scenes", "make the embedded dataset", ("train=500",)),

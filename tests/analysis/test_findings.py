@@ -201,7 +201,9 @@ def test_a_difference_that_one_of_many_shows_by_chance_is_undecided(summary_of: 
     rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 57.0 + 0.1 * (s - 1), 0.0) for s in range(3)]
     control, _, top1, _, trade = findings(summary_of({"loss.alpha": list(ends), "seed": [0, 1, 2]}, rows))
     assert "every 95 % interval of the difference excludes 0" in control  # each has to: no allowance is needed
-    assert "falls from 1 to 0 (−2.5 ± 2.0, undecided: not significant among 6 differences between any two values)" in top1
+    assert (
+        "falls from 1 to 0 (−2.5 ± 2.0, undecided: not significant among 6 differences between any two values)" in top1
+    )
     assert "no setting is shown to gain segmentation mIoU" in trade
     assert "both lose at 0, 0.75; one or both undecided at 0.5" in trade  # the seeds of a setting are close together
 

@@ -193,7 +193,7 @@ def test_a_real_shell_completes(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "folder with images").mkdir()
     expected = {
         "vicregl pre": "vicregl pretrain ",
-        "vicregl sweep submit scenes_al": "vicregl sweep submit scenes_alpha ",
+        "vicregl sweep submit scenes_fl": "vicregl sweep submit scenes_flip_grid ",
         "vicregl eval dense_knn runs": "vicregl eval dense_knn runs/pretrain/quickstart-0123 ",
         "vicregl eval linear --config linear_i": "vicregl eval linear --config linear_imagenet ",
         "vicregl pretrain loss.profile=ref": "vicregl pretrain loss.profile=reference ",
