@@ -175,4 +175,9 @@ QUESTIONS = (
         "loss.location_threshold",
         _expect((2.0, "nearest 20"), (8.0, "nearest 20")),
     ),
+    Question(
+        "Is a location grid that is mirrored with its crop better than the published default, which is not?",
+        "views.flip_grid",
+        _expect((True, False)),
+    ),
 )
