@@ -39,7 +39,7 @@ def answers(reports: Sequence[ReportData]) -> list[tuple[Question, ReportData | 
 
 
 def _answer(question: Question, reports: Sequence[ReportData]) -> tuple[ReportData | None, str]:
-    asked = [data for data in reports if data.study.report.vary == question.vary]
+    asked = [d for d in reports if d.study.report.vary == question.vary and not d.summary.own_criterion]
     for data in sorted(asked, key=_strength, reverse=True):
         if text := question.answer(data):
             return data, text

@@ -15,6 +15,7 @@ PROTOCOL = "score.protocol"
 SETTINGS = {
     "data": ("data.name",),
     "network": ("model.backbone.name",),
+    "criterion": ("loss.name",),  # where it is one of the user's own
     "protocol": (PROTOCOL,),
     "optimiser": ("optimizer.name", "momentum"),
     "learning rate": ("optimizer.base_lr", "optimizer.lr", "learning_rates"),

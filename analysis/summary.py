@@ -80,6 +80,7 @@ class Summary:
     rows: list[Row]
     row_keys: list[str]  # study.row_keys, and VERSION_KEY where the runs are of several versions
     contradictions: list[str] = field(default_factory=list)
+    own_criterion: bool = False  # some pretrainings are by another criterion than VICRegL's
 
     @property
     def split(self) -> bool:
@@ -197,7 +198,7 @@ def summarize(frame: pd.DataFrame, study: Study, scores: Sequence[str]) -> Summa
     rows = collector.rows
     groups = list(dict.fromkeys(row.group for row in rows.values()))
     ordered = sorted(rows.values(), key=lambda row: (row.control is not None, groups.index(row.group)))
-    return Summary(study, ordered, row_keys, collector.contradictions)
+    return Summary(study, ordered, row_keys, collector.contradictions, "pretrain.loss.name" in frame)
 
 
 @dataclass

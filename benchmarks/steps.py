@@ -27,9 +27,10 @@ def make_training(config: PretrainConfig, model: VICRegLModel, device: torch.dev
         probe = OnlineProbe(model.backbone.channels, CLASSES, config.probe)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
     optimizer, precision = make_optimizer(model, config.optimizer), choose_precision(config.train.precision, device)
-    state = TrainingState(model, optimizer, probe, scaler, device, world, precision)
+    criterion = VICRegLCriterion(config.loss)
+    state = TrainingState(model, optimizer, probe, scaler, device, world, precision, criterion)
     parts = {"config": config, "device": device, "world": world, "state": state, "network": model}
-    return cast(Training, SimpleNamespace(**parts, criterion=VICRegLCriterion(config.loss)))
+    return cast(Training, SimpleNamespace(**parts, criterion=criterion))
 
 
 def make_batch(config: PretrainConfig, model: VICRegLModel, images: int, device: torch.device) -> ViewBatch:

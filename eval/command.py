@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from eval.published import published_score
 from eval.segmentation_config import SegmentationConfig
 from eval.weights import import_weights, parse_args
 from eval.weights_config import WeightsConfig
+from runtime import PROJECT
 from runtime import config as configs
 from runtime.config import MachineConfig, parse_moment
 from runtime.console import make_parser
@@ -102,11 +104,13 @@ class EvalArguments:
     @classmethod
     def parse(cls, argv: Sequence[str], stage: str) -> EvalArguments:
         usage = "%(prog)s RUN | --weights FILE --arch NAME [--arch-arg key=value]  --config FILE [key=value ...]"
-        parser = make_parser(f"eval.{stage}", None, usage=usage)
+        in_checkout = find_spec(f"eval.{stage}") is not None
+        parser = make_parser(f"eval.{stage}" if in_checkout else f"eval {stage}", None, usage=usage)
         about = "a finished pretraining run; overrides"
         parser.add_argument("words", nargs="*", default=[], metavar="RUN key=value", help=about)
         file = f"eval/configs/{'seg' if stage == 'segmentation' else stage}_scenes.yaml"
-        parser.add_argument("--config", required=True, help=f"a YAML file, as {file}, or its name")
+        example = f", as {file}," if (PROJECT / file).is_file() else ""
+        parser.add_argument("--config", required=True, help=f"a YAML file{example} or its name")
         parser.add_argument("--cfg", action="store_true", help="print the resolved config, and stop; needs no RUN")
         parser.add_argument("--at", metavar="MOMENT", help='a checkpoint that RUN kept, as "500 steps" or "10 epochs"')
         parser.add_argument("--weights", type=Path, help="in place of RUN: a published file, or a backbone.safetensors")

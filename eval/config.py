@@ -1,10 +1,15 @@
-"""The configs of the evaluations, and the identity of their runs. Light: planning a study imports it, and no torch."""
+"""The configs of the evaluations, and the identity of their runs. Light: planning a study imports it, and no torch.
+
+A package of the user's own adds evaluations by `register_evaluation`; configs and studies name it in `imports`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -23,6 +28,7 @@ from runtime.config import (
     require,
     split_machine,
 )
+from runtime.errors import UserError
 from runtime.rundir import Identity
 
 
@@ -209,3 +215,43 @@ def identity(config: EvalConfig, parent_hash: str, at: str | None = None) -> Ide
     moment = "" if at is None else f"-at-{at.replace(' ', '-')}"
     slug = f"{config.data.plain_name}-{config.label}-of-{parent_hash[:6]}{moment}-seed{config.seed}"
     return Identity(config.stage, slug, config.format_version, values, parent_hash)
+
+
+class Evaluation(NamedTuple):
+    """An evaluation of a package of the user's own; see `register_evaluation`."""
+
+    schema: type[Any]
+    work: Callable[..., dict[str, Any]]
+    score: str
+    several: bool
+
+
+EVALUATIONS: dict[str, Evaluation] = {}  # of imported packages, by their stage
+_NEEDED = ("label", "format_version", "data", "seed", "normalisation", "machine")
+
+
+def register_evaluation(
+    schema: type[ComputeConfig], work: Callable[..., dict[str, Any]], *, score: str = "", several: bool = False
+) -> None:
+    """Add an evaluation of your own, named by the `stage` of its config class; `imports` loads its package.
+
+    Derive the class from one of those above. `work` returns the scores, as eval.knn.classify does; `score` is the one
+    of them that reports show if the study names none. `several`: `work` shares its images among the processes of its
+    `world`, and returns the scores of one process. UserError where the name is another's, or the class lacks a key.
+    """
+    name = vars(schema).get("stage", "")
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise UserError(f'{schema.__name__}: expected a line `stage: ClassVar[str] = "name"`, of letters, digits and _')
+    missing = [key for key in _NEEDED if not hasattr(schema, key) and key not in schema.model_fields]
+    if missing or not issubclass(schema, ComputeConfig):
+        raise UserError(
+            f"{schema.__name__} lacks {', '.join(missing) or 'imports'}; derive it from KnnConfig, or as that"
+        )
+    known = EVALUATIONS.get(name)
+    if (
+        name == "pretrain"
+        or find_spec(f"eval.{name}") is not None
+        or (known is not None and known.schema is not schema)
+    ):
+        raise UserError(f"evaluation {name!r} is registered already; choose another name")
+    EVALUATIONS[name] = Evaluation(schema, work, score, several)

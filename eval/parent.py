@@ -44,9 +44,10 @@ class Parent:
 def open_parent(path: str | Path, at: str | None = None) -> Parent:
     """Open the finished pretraining run (or imported weights) at `path`; with `at`, a checkpoint that it kept then.
 
-    UserError as `finished_run`, and where the run lacks the file.
+    UserError as `finished_run`, and where the run lacks the file, or a package that its config imports is not here.
     """
     document = finished_run(Path(path), (STAGE, WEIGHTS_STAGE))
+    import_recorded(document["config"], Path(path))  # one of them may have registered the network
     parent = Parent(Run(Path(path)), document["hash"], document["config"], at=at)
     if not parent.weights.is_file():
         raise _missing(parent)
@@ -73,7 +74,6 @@ def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = N
     `loaded` are its tensors, if they were read already: the file is not read again. UserError if the file is cut
     off, is no checkpoint, or is of another architecture: the weights are never random.
     """
-    import_recorded(parent.config)  # one of them may have registered the network
     described = parent.config["model"]["backbone"]
     name, args = described["name"], {**described.get("args", {}), **overrides}
     is_loaders = "loader" in parent.config.get("weights", {})

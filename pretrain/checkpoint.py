@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.diagnostics import OnlineProbe
 from runtime import files
@@ -38,6 +38,7 @@ class TrainingState:
     device: torch.device
     world: World
     precision: str  # of the network; a resumed run keeps it
+    criterion: nn.Module  # VICRegL's has no state of its own
     step: int = 0  # finished steps
     seconds: float = 0.0  # of training, over all attempts
 
@@ -58,6 +59,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "random": random,  # a list with one entry per process
         }
+        contents |= {"criterion": state} if (state := self.criterion.state_dict()) else {}
         files.write_atomic(path, lambda temporary: torch.save(contents, temporary))
 
     def load(self, path: Path) -> bool:
@@ -69,6 +71,7 @@ class TrainingState:
         contents = _read(path)
         try:
             self.model.load_state_dict(contents["model"])
+            self.criterion.load_state_dict(contents.get("criterion", {}))
             self.optimizer.load_state_dict(contents["optimizer"])
             if self.probe is not None:
                 self.probe.load_state_dict(contents["probe"])

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from data.config import DataConfig, ViewsConfig, WorkerKind
+from pretrain.criterion import LossConfig, check_criterion
 from runtime.config import (
     Config,
     Duration,
@@ -24,7 +25,7 @@ from runtime.errors import UserError
 from runtime.imports import Imports
 from runtime.loggers import LoggerName
 from runtime.rundir import Identity
-from vicregl.config import CriterionConfig, ModelConfig
+from vicregl.config import ModelConfig
 
 STAGE = "pretrain"
 FORMAT = 1  # raise it when equal configs come to give other results
@@ -94,7 +95,7 @@ class PretrainConfig(Config):
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
-    loss: CriterionConfig = CriterionConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -106,6 +107,7 @@ class PretrainConfig(Config):
         weights, stages = self.loss.local_stage_weights, len(self.model.local_stages)
         fits = len(weights) in (0, stages)
         require(fits, "loss.local_stage_weights", weights, f"one for each of the {stages} model.local_stages, or none")
+        check_criterion(self.loss, self.model)
 
 
 def durations(config: PretrainConfig, steps_per_epoch: int) -> tuple[int, int]:
@@ -128,5 +130,6 @@ def identity(config: PretrainConfig) -> Identity:
     if config.train.duration.split()[0].strip("0.") == "":
         slug = f"{config.model.backbone.name}-untrained-seed{config.seed}"
     else:
-        slug = f"{config.model.backbone.name}-{config.loss.local}-alpha{config.loss.alpha:g}-seed{config.seed}"
+        criterion = config.loss.name if config.loss.is_own else config.loss.local
+        slug = f"{config.model.backbone.name}-{criterion}-alpha{config.loss.alpha:g}-seed{config.seed}"
     return Identity(STAGE, slug, FORMAT, values)

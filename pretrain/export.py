@@ -49,7 +49,7 @@ def export(run: Run, names: str, out: Path) -> str:
         raise UserError(f"{out.parent} is not a folder; make it, or choose another --out")
     files.require_writable(out.parent, "write elsewhere: --out FILE")
     weights = run.path / "backbone.safetensors"
-    import_recorded(document["config"])  # one of them may have registered the network
+    import_recorded(document["config"], run.path)  # one of them may have registered the network
     network = document["config"]["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(network["name"], network.get("args", {})))
     load_weights(backbone, weights)  # strict, so that incomplete weights or another network are refused

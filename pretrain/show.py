@@ -3,7 +3,7 @@
     python -m pretrain.show pretrain/configs/quickstart.yaml --images 4 --out build/views.png [key=value ...]
 
 A row is an image with the boxes of its views, and the views with the cells of the network's map. Lines join the cells
-of the two large views that the criterion matches by location.
+of the two large views that VICRegL's criterion matches by location.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def training_step(training: Training, batch: ViewBatch, lr: float) -> tuple[dict
     set_learning_rate(state.optimizer, lr)
     if config.train.clip_norm:
         state.scaler.unscale_(state.optimizer)
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
+        trained = [*state.model.parameters(), *state.criterion.parameters()]
+        torch.nn.utils.clip_grad_norm_(trained, config.train.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.probe is not None and batch.labels is not None:

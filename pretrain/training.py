@@ -15,6 +15,7 @@ from data.loader import PretrainLoader
 from data.views import GridSize
 from pretrain.checkpoint import TrainingState, drop_old_checkpoints, keep_checkpoint, seed_process
 from pretrain.config import PretrainConfig, durations
+from pretrain.criterion import make_criterion
 from pretrain.diagnostics import OnlineProbe
 from pretrain.optimizers import make_optimizer
 from runtime.config import Duration, kept_checkpoint
@@ -24,7 +25,6 @@ from runtime.errors import UserError
 from runtime.progress import describe_bytes
 from runtime.rundir import Run
 from runtime.world import World
-from vicregl.criterion import VICRegLCriterion
 from vicregl.model import ModelOutput, VICRegLModel
 from vicregl.sync_norm import synchronise
 
@@ -38,7 +38,7 @@ class Training:
     device: torch.device
     world: World
     loader: PretrainLoader
-    criterion: VICRegLCriterion
+    criterion: nn.Module  # called by the loop: state.criterion, or DDP around it
     state: TrainingState
     network: nn.Module  # called by the loop: state.model, or DDP around it
     total_steps: int
@@ -67,9 +67,11 @@ class Training:
         scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
         # Of one process for all: their processors may differ.
         precision = broadcast(choose_precision(config.train.precision, device))
-        optimizer = make_optimizer(model, config.optimizer)
-        state = TrainingState(model, optimizer, probe, scaler, device, world, precision)
-        criterion = VICRegLCriterion(config.loss)
+        own = prepare_criterion(config, device, world)
+        optimizer = make_optimizer(nn.ModuleList([model, own]), config.optimizer)
+        state = TrainingState(model, optimizer, probe, scaler, device, world, precision, own)
+        has_gradients = world.size > 1 and any(p.requires_grad for p in own.parameters())
+        criterion = DistributedDataParallel(own) if has_gradients else own
         training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, launched)
         training.resume()
         return training
@@ -205,6 +207,12 @@ def prepare_model(model: VICRegLModel, config: PretrainConfig, device: torch.dev
         for module in model.called_modules():
             module.compile()  # in place: a wrapper would rename the tensors of checkpoints
     return model
+
+
+def prepare_criterion(config: PretrainConfig, device: torch.device, world: World) -> nn.Module:
+    """Create the criterion on the device; a criterion of the user's own may have norms and parameters."""
+    criterion = make_criterion(config.loss, config.model).to(device)
+    return synchronise(criterion) if world.size > 1 and config.train.sync_batch_norm else criterion
 
 
 def wrap_for_processes(model: VICRegLModel, config: PretrainConfig, device: torch.device, world: World) -> nn.Module:

@@ -14,7 +14,7 @@ import math
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
@@ -43,7 +43,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 HeldOut = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something to train on
-_ADDED_LATER = "added_later"
+ADDED_LATER: dict[str, Any] = {"added_later": True}  # also the metadata of a dataclass's field; see `added_later`
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,14 @@ def added_later(default: Any, **constraints: Any) -> Any:
 
     So those runs keep their names and stay done. The default must mean what the code did before.
     """
-    return Field(default, json_schema_extra={_ADDED_LATER: True}, **constraints)
+    return Field(default, json_schema_extra=ADDED_LATER, **constraints)
+
+
+class Importing(Config):
+    """The packages of a config whose class one of them may register; its other keys are not looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+    imports: Imports = {}
 
 
 class MachineConfig(Config):
@@ -194,8 +201,12 @@ def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()
 
 
 def find_file(schema: type[Config], name: str | Path) -> Path:
-    """Return the YAML file that a path or a name stands for; a stage's configs lie in its package's folder configs/."""
-    return files.find_yaml(name, f"{schema.__module__.partition('.')[0]}/configs", "config file")
+    """Return the YAML file that a path or a name stands for; a stage's configs lie in its package's folder configs/.
+
+    Those of evaluations, which say their `stage`, in eval/configs/, whichever package has the class.
+    """
+    package = "eval" if hasattr(schema, "stage") else schema.__module__.partition(".")[0]
+    return files.find_yaml(name, f"{package}/configs", "config file")
 
 
 def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
@@ -258,11 +269,13 @@ def added_defaults(schema: type[BaseModel]) -> dict[str, Any]:
 
 def _added_keys(schema: type[BaseModel]) -> Iterator[str]:
     for name, field in schema.model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get(_ADDED_LATER):
+        extra, kind = field.json_schema_extra, field.annotation
+        if isinstance(extra, dict) and extra.items() >= ADDED_LATER.items():
             yield name
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and name != "machine":
-            yield from (f"{name}.{inner}" for inner in _added_keys(field.annotation))
+        elif is_dataclass(kind):
+            yield from (f"{name}.{part.name}" for part in fields(kind) if part.metadata.items() >= ADDED_LATER.items())
+        elif isinstance(kind, type) and issubclass(kind, BaseModel) and name != "machine":
+            yield from (f"{name}.{inner}" for inner in _added_keys(kind))
 
 
 def identity_hash(*parts: Any) -> str:

@@ -8,6 +8,7 @@ it, not here.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ _CALLED_AS = "VICREGL_CALLED_AS"  # environment variable: a module, and what the
 
 
 class Command(NamedTuple):
-    module: str  # of the checkout, which `python -m` starts
+    module: str  # of the checkout, which `python -m` starts; perhaps with a first word for it
     about: str
     examples: tuple[str, ...]  # what follows the command
 
@@ -59,15 +60,23 @@ def find_command(words: Sequence[str]) -> tuple[str, Command] | None:
     for name in (" ".join(words[:2]), " ".join(words[:1])):
         if name in COMMANDS:
             return name, COMMANDS[name]
-    if words[:1] == ["eval"] and words[1:2] and words[1] in own_evaluations():
+    if words[:1] != ["eval"] or not words[1:2]:
+        return None
+    if words[1] in own_evaluations():
         return f"eval {words[1]}", Command(f"eval.{words[1]}", "", ())
-    return None
+    has_config = any(re.match("--config(=|$)", word) for word in words)  # which may import a package that has it
+    return (f"eval {words[1]}", Command(f"eval {words[1]}", "", ())) if has_config else None
+
+
+def evaluations() -> list[str]:
+    """List the evaluations that the checkout has."""
+    return [name.removeprefix("eval ") for name in COMMANDS if name.startswith("eval ")] + own_evaluations()
 
 
 def own_evaluations() -> list[str]:
     """List the evaluations that a user has added to the checkout, each a file of eval/ that runs (EXTEND.md)."""
     known = [command.module for command in COMMANDS.values()]
-    files = [file for file in sorted((PROJECT / "eval").glob("*.py")) if f"eval.{file.stem}" not in known]
+    files = [file for file in sorted((PROJECT / "eval").glob("[!_]*.py")) if f"eval.{file.stem}" not in known]
     return [file.stem for file in files if '__name__ == "__main__"' in file.read_text(encoding="utf-8")]
 
 
@@ -112,13 +121,13 @@ def _help(words: Sequence[str]) -> Iterator[str]:
 
 def make_parser(module: str, about: str | None, subcommand: str = "", **options: Any) -> ArgumentParser:
     """Create the parser of `python -m module`; its help calls the command as the user did, perhaps `vicregl sweep`."""
-    called, _, name = os.environ.get(_CALLED_AS, "").partition(" ")
+    called, _, name = os.environ.get(_CALLED_AS, "").partition(":")
     prog = f"{name if called == module else f'python -m {module}'} {subcommand}".rstrip()
     return ArgumentParser(prog=prog, description=about, formatter_class=RawDescriptionHelpFormatter, **options)
 
 
 def _start(name: str, module: str, argv: Sequence[str]) -> NoReturn:
     """Become `python -m module`."""
-    environment = os.environ | import_path() | {_CALLED_AS: f"{module} vicregl {name}"}
+    environment = os.environ | import_path() | {_CALLED_AS: f"{module}:vicregl {name}"}
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", module, *argv], environment)
+    os.execve(sys.executable, [sys.executable, "-m", *module.split(), *argv], environment)

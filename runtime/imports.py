@@ -1,7 +1,8 @@
-"""A user's own packages: `imports: [my_package]` in a config imports them before the rest of it is checked.
+"""A user's own packages: `imports: [my_package]` in a config or study imports them before the rest of it is checked.
 
-So they can register datasets (data.catalog.register) and backbones (timm.models.register_model). The resolved config,
-and with it the identity of the run, has the version of each: imports.my_package = 1.2.
+So they can register datasets (data.catalog.register), backbones (timm.models.register_model), evaluations
+(eval.config.register_evaluation) and criteria (pretrain.criterion.register_criterion). The resolved config, and with it
+the identity of the run, has the version of each: imports.my_package = 1.2.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from runtime.errors import UserError
+from runtime.errors import UserError, errors_at
 
 
 def import_module(name: str) -> ModuleType:
@@ -35,12 +36,14 @@ def import_packages(names: Iterable[str]) -> dict[str, str]:
     return {name: _import_package(name) for name in names}
 
 
-def import_recorded(config: Mapping[str, Any]) -> None:
+def import_recorded(config: Mapping[str, Any], run: Path) -> None:
     """Import the packages of a run's recorded config; warn where one has another version now."""
     recorded = config.get("imports", {})
-    for name, version in import_packages(recorded).items():
+    with errors_at(str(run)):
+        versions = import_packages(recorded)
+    for name, version in versions.items():
         if version != recorded[name]:
-            print(f"warning: the run was made with {name} {recorded[name]}, and this is {version}", file=sys.stderr)
+            print(f"warning: {run} was made with {name} {recorded[name]}, and this is {version}", file=sys.stderr)
 
 
 @cache
@@ -86,6 +89,6 @@ def _resolve(value: object) -> dict[str, str]:
 
 _SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object"}],
-    "description": "own packages, which register datasets and backbones",
+    "description": "own packages, which register datasets, backbones, evaluations and criteria",
 }
 Imports = Annotated[dict[str, str], BeforeValidator(_resolve), WithJsonSchema(_SCHEMA)]

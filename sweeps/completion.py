@@ -120,7 +120,7 @@ def _candidates(before: Sequence[str], word: str) -> Iterable[str]:
     if found is None:
         return _commands(before)
     name, command = found
-    module, before = command.module, before[len(name.split()) :]
+    module, before = command.module.replace(" ", "."), before[len(name.split()) :]
     options = _options(module, before) if any(text.startswith("-") for text in (*before, word)) else {}
     takes_value = {name for name, values in options.items() if values is not None}
     if before and before[-1] in takes_value:

@@ -183,6 +183,7 @@ class _Builder:
     def __init__(self, study: Study, machine: tuple[str, ...]) -> None:
         self.study = study
         self.machine = machine
+        self.imports: dict[str, Any] = {"imports": study.imports} if study.imports else {}
         self.nodes: dict[Path, Node] = {}
         self.pretrain_stage = get_stage(PRETRAIN, study.file)
         for section, values in (study.pretrain.sections if study.pretrain else {}).items():
@@ -210,7 +211,7 @@ class _Builder:
         if stage.name in PARENT_STAGES:
             raise UserError(f"{where}: {stage.name} is no evaluation; allowed: any other stage")
         check_keys(f"{where}.set", part.set, stage.schema())
-        overrides = tuple(as_override(k, v) for k, v in part.set.items())
+        overrides = tuple(as_override(k, v) for k, v in (self.imports | part.set).items())
         with errors_at(where):
             file = stage.find(part.config)
             return _Loaded(stage, file, overrides, stage.load(file, [*overrides, *self.machine]))
@@ -263,10 +264,9 @@ class _Builder:
         return moments
 
     def _pretraining(self, part: PretrainPart, base: Layer, varied: dict[str, Any], control: str | None) -> Point:
-        changes = part.set | varied | (part.controls[control] if control else {})
-        label = ", ".join(
-            [*([control] if control else []), *(f"{k}={v}" for k, v in varied.items() if len(part.grid[k]) > 1)]
-        )
+        changes = self.imports | part.set | varied | (part.controls[control] if control else {})
+        several = (f"{k}={v}" for k, v in varied.items() if len(part.grid[k]) > 1)
+        label = ", ".join([*([control] if control else []), *several])
         overrides = tuple(as_override(k, v) for k, v in changes.items())
         stage = self.pretrain_stage
         with errors_at(f"{self.study.file}: pretrain ({label})"):

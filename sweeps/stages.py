@@ -1,7 +1,7 @@
 """The stages that a study may name, each with its config module and its command; none is imported before it is used.
 
-A new evaluation is one file, eval/<name>.py, found by the line of its config class that names the stage (EXTEND.md). A
-stage that is listed here is planned without importing more than its config module, which has a config class and
+A new evaluation is one file, eval/<name>.py, or registered by a package that a study imports (EXTEND.md). A stage that
+is listed here is planned without importing more than its config module, which has a config class and
 `identity(config, parent_hash, at) -> Identity` (`at` where a checkpoint of a moment is evaluated), or
 `identity(config)` if the stage has no parent.
 """
@@ -9,7 +9,6 @@ stage that is listed here is planned without importing more than its config modu
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from eval.config import EVALUATIONS
 from runtime import config as configs
 from runtime.config import Duration
+from runtime.console import own_evaluations
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from runtime.rundir import Identity
-
-_DECLARATION = re.compile(r'^    stage: ClassVar\[str\] = "(\w+)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,25 @@ class Stage:
 
     name: str
     module: str  # holds the config class and `identity`
-    config_class: str  # empty: the one whose `stage` is this name
+    config_class: str  # empty: that of an own evaluation, whose `stage` is this name
     command: tuple[str, ...]  # after the Python interpreter
     work: Callable[[Any], float] = lambda config: 1.0  # length of a run, relative to others of the stage
     several: bool = True  # whether several processes may share one run
     score: str = ""  # the score in its result.json that a report shows if the study names none
 
     def schema(self) -> type[Any]:
+        """Return its config class. UserError for a file of eval/ that has none with its name."""
+        if self.name in EVALUATIONS:
+            return EVALUATIONS[self.name].schema
         module = importlib.import_module(self.module)
         if self.config_class:
             return getattr(module, self.config_class)
         classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
-        return next(kind for kind in classes if vars(kind).get("stage") == self.name)
+        if named := [kind for kind in classes if vars(kind).get("stage") == self.name]:
+            return named[0]
+        raise UserError(
+            f'{module.__file__}: expected a config class with the line `stage: ClassVar[str] = "{self.name}"`'
+        )
 
     def find(self, name: str) -> str:
         """Return the config file that a path or a name stands for."""
@@ -85,21 +90,24 @@ STAGES = {
 }
 
 
-def _add_evaluations(folder: Path) -> None:
-    """Add the evaluations of a folder that are not listed, without importing them."""
-    for file in sorted(folder.glob("*.py")):
-        declared = file.stem not in STAGES and _DECLARATION.findall(file.read_text(encoding="utf-8"))
-        if declared and file.stem in declared:
-            STAGES[file.stem] = Stage(file.stem, f"eval.{file.stem}", "", ("-m", f"eval.{file.stem}"), several=False)
+for _name in own_evaluations():
+    STAGES[_name] = Stage(_name, f"eval.{_name}", "", ("-m", f"eval.{_name}"), several=False)
 
 
-_add_evaluations(PROJECT / "eval")
+def known_stages() -> dict[str, Stage]:
+    """Return every stage by its name: those of the checkout, and the evaluations that imported packages registered."""
+    return STAGES | {
+        name: Stage(name, "", "", ("-m", "eval", name), several=own.several, score=own.score)
+        for name, own in EVALUATIONS.items()
+    }
 
 
 def get_stage(name: str, where: str) -> Stage:
     """Look the stage up; UserError, with the known names, if there is none."""
-    if name in STAGES:
-        return STAGES[name]
-    near = get_close_matches(name, STAGES, n=1)
+    known = known_stages()
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"{where}: unknown stage {name!r}; {hint}allowed: {', '.join(STAGES)}")
+    own = "; an evaluation of your own package: name that in `imports` of the study"
+    raise UserError(f"{where}: unknown stage {name!r}; {hint}allowed: {', '.join(known)}{own}")

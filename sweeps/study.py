@@ -19,6 +19,8 @@ checkpoints:
 report: {vary: checkpoint, x: linear.top1, y: segmentation.miou}
 
 Beside `pretrain`, each setting of its grid is such a row too, named by its values.
+
+`imports: [my_package]` is that key of the configs of all its pretrainings and evaluations, in place of their own.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from runtime import config as configs
 from runtime import files
 from runtime.config import Config, Duration, Moment, parse_moment, require
 from runtime.errors import UserError
+from runtime.imports import Imports
 from runtime.yaml_files import file_layers
 from sweeps import STUDIES, stages
 from sweeps.checkpoints import PRETRAIN as PRETRAIN
@@ -116,6 +119,7 @@ class ReportPart(Config):
 class Study(Config):
     """The contents of a study file; `file` is its path."""
 
+    imports: Imports = {}  # own packages; first, because what they register may be named below
     name: Annotated[str, Field(pattern=_NAME, description=_NAME_DESCRIPTION)]
     question: str
     pretrain: PretrainPart | None = None
@@ -126,6 +130,7 @@ class Study(Config):
 
     def check(self) -> None:
         require(PRETRAIN not in self.evals, "evals", PRETRAIN, "any other name for an evaluation")
+        self._check_imports()
         for name, part in self.evals.items():
             known = self.pretrain is not None and (KEPT not in part.at or self.pretrain.keep_every is not None)
             needs = "pretrain.keep_every beside it" if self.pretrain else "evaluations of checkpoints without it"
@@ -133,6 +138,17 @@ class Study(Config):
         require(bool(self.pretrain or self.checkpoints), "study", "neither", "pretrain, checkpoints or both")
         self._check_checkpoints()
         self._check_report()
+
+    def _check_imports(self) -> None:
+        sections = {} if self.pretrain is None else {f"pretrain.{k}": v for k, v in self.pretrain.sections.items()}
+        sections |= {f"evals.{name}.set": part.set for name, part in self.evals.items()}
+        for row, part in self.checkpoints.items():
+            sections |= {f"checkpoints.{row}.evals.{name}.set": change.set for name, change in part.evals.items()}
+        for section, values in sections.items():
+            own = {key: value for key, value in values.items() if key.partition(".")[0] == "imports"}
+            require(
+                not (own and self.imports), section, own, "no imports, which the study has already as a key of its own"
+            )
 
     def _check_checkpoints(self) -> None:
         for row, part in self.checkpoints.items():
@@ -229,7 +245,8 @@ class Study(Config):
             return self.report.scores
         shown = list(dict.fromkeys([self.report.x, self.report.y]))
         sources = [score.partition(".")[0] for score in shown]
-        others = {name: stages.STAGES.get(part.stage) for name, part in self.evals.items() if name not in sources}
+        known = stages.known_stages()
+        others = {name: known.get(part.stage) for name, part in self.evals.items() if name not in sources}
         shown += [f"{name}.{stage.score}" for name, stage in others.items() if stage is not None and stage.score]
         order = [*self.evals, PRETRAIN]
         return sorted(shown, key=lambda score: order.index(score.partition(".")[0]))
@@ -272,7 +289,8 @@ def load_study(path: str | Path) -> Study:
     try:
         return configs.from_layers(Study, layers)
     except UserError as error:
-        raise UserError(str(error).replace("config: ", f"{file}: ", 1)) from error
+        text = str(error).replace("config: ", f"{file}: ", 1)
+        raise UserError(text if str(file) in text else f"{file}: {text}") from error
 
 
 def _require_known(key: str, value: str, allowed: list[str]) -> None:

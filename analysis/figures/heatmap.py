@@ -50,7 +50,8 @@ def second_values(summary: Summary) -> list[Any]:
 
 def has_no_effect(summary: Summary, varied: Any) -> bool:
     """Return whether the second key changes nothing at a value of the first: VICReg alone has no local criterion."""
-    return summary.row_keys[1] in LOCAL and ALONE.get(summary.row_keys[0], object()) == varied
+    alone = ALONE.get(summary.row_keys[0], object()) == varied
+    return summary.row_keys[1] in LOCAL and alone and not summary.own_criterion
 
 
 def _draw_map(

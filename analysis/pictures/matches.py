@@ -26,7 +26,7 @@ Pairs = list[tuple[int, int]]
 def draw_matches(network: Network, images: Images, count: int | None = None) -> Figure:
     """Draw one row for each image: the boxes of two views in it, the views joined by location, and by feature.
 
-    The matches are those that the run's criterion uses; with `count`, that many (0: all).
+    The matches are those that VICRegL's criterion uses with the run's options; with `count`, that many (0: all).
     """
     maker = network.view_maker()
     figure = plt.figure(figsize=(PAGE, 0.4 + 1.42 * len(images.pixels)), layout="constrained")
@@ -39,7 +39,10 @@ def draw_matches(network: Network, images: Images, count: int | None = None) -> 
 
 def _title(network: Network) -> str:
     space = "projected map" if network.projector is not None else "backbone's map (this run has no projector)"
-    return f"{network.name}\nMatches by location, and by feature in the {space}. A colour is a place in the first view."
+    loss = network.config.loss
+    whose = f"Of VICRegL's options: this run's criterion is {loss.name}. " if loss.is_own else ""
+    matches = f"Matches by location, and by feature in the {space}. A colour is a place in the first view."
+    return f"{network.name}\n{whose}{matches}"
 
 
 def _draw_row(

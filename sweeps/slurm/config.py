@@ -5,6 +5,7 @@ pretrain:   {nodes: 2, gpus: 4, minutes: 1200, parallel: 8}                # ove
 evals:      {gpus: 4, tasks: 4, minutes: 240}                              # of every other stage, over `all`
 linear:     {memory_gb: 24}                                                # of one stage, over `evals`
 max_array_size: 500                                                        # 0: the cluster's maximum
+imports:    [my_package]                                                   # its evaluations may have sections too
 
 `sbatch` and `srun` of a section are any other options of these commands, by their long names:
 
@@ -30,6 +31,7 @@ from runtime import config as configs
 from runtime.config import Config, PositiveInt, require
 from runtime.config_keys import merge
 from runtime.errors import UserError
+from runtime.imports import Imports
 from runtime.yaml_files import file_layers
 from sweeps import stages
 from sweeps.study import PRETRAIN
@@ -184,10 +186,13 @@ def load_cluster(file: str | Path | None = None) -> ClusterConfig:
     """
     path = USER_FILE.expanduser() if file is None else Path(file).expanduser()
     layers = [] if file is None and not path.is_file() else file_layers(path)
-    sections: dict[str, Any] = dict.fromkeys(["all", "evals", *stages.STAGES], (dict[str, Any], {}))
-    schema = create_model("ClusterFile", __base__=Config, max_array_size=(NonNegativeInt, 0), **sections)
+    configs.from_layers(configs.Importing, layers)  # they may register evaluations, which have a section each
+    known = stages.known_stages()
+    sections: dict[str, Any] = dict.fromkeys(["all", "evals", *known], (dict[str, Any], {}))
+    sections |= {"imports": (Imports, {}), "max_array_size": (NonNegativeInt, 0)}
+    schema = create_model("ClusterFile", __base__=Config, **sections)
     contents: Any = configs.from_layers(schema, layers)
-    resources = {name: _resources(name, layers, str(path)) for name in stages.STAGES}
+    resources = {name: _resources(name, layers, str(path)) for name in known}
     return ClusterConfig(resources, contents.max_array_size, str(path) if layers else "")
 
 
@@ -195,7 +200,9 @@ def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resour
     sections = ["all", PRETRAIN] if stage == PRETRAIN else ["all", "evals", stage]
     chosen: list[configs.Layer] = [] if stage == PRETRAIN else [("defaults", {"tasks": 1})]
     for section in sections:
-        if section == stage and not stages.STAGES[stage].several:  # `evals` is of stages that several may share
+        if (
+            section == stage and not stages.get_stage(stage, file).several
+        ):  # `evals` is of stages that several may share
             chosen.append(("defaults", {"nodes": 1, "tasks": 1}))
         chosen += [(f"{origin}: {section}", layer[section]) for origin, layer in layers if section in layer]
     values: dict[str, Any] = {}
@@ -207,7 +214,7 @@ def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resour
         resources = configs.from_layers(Resources, chosen)
     except UserError as error:
         raise UserError(str(error).replace("config: ", f"{file}: {stage}: ", 1)) from error
-    if resources.processes != 1 and not stages.STAGES[stage].several:
+    if resources.processes != 1 and not stages.get_stage(stage, file).several:
         raise UserError(
             f"{file}: {stage}: {resources.nodes} nodes with {resources.tasks_per_node} tasks each, and this stage "
             "runs in one process: give it nodes: 1 and tasks: 1"

@@ -25,6 +25,7 @@ from eval import segmentation
 from eval.predictions import save_predictions
 from pretrain import __main__ as pretrain
 from pretrain.config import PretrainConfig
+from pretrain.criterion import LossConfig
 from runtime.errors import UserError
 from runtime.rundir import Run
 from sweeps.graph import Graph, build
@@ -83,12 +84,12 @@ def test_matches_by_feature_are_the_nearest_and_their_distance_is_told() -> None
 @pytest.mark.parametrize(
     "loss",
     [
-        CriterionConfig(num_matches=[20, 4], profile="reference"),
-        CriterionConfig(num_matches=[20, 4], select="threshold", location_threshold=3.0, feature_threshold=0.8),
+        LossConfig(num_matches=[20, 4], profile="reference"),
+        LossConfig(num_matches=[20, 4], select="threshold", location_threshold=3.0, feature_threshold=0.8),
     ],
     ids=["reference", "threshold"],
 )
-def test_drawn_matches_are_those_of_the_criterion(loss: CriterionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawn_matches_are_those_of_the_criterion(loss: LossConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     model, views = ModelConfig(BackboneConfig("scenes_resnet")), ViewsConfig(large_size=32, large_scale=[0.5, 1.0])
     config = PretrainConfig(loss=loss, model=model, views=views)
     torch.manual_seed(0)

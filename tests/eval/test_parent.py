@@ -49,6 +49,16 @@ def test_run_of_another_stage(tmp_path):
         open_parent(run.path)
 
 
+def test_a_run_of_a_package_that_is_not_here_is_refused_before_anything_is_made(tmp_path):
+    config = {"imports": {"no_such_package": "1.2"}, "model": {"backbone": {"name": "scenes_resnet"}}}
+    with open_run(tmp_path / "runs", Identity("pretrain", "own", 1, config), {}) as run:
+        run.write_result({})
+    command = [str(run.path), "--config", "eval/configs/knn_scenes.yaml", f"machine.runs={tmp_path / 'made'}"]
+    with pytest.raises(UserError, match=f"{run.path}: imports: no_such_package cannot be imported: ModuleNotFound"):
+        knn.main(command)
+    assert not (tmp_path / "made").exists()
+
+
 def test_run_that_is_not_done(parent):
     (parent / "result.json").unlink()
     with pytest.raises(UserError, match=r"interrupted.*done"):

@@ -1,0 +1,70 @@
+"""An evaluation of the user's own package is made, named and read as those of the checkout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval import knn
+from eval.__main__ import main
+
+FOLDER = Path(__file__).parent  # of own_evaluation.py
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def second(argv: list[str]) -> None:
+    main(["second_knn", *argv])
+
+
+def test_it_is_run_by_its_name_with_the_imports_of_its_config(parent, scenes, evaluate, tmp_path) -> None:
+    config = tmp_path / "second.yaml"
+    base = str(Path("eval/configs/knn_scenes.yaml").resolve())
+    config.write_text(yaml.safe_dump({"base": base, "imports": ["own_evaluation"], "times": 2.0}))
+    settings = [*scenes, "neighbours=[5]"]
+    _, _, listed = evaluate(knn.main, parent, "knn_scenes", *settings)
+    code, errors, own = evaluate(second, parent, str(config), *settings)
+    assert code == 0, errors
+    assert own.path.parent.name == "second_knn"
+    assert own.path.name.startswith("scenes-second-of-")
+    result, expected = own.result(), listed.result()
+    assert result["top1"] == expected["top1"] > 0
+    assert result["times"] == 2 * expected["top1"]
+    assert result["normalisation_source"] == "pretraining"  # what every result says
+    assert own.document()["config"]["imports"]["own_evaluation"].startswith("sha256:")
+    _, _, again = evaluate(second, parent, "knn_scenes", *settings, "imports=[own_evaluation]", "times=2.0")
+    assert evaluate.output == [f"{own.path} is done"]
+    assert again.path == own.path
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        (
+            "secnd_knn",
+            ["imports=[own_evaluation]"],
+            "unknown evaluation 'secnd_knn'; did you mean second_knn? allowed: ",
+        ),
+        ("second_knn", ["imports=[no_such]"], "imports: no_such cannot be imported"),
+        ("second_knn", ["imports=own_evaluation"], "command line: imports = 'own_evaluation' is not possible"),
+        ("second_knn", ["imports=[own_evaluation]", "time=3.0"], "unknown key 'time'; did you mean times"),
+    ],
+)
+def test_an_error_is_named_before_anything_is_made(name, overrides, expected, parent, evaluate) -> None:
+    code, errors, made = evaluate(lambda argv: main([name, *argv]), parent, "knn_scenes", *overrides)
+    assert (code, made) == (2, None)
+    assert expected in errors
+
+
+def test_an_evaluation_of_the_checkout_too(parent, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval", "knn"])
+    with pytest.raises(SystemExit) as ended:
+        main(["knn", str(parent), "--config", "knn_scenes", "--cfg"])
+    assert ended.value.code in (None, 0)
+    assert "neighbours:" in capsys.readouterr().out
