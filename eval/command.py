@@ -12,7 +12,7 @@ import torch
 
 from data.catalog import open_dataset
 from data.check import preflight
-from data.config import DataConfig, NormalisationChoice
+from data.config import DataConfig
 from data.record import EVALUATION, record_data, refuse_other_data
 from eval.config import DenseKnnConfig, EvalConfig, identity
 from eval.parent import (
@@ -58,7 +58,7 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
     if arguments.cfg:
         print(configs.as_yaml(config), end="")
         return
-    parent = arguments.open_parent(config.machine.runs, config.normalisation)
+    parent = arguments.open_parent(config)
     name = identity(config, parent.hash, parent.at)
     place = Run.at(config.machine.runs, name)
     refuse_other_data(place.path, config.data)
@@ -139,22 +139,23 @@ class EvalArguments:
         described = options.weights, options.arch, options.arch_arg, options.prefix, tuple(options.ignore)
         return cls(options.config, words, None, *described)
 
-    def open_parent(self, runs: str, normalisation: NormalisationChoice) -> Parent:
+    def open_parent(self, config: Any) -> Parent:
         """Open the run, or import the weights file; with the mean and deviation that its images are normalised by."""
         if self.weights is None:
             parent = open_parent(self.run or "", self.at)
-            return replace(parent, normalisation=choose_normalisation(parent, normalisation))
+            return replace(parent, normalisation=choose_normalisation(parent, config.normalisation))
         arch = self.arch or ""
-        chosen = normalisation_of_weights(arch, normalisation)  # refused before anything is made
-        config = WeightsConfig(
+        chosen = normalisation_of_weights(arch, config.normalisation)  # refused before anything is made
+        weights = WeightsConfig(
+            imports=config.imports,
             file=str(self.weights),
             arch=arch,
             args=parse_args(self.arch_args),
             prefix=self.prefix,
             ignore=list(self.ignore),
-            machine=MachineConfig(runs=runs),
+            machine=MachineConfig(runs=config.machine.runs),
         )
-        return replace(import_weights(config), normalisation=chosen)
+        return replace(import_weights(weights), normalisation=chosen)
 
     def describe_weights(self, parent: Parent) -> dict[str, Any]:
         """Return what run.yaml and result.json say of imported weights; nothing of a pretraining: it has a hash."""

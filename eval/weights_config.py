@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from runtime import files
-from runtime.config import Config, MachineConfig, require
+from runtime.config import Config, MachineConfig, added_later, require
 from runtime.errors import UserError
+from runtime.imports import Imports
 from runtime.rundir import Identity
 
 STAGE = "weights"
@@ -27,6 +28,7 @@ class WeightsConfig(Config):
     weights; a function that returns the network.
     """
 
+    imports: Imports = added_later({})  # own packages, which may have the network
     file: str | None = None  # ~ and $VARIABLES are expanded
     arch: str | None = None  # the network of the file, by timm's name
     timm: str | None = None  # as resnet50.a1_in1k
@@ -78,6 +80,7 @@ def identity(config: WeightsConfig) -> Identity:
     weights |= {"ignore": sorted(config.ignore)} if config.ignore else {}
     weights |= {key: value for key in ("timm", "loader") if (value := getattr(config, key)) is not None}
     values = {"model": {"backbone": {"name": name, "args": args}}, "weights": weights}
+    values |= {"imports": config.imports} if config.imports else {}
     return Identity(STAGE, f"{name.rpartition(':')[2]}-of-{digest[:6]}", FORMAT, values)
 
 

@@ -35,7 +35,7 @@ RESERVED = (
 def register_criterion(name: str, make: Callable[..., nn.Module]) -> None:
     """Add a criterion of your own, which `imports` of a config or study loads. UserError where the name is another's.
 
-    make(loss, embedding, channels, **loss.args) returns a module. `loss` is the section of the config, with alpha and
+    `make(loss, embedding, channels, **loss.args)` returns a module. `loss` is the section of the config, with alpha and
     the options of VICRegLCriterion, which are part of the run's identity whether `make` uses them or not; `embedding`
     and `channels` are the widths of embeddings and maps. An argument that `make` does not take, and any error that it
     raises, is reported before anything is made.

@@ -76,9 +76,10 @@ class CheckpointPart(Config):
         """The moment of a kept checkpoint of `run`; None for its end, and for other sources."""
         return self.at if self.epoch is None else f"{self.epoch} epochs"
 
-    def overrides(self) -> tuple[str, ...]:
-        """Return the command line of its import."""
-        values: dict[str, Any] = {"file": self.weights, "arch": self.arch, "timm": self.timm, "loader": self.loader}
+    def overrides(self, imports: dict[str, str]) -> tuple[str, ...]:
+        """Return the command line of its import; `imports` are those of the study."""
+        values: dict[str, Any] = {"imports": imports or None, "file": self.weights, "arch": self.arch}
+        values |= {"timm": self.timm, "loader": self.loader}
         values |= {"args": self.arch_args, "ignore": self.ignore, "prefix": self.prefix, "sha256": self.sha256}
         return tuple(as_override(key, value) for key, value in values.items() if value is not None)
 

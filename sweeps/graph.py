@@ -228,7 +228,7 @@ class _Builder:
         return Point({key: varied.get(key) for key in self.study.grid}, None, parent, evals, published)
 
     def _weights(self, name: str, part: CheckpointPart) -> Node:
-        stage, overrides = get_stage(WEIGHTS, self.study.file), part.overrides()
+        stage, overrides = get_stage(WEIGHTS, self.study.file), part.overrides(self.study.imports)
         config = stage.load(None, [*overrides, *self.machine])
         return self._node(WEIGHTS, name, _Loaded(stage, "", overrides, config))
 

@@ -64,11 +64,22 @@ def test_the_page_is_followed(tmp_path: Path) -> None:
         follow(language, name, text, tmp_path)
     report = tmp_path / "build" / "extend" / "reports" / "extend"
     page = (report / "README.md").read_text(encoding="utf-8")
-    header = next(line for line in page.splitlines() if line.startswith("| loss.alpha"))
+    header = next(line for line in page.splitlines() if line.startswith("| loss.name"))
     assert "class mean top-1 (%)" in header
     assert "linear top-5 (%)" in header
-    assert header.count("every seed") == 4
+    assert "spread" in header
+    assert re.search(r"^\| criterion +\| twins", page, re.MULTILINE)
+    assert header.count("every seed") == 5
     assert page.index("## Scores") < page.index("![spread over seeds](spread.png)\n\nEvery seed of every row.")
     assert (report / "spread.pdf").is_file()
     assert re.search(r"\| My method +\| linear.top1 .* yes ", page)
-    assert list((tmp_path / "build" / "extend" / "runs" / "pretrain").glob("resnet18-*"))
+    runs = tmp_path / "build" / "extend" / "runs"
+    assert list(runs.glob("pretrain/resnet18-*"))
+    own = [
+        *runs.glob("pretrain/my_resnet-twins-*"),
+        *runs.glob("pretrain/my_resnet-both-*"),
+        *runs.glob("spread/shades-*"),
+    ]
+    assert len(own) == 4
+    for run in own:
+        assert "my_package: sha256:" in (run / "run.yaml").read_text(encoding="utf-8")

@@ -10,6 +10,8 @@ import yaml
 
 from eval import knn
 from eval.__main__ import main
+from sweeps.graph import build
+from sweeps.study import load_study
 
 FOLDER = Path(__file__).parent  # of own_evaluation.py
 
@@ -41,6 +43,26 @@ def test_it_is_run_by_its_name_with_the_imports_of_its_config(parent, scenes, ev
     _, _, again = evaluate(second, parent, "knn_scenes", *settings, "imports=[own_evaluation]", "times=2.0")
     assert evaluate.output == [f"{own.path} is done"]
     assert again.path == own.path
+
+
+def test_weights_of_an_own_network_name_its_package(parent, scenes, evaluate, tmp_path) -> None:
+    settings = [*scenes, "neighbours=[5]", "imports=[own_evaluation]"]
+    file = parent / "backbone.safetensors"
+    code, errors, run = evaluate(knn.main, f"--weights={file}", "knn_scenes", "--arch=second_resnet", *settings)
+    assert code == 0, errors
+    _, _, expected = evaluate(knn.main, parent, "knn_scenes", *settings)
+    assert run.result()["top1"] == expected.result()["top1"]
+    (imported,) = (tmp_path / "runs" / "weights").glob("second_resnet-*")
+    assert (
+        yaml.safe_load((imported / "run.yaml").read_text())["config"]["imports"] == run.document()["config"]["imports"]
+    )
+    study = {"name": "own", "question": "?", "imports": ["own_evaluation"]}
+    study |= {"checkpoints": {"x": {"weights": str(file), "arch": "second_resnet"}}}
+    study |= {"evals": {"knn": {"stage": "knn", "config": "knn_scenes"}}}
+    study |= {"report": {"vary": "checkpoint", "x": "knn.top1", "y": "knn.top5"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(study))
+    graph = build(load_study(tmp_path / "own.yaml"))
+    assert graph.nodes[0].run.name == imported.name
 
 
 @pytest.mark.parametrize(
