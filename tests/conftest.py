@@ -1,5 +1,6 @@
 """What tests of several stages need: small datasets, and commands as a user runs them."""
 
+import itertools
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +18,7 @@ import runtime  # noqa: F401  (prepares torchvision beside a CPU-only torch)
 from data.config import DataConfig, ScenesConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+hypothesis.settings.load_profile("ci")  # the same examples each time, without a limit of milliseconds for one
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,14 +81,13 @@ def folder_of_60(small_scenes: DataConfig, tmp_path: Path) -> DataConfig:
 def command():
     """Run `python -m ...` as a user does: one thread, from the project's root; returns the finished process."""
 
-    def run(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", *map(str, arguments)],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=timeout,
             check=False,
         )
 
@@ -116,6 +118,24 @@ def small_disk(tmp_path):
         subprocess.run(["umount", disk.path], check=True)
 
 
+_numbers = itertools.count(os.getpid())
+
+
+def next_port() -> str:
+    """Find a port that no other test gets, nor a connection before it is used: those have 32768 and more."""
+    block = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10  # of one of xdist's processes
+    while True:
+        port = 7000 + 1000 * block + next(_numbers) % 1000
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):  # nobody listens there
+                return str(port)
+
+
+@pytest.fixture
+def port() -> str:
+    return next_port()
+
+
 class Ranks:
     """Starts the processes of one run, as torchrun would; those that a failed test leaves behind are ended."""
 
@@ -124,14 +144,12 @@ class Ranks:
 
     def __call__(self, count: int, *arguments: object, **environment: str) -> list[subprocess.Popen[str]]:
         """`python <arguments>` in `count` processes, from the project's root, with pipes for what they print."""
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = str(found.getsockname()[1])
-        meet = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        meet = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": next_port()}
         command = [sys.executable, *map(str, arguments)]
         ranks = []
         for rank in range(count):
-            settings = os.environ | meet | {"PYTHONPATH": str(ROOT)} | environment | {"RANK": str(rank)}
+            own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment | {"RANK": str(rank)}
+            settings = os.environ | meet | own
             pipe = subprocess.PIPE
             ranks.append(subprocess.Popen(command, cwd=ROOT, env=settings, stdout=pipe, stderr=pipe, text=True))
         self.started += ranks
@@ -140,7 +158,7 @@ class Ranks:
     @staticmethod
     def ended(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
         """(exit code, stdout, stderr) of each; they must end by themselves."""
-        outputs = [rank.communicate(timeout=300) for rank in ranks]
+        outputs = [rank.communicate() for rank in ranks]
         return [(rank.returncode, *output) for rank, output in zip(ranks, outputs, strict=True)]
 
 

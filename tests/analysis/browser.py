@@ -25,18 +25,7 @@ class Browser:
         self, file: Path, width: int = 1200, height: int = 900, dark: bool = False, phone: bool = False
     ) -> None:
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        (read, theirs_out), (theirs_in, write) = os.pipe(), os.pipe()
-        # The protocol is read from descriptor 3 and written to 4.
-        pipe = f"exec {CHROMIUM} {' '.join(OPTIONS)} --user-data-dir={self.profile.name} --remote-debugging-pipe"
-        script = f"{pipe} about:blank 3<&{theirs_in} 4>&{theirs_out}"
-        self.process = subprocess.Popen(
-            ["bash", "-c", script],
-            pass_fds=(theirs_in, theirs_out),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        os.close(theirs_in), os.close(theirs_out)
-        self.read, self.write = os.fdopen(read, "rb"), os.fdopen(write, "wb")
+        self._start()
         self.count, self.session, self.buffer = 0, "", b""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -64,7 +53,7 @@ class Browser:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait()
         self.read.close()
         self.write.close()
         self.profile.cleanup()
@@ -106,7 +95,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 30) -> None:
+    def wait(self, expression: str, seconds: float = 600) -> None:
         """Wait until an expression is true, over a change of the page."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

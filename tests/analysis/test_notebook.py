@@ -29,7 +29,7 @@ def executed(parameters: Sequence[str] = ()) -> str:
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     cell.source = "\n".join([cell.source, *parameters])
     # In its own folder, as Jupyter starts it.
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    NotebookClient(notebook, timeout=1500, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     texts = [output.get("text") or output["data"].get("text/markdown", "") for output in outputs]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -51,7 +51,7 @@ def test_the_plain_grid_is_the_grid(mirrored: bool) -> None:
     torch.testing.assert_close(plain_grid(box, mirrored, 7), expected)
 
 
-def test_ratios_and_goals() -> None:
+def test_ratios_and_goals(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"published": [0.8, 1.6, 0.8], "cpu": [0.1, 0.1, 0.2]}
     timings = benchmark.Timings.from_seconds(times, batch=10)
     assert timings.milliseconds == pytest.approx({"published": 80, "cpu": 10})
@@ -59,10 +59,19 @@ def test_ratios_and_goals() -> None:
     assert "| 4.5: reached |" in benchmark.table("2 x 224", timings)[1]
     slow = benchmark.Timings.from_seconds({"published": [0.3], "cpu": [0.1]}, batch=10)
     assert "| 4.5: missed |" in benchmark.table("2 x 224", slow)[1]
-    slept = benchmark.with_workers({"a": lambda: (time.sleep(0.01) for _ in range(6))}, 1, 6, 1, ahead=2)
-    assert 9 < slept.milliseconds["a"] < 60
-    spun = benchmark.in_turns({"a": lambda: np.ones(100).sum()}, 3, 1)
-    assert spun.milliseconds["a"] < 10
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], thread_time=lambda: now[0])
+    monkeypatch.setattr(benchmark, "time", clock)
+
+    def work() -> None:
+        now[0] += 0.01
+
+    def batches() -> Iterator[None]:
+        for _ in range(6):
+            yield work()
+
+    assert benchmark.with_workers({"a": batches}, 1, 6, 1, ahead=2).milliseconds["a"] == pytest.approx(10)
+    assert benchmark.in_turns({"a": work}, 3, batch=2).milliseconds["a"] == pytest.approx(5)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@ writes."""
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import textwrap
@@ -37,12 +36,6 @@ FINETUNED = ["finetune=true", "taps=all", "flip=true", "optimizer.name=sgd", "op
 UNEVEN = ["data.scenes.val=19", "machine.val_batch_size=1"]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def words(parent: Path, runs: Path, options: list[str]) -> list[str]:
     return ["-m", "eval.segmentation", str(parent), "--config", CONFIG, *options, f"machine.runs={runs}"]
 
@@ -54,14 +47,14 @@ def environment(tiny_scenes: Path, **more: object) -> dict[str, str]:
 
 
 def torchrun(tiny_scenes: Path, arguments: list[str]) -> None:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    subprocess.run([sys.executable, *launcher, *arguments], env=environment(tiny_scenes), check=True, timeout=300)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([sys.executable, *launcher, *arguments], env=environment(tiny_scenes), check=True)
 
 
-def srun(tiny_scenes: Path, arguments: list[str]) -> list[int]:
+def srun(port: str, tiny_scenes: Path, arguments: list[str]) -> list[int]:
     """Two tasks with the environment that srun gives them; their exit codes."""
     step = {"SLURM_JOB_ID": 1, "SLURM_STEP_ID": 0, "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2, "SLURM_NODEID": 0}
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "SLURM_STEP_NODELIST": "localhost"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SLURM_STEP_NODELIST": "localhost"}
     tasks = [
         subprocess.Popen(
             [sys.executable, *arguments],
@@ -69,7 +62,7 @@ def srun(tiny_scenes: Path, arguments: list[str]) -> list[int]:
         )
         for rank in range(2)
     ]
-    return [task.wait(timeout=300) for task in tasks]
+    return [task.wait() for task in tasks]
 
 
 def the_run(runs: Path) -> Run:
@@ -78,7 +71,7 @@ def the_run(runs: Path) -> Run:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(scenes, tiny_scenes, parent, tmp_path, evaluate):
+def test_two_processes_equal_one(port, scenes, tiny_scenes, parent, tmp_path, evaluate):
     """Weights, statistics and losses within float tolerance; on the same weights, exactly the same scores."""
     options = [*scenes, *SMALL, *UNEVEN, *FINETUNED]
     two, one, again, srun_again = (tmp_path / name for name in ("two", "one", "again", "srun"))
@@ -97,7 +90,7 @@ def test_two_processes_equal_one(scenes, tiny_scenes, parent, tmp_path, evaluate
         shutil.copytree(two, runs)
         (the_run(runs).path / "result.json").unlink()
     evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={again}")
-    assert srun(tiny_scenes, words(parent, srun_again, options)) == [0, 0]
+    assert srun(port, tiny_scenes, words(parent, srun_again, options)) == [0, 0]
     for runs in (again, srun_again):
         assert {**the_run(runs).result(), "seconds": 0} == {**result, "seconds": 0}
     pictures = {(the_run(runs).path / "predictions.png").read_bytes() for runs in (two, again, srun_again)}
@@ -129,7 +122,7 @@ def test_accuracy_is_of_the_labelled_pixels_of_all_processes(tiny_scenes, parent
 
 
 @pytest.mark.slow
-def test_a_stop_of_one_process_is_everyones(scenes, tiny_scenes, parent, tmp_path, evaluate):
+def test_a_stop_of_one_process_is_everyones(port, scenes, tiny_scenes, parent, tmp_path, evaluate):
     driver = tmp_path / "driver.py"
     driver.write_text(
         textwrap.dedent("""
@@ -147,7 +140,7 @@ def test_a_stop_of_one_process_is_everyones(scenes, tiny_scenes, parent, tmp_pat
     )
     options = [*scenes, *SMALL, "machine.predictions=0"]
     both, alone = tmp_path / "both", tmp_path / "alone"
-    assert srun(tiny_scenes, [str(driver), *words(parent, both, options)[2:]]) == [75, 75]
+    assert srun(port, tiny_scenes, [str(driver), *words(parent, both, options)[2:]]) == [75, 75]
     assert the_run(both).state() == "interrupted"
     for runs in (both, alone):  # one process goes on where two stopped
         code, error, _ = evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={runs}")

@@ -56,7 +56,6 @@ def left_by(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # seconds; about 160 on a quiet core
 def test_killed_two_hundred_times_the_weights_are_the_same(tmp_path: Path, image_folder: Path) -> None:
     script = Path(__file__).with_name("kill_many.py")
     argv = [sys.executable, script, tmp_path, str(KILLS), "0", "--", *OPTIONS, f"data.root={image_folder}"]

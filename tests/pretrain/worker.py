@@ -2,11 +2,13 @@
 
 double     everything in float64, so that two ways of computing the same can be distinguished from two different things
 fail=R:S   process R fails at step S
+hold=S     step S is never done, so that a kill is met between S - 1 and it
 mixed      process 0 alone has a processor that computes bfloat16; each prints the precision that it takes
 """
 
 import os
 import sys
+import time
 
 import torch
 
@@ -41,6 +43,17 @@ def fail(rank: str, step: int) -> None:
     pretrain.train.training_step = fail_at_step
 
 
+def hold(step: int) -> None:
+    training_step = pretrain.train.training_step
+
+    def wait_at_step(training, batch, lr):
+        while training.state.step == step:
+            time.sleep(1)
+        return training_step(training, batch, lr)
+
+    pretrain.train.training_step = wait_at_step
+
+
 def mixed() -> None:
     training.computes_bfloat16 = lambda device: os.environ["RANK"] == "0"
     resume = training.Training.resume
@@ -61,4 +74,6 @@ if __name__ == "__main__":
     elif change.startswith("fail="):
         rank, step = change.removeprefix("fail=").split(":")
         fail(rank, int(step))
+    elif change.startswith("hold="):
+        hold(int(change.removeprefix("hold=")))
     run_command(main)

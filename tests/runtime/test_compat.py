@@ -16,7 +16,7 @@ def python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
     """Run code in a new interpreter that sees `path` before everything else."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
 
 
 def fake_torchvision(folder: Path, library: Path | None) -> Path:

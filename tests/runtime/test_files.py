@@ -75,7 +75,7 @@ def test_a_lock_ends_with_its_process_though_a_worker_lives_on(tmp_path):
         "with files.lock(Path(sys.argv[1])):\n"
         "    worker = os.fork()\n"
         "    print(worker, flush=True) if worker else None\n"
-        "    time.sleep(60)"
+        "    time.sleep(3600)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "lock")]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -17,7 +17,7 @@ from vicregl.errors import InvalidInputError
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     settings = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("other", ["data.py", "data/__init__.py", "vicregl/__init__.py"])

@@ -23,7 +23,7 @@ from runtime.rundir import Identity, open_run
 identity = Identity("pretrain", "net-alpha1", 1, {"loss": {"alpha": 1.0}})
 with open_run(sys.argv[1], identity, {}) as run:
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 

@@ -92,7 +92,7 @@ class Cluster:
         end_processes_of(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, *command: object, check: bool = True, timeout: float = 60) -> str:
+    def run(self, *command: object, check: bool = True, timeout: float = 600) -> str:
         """A client command's output; with `check`, one that fails raises with what it said."""
         done = subprocess.run(
             [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=timeout
@@ -121,14 +121,14 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
 
-    def wait_for_nodes(self, seconds: float = 120) -> None:
+    def wait_for_nodes(self) -> None:
         def ready() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %t", check=False).split("\n")
             up = [line for line in states if line and line.split()[1] in ("idle", "mix", "alloc", "comp", "resv")]
             return len(up) == len(NODES)
 
         try:
-            wait_until(ready, "both nodes are up", seconds)
+            wait_until(ready, "both nodes are up")
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.run('sinfo', '-R', check=False)}{self.logs()}") from error
 
@@ -188,9 +188,12 @@ class Cluster:
 
     def tasks_of(self, folder: Path) -> list[int]:
         """The Python processes of its jobs that run code of `folder`, without the srun that started them."""
-        argvs = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self._processes()}
-        started = os.fsencode(folder)
-        return [pid for pid, argv in argvs.items() if b"python" in argv[0] and any(started in a for a in argv[1:])]
+        started, tasks = os.fsencode(folder), []
+        for pid in self._processes():
+            with suppress(OSError):  # it has ended since
+                program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                tasks += [pid] * (b"python" in program and any(started in argument for argument in arguments))
+        return tasks
 
     def _processes(self) -> list[int]:
         return _processes_with(f"SLURM_CONF={self.folder}/".encode())
@@ -235,7 +238,7 @@ class Cluster:
         # It lives for minutes: nothing of it has to reach a disk.
         small = ["--innodb-flush-method=nosync", "--innodb-log-file-size=4M", "--innodb-buffer-pool-size=16M"]
         install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db"]
-        self.run(*install, "--auth-root-authentication-method=normal", *small, timeout=120)
+        self.run(*install, "--auth-root-authentication-method=normal", *small)
         self._start(
             "mariadbd",
             *["mariadbd", "--no-defaults", f"--datadir={data}", "--user=root", "--bind-address=127.0.0.1"],
@@ -265,7 +268,7 @@ class Cluster:
         return done.returncode == 0 and "DOWN" not in done.stdout
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 120, poll: float = 0.2) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 600, poll: float = 0.2) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -49,12 +49,12 @@ PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE Def
 SETTINGS = {
     "SchedulerParameters": "sched_interval=2,sched_min_interval=0,bf_interval=2,batch_sched_delay=0,defer",
     "InactiveLimit": "0",
-    "KillWait": "5",
+    "KillWait": "10",
     "MinJobAge": "300",
     "SlurmctldTimeout": "30",
-    "SlurmdTimeout": "15",
+    "SlurmdTimeout": "120",
     "MessageTimeout": "20",
-    "BatchStartTimeout": "10",
+    "BatchStartTimeout": "60",
     "CompleteWait": "0",
     "MaxArraySize": "1001",
     "SlurmctldParameters": "",  # preempt_send_user_signal: --signal also at preemption

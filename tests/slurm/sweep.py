@@ -73,7 +73,7 @@ class Sweep:
 
     def command(self, verb: str, *arguments: str, code: int = 0, **environment: str) -> str:
         process = self.start(verb, *arguments, **environment)
-        shown, _ = process.communicate(timeout=120)
+        shown, _ = process.communicate()
         assert process.returncode == code, shown
         return shown
 
@@ -106,7 +106,7 @@ class Sweep:
             }
         return found
 
-    def wait_for_end(self, runs: int, seconds: float = 300, hurry: bool = True) -> None:
+    def wait_for_end(self, runs: int, hurry: bool = True) -> None:
         """Until that many runs are done; jobs that went back into the queue need not wait out their two minutes."""
 
         idle = 0
@@ -123,7 +123,7 @@ class Sweep:
             return False
 
         try:
-            wait_until(done, f"{runs} runs are done", seconds, poll=0.5)
+            wait_until(done, f"{runs} runs are done", 1200, poll=0.5)
         except TimeoutError as error:
             raise TimeoutError(
                 f"{error}; done: {list(self.results())}; jobs: {self.jobs()}\n{self.logs(1500)}"
@@ -147,8 +147,8 @@ class Sweep:
         files = sorted(self.folder.glob("runs/jobs/*/logs/*_log.*"))
         return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-most:]}" for file in files)
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-        wait_until(condition, what, seconds)
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        wait_until(condition, what)
 
 
 def study(name: str = "light", steps: int = 20, evals: int = 2, **grid: list[Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_a_node_that_loses_power(cluster: Cluster, sweep: Sweep, truth: dict[str
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     cluster.start_node("n1")
-    sweep.wait_for(lambda: any("PENDING" in job and "pretrain" in job for job in sweep.jobs()), "it is requeued", 120)
+    sweep.wait_for(lambda: any("PENDING" in job and "pretrain" in job for job in sweep.jobs()), "it is requeued")
     release(sweep)
     sweep.wait_for_end(4)
     assert sweep.results() == truth
@@ -141,7 +141,7 @@ def test_a_cancelled_job_stays_cancelled(cluster: Cluster, sweep: Sweep) -> None
     submit_and_wait(sweep)
     jobs = [job.split()[1] for job in sweep.jobs() if "pretrain" in job]
     cluster.run("scancel", *jobs)
-    sweep.wait_for(lambda: not sweep.jobs_left(), "no job is left", 60)
+    sweep.wait_for(lambda: not sweep.jobs_left(), "no job is left")
     assert states(sweep) == {"CANCELLED"}
     assert sweep.logs().count("saved at step") == 2
     assert sweep.results() == {}

@@ -22,7 +22,6 @@ def test_two_processes_on_two_nodes(cluster: Cluster, image_folder: Path, tmp_pa
         *(f"data.root={image_folder}", "model.expander=32-32", "model.projector=16-16", "train.batch_size=16"),
         *("train.duration=3 steps", "optimizer.warmup=1 steps", "diagnostics_images=16", f"machine.runs={tmp_path}"),
         "machine.device=cpu",  # the cluster's GPUs are none
-        timeout=300,
     )
     assert said.count("2 processes") == 1  # one of them speaks
     assert "Warning" not in said

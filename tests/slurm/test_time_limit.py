@@ -24,7 +24,7 @@ def test_a_limit_hit_twice(told_by: str, session_cluster: Cluster, limited: dict
         recent = minutes == "0" and int(seconds) < 20
         return recent and bool(files) and files[0].read_text().count("started:") >= 3
 
-    sweep.wait_for(third_attempt, "its third job is at work", 400)
+    sweep.wait_for(third_attempt, "its third job is at work")
     (sweep.folder.parent / "hold").unlink()
     sweep.wait_for_end(2)
     assert sweep.results() == undisturbed(session_cluster, tmp_path, sweep.study)

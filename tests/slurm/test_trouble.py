@@ -44,9 +44,9 @@ def run_of(sweep: Sweep, alpha: str) -> Run:
     return Run(sweep.folder / "runs" / job_of(sweep, alpha).run)
 
 
-def wait_for_quiet(sweep: Sweep, seconds: float = 120) -> None:
+def wait_for_quiet(sweep: Sweep) -> None:
     """Until no job waits or runs."""
-    wait_until(lambda: not sweep.jobs_left(), "no job is left", seconds, poll=0.5)
+    wait_until(lambda: not sweep.jobs_left(), "no job is left", poll=0.5)
 
 
 def test_each_way_to_fail_has_its_class_and_retry_mends(cluster: Cluster, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_what_is_cancelled_stays_so_until_it_is_retried(cluster: Cluster, tmp_pa
     sweep.write("cluster.yaml", {**CLUSTER, "pretrain": {"parallel": 3}})  # alpha 1 waits
     sweep.submit()
     held = ("0", "0.25", "0.5")
-    sweep.wait_for(lambda: all(run_of(sweep, alpha).state() == "running" for alpha in held), "three runs are held", 90)
+    sweep.wait_for(lambda: all(run_of(sweep, alpha).state() == "running" for alpha in held), "three runs are held")
 
     cluster.run("scancel", job_of(sweep, "0.25").job)  # one task of the array, by hand
     assert "cancelled 1 of" in sweep.command("cancel", "--run", "pretrain loss.alpha=0.5")
@@ -134,15 +134,14 @@ def test_what_slurmctld_forgot_in_a_crash_is_submitted_again(cluster: Cluster, t
     sweep.write("pretrain.yaml", {"machine": {"hold": str(hold), "save_steps": 1}})
     with cluster.crash_and_forget():
         sweep.submit()
-        sweep.wait_for(lambda: {run_of(sweep, alpha).state() for alpha in ("0.5", "1")} == {"running"}, "both run", 90)
+        sweep.wait_for(lambda: {run_of(sweep, alpha).state() for alpha in ("0.5", "1")} == {"running"}, "both run")
         array = array_id(job_of(sweep, "0.5").job)
         sweep.wait_for(
             lambda: sorted(cluster.run("sacct", "-X", "-n", "-P", "-j", array, "-o", "State").split()) == ACCOUNTED,
             "accounting knows the array as it is",
-            90,
         )
     ended = ("interrupted", "failed")
-    sweep.wait_for(lambda: all(run_of(sweep, alpha).state() in ended for alpha in ("0.5", "1")), "both are ended", 90)
+    sweep.wait_for(lambda: all(run_of(sweep, alpha).state() in ended for alpha in ("0.5", "1")), "both are ended")
     hold.unlink()
     assert not any(run_of(sweep, alpha).path.exists() for alpha in ("0", "0.25"))
     assert kinds(status(sweep, code=1)) == dict.fromkeys(("0.5", "1.0", "0.0", "0.25"), "lost")
@@ -163,7 +162,7 @@ def test_a_parent_that_slurm_has_forgotten_is_not_evaluated(cluster: Cluster, tm
         sweep.submit()
         parent = job_of(sweep, "0.5").job
         sweep.wait_for(lambda: run_of(sweep, "0.5").failure() is not None, "the pretraining has failed")
-        wait_until(lambda: parent not in cluster.run("squeue", "-h", "-t", "all", "-o", "%i"), "it is purged", 150)
+        wait_until(lambda: parent not in cluster.run("squeue", "-h", "-t", "all", "-o", "%i"), "it is purged")
         assert kinds(status(sweep, code=1)) == {"": "exception"}
 
         array = next(json.loads(f.read_text()) for f in sweep.folder.glob("runs/jobs/*/arrays/*linear*.json"))
@@ -175,7 +174,7 @@ def test_a_parent_that_slurm_has_forgotten_is_not_evaluated(cluster: Cluster, tm
             submit += [f"--export=ALL,PYTHONPATH={PROJECT}", f"--output={sweep.folder}/%j.out"]
             job = cluster.run(*submit, f"--wrap={' '.join(map(str, command))}").strip()
             log = sweep.folder / f"{job}.out"
-            wait_until(lambda log=log: log.exists() and "error: " in log.read_text(), "the evaluation has refused", 120)
+            wait_until(lambda log=log: log.exists() and "error: " in log.read_text(), "the evaluation has refused")
             assert "is failed, and only a pretrain" in log.read_text()
         assert not list(sweep.folder.glob("runs/*/*/result.json"))
     finally:

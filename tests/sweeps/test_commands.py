@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,8 +119,14 @@ def test_squeue_where_accounting_is_off(commands: Fake) -> None:
 
 
 def test_squeue_where_accounting_is_slow(commands: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_commands, "QUERY_SECONDS", 1.0)
-    commands("sacct", seconds=60)
+    run = slurm_commands._run
+
+    def without_patience(argv: Sequence[str], timeout_s: float) -> CompletedProcess[str]:
+        assert timeout_s == slurm_commands.QUERY_SECONDS
+        return run(argv, timeout_s=1.0 if argv[0] == "sacct" else None)
+
+    monkeypatch.setattr(slurm_commands, "_run", without_patience)
+    commands("sacct", seconds=3600)
     commands("squeue", recorded("squeue_working.txt"))
     assert query(["1_4"])["1_4"].source == "squeue"
 
@@ -212,15 +220,18 @@ def test_jobs_by_name(commands: Fake) -> None:
 
 
 def test_a_restarting_controller_is_waited_for_and_a_refusal_is_shown(commands: Fake, monkeypatch) -> None:
-    monkeypatch.setattr(slurm_commands, "RESTART_SECONDS", 1.0)
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(slurm_commands, "time", clock)
+    monkeypatch.setattr(slurm_commands, "RESTART_SECONDS", 3.0)  # calls are two seconds apart
     calls = commands("scontrol", code=1, error="slurm_load_ctl_conf error: Unable to contact slurm controller")
     with pytest.raises(UserError, match="Unable to contact slurm controller"):
         slurm_commands.max_array_size()
-    assert len(calls.read_text().splitlines()) == 2
+    assert len(calls.read_text().splitlines()) == 3
     commands("sbatch", code=1, error="sbatch: error: invalid partition specified: nowhere")
     with pytest.raises(UserError, match="sbatch: error: invalid partition specified: nowhere"):
         slurm_commands.test_only("#!/bin/sh")
-    assert len(calls.read_text().splitlines()) == 3
+    assert len(calls.read_text().splitlines()) == 4
 
 
 def test_jobs_that_ended_meanwhile_need_no_cancelling(commands: Fake) -> None:

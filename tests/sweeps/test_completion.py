@@ -157,7 +157,7 @@ class Shell:
     def send(self, keys: str, until: str) -> str:
         """Type the keys, and return what the terminal shows up to a line that begins with `until`."""
         os.write(self.terminal, keys.encode())
-        shown, deadline = "", time.monotonic() + 60
+        shown, deadline = "", time.monotonic() + 600
         while not re.search(rf"^{until}", shown.replace("\r", "\n"), re.MULTILINE):
             assert time.monotonic() < deadline, shown
             if select.select([self.terminal], [], [], 1)[0]:

@@ -134,7 +134,7 @@ def test_a_killed_run_names_the_signal(small: Graph, capsys: Capture, folder: Pa
     wait_until(lambda: len(working_pids(folder)) == 2)
     for pid in working_pids(folder):
         os.kill(pid, 9)
-    shown, _ = sweep.communicate(timeout=60)
+    shown, _ = sweep.communicate()
     assert "it was killed by SIGKILL" in shown
     assert status(capsys)["pretrain loss.alpha=0.5"]["failure"]["kind"] == "lost"  # type: ignore[index]
 

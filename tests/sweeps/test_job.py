@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,18 +20,19 @@ from sweeps.failures import classify
 from sweeps.slurm import job
 from sweeps.slurm.job import Supervisor
 
-# Saves and ends with 75 on a signal, and names it; the signal may come before the handler is set.
+# Its job gets a signal, and passes it on, while it imports. It saves then, names the signal and ends with 75.
 STAGE = """
-import signal, sys, time
-print("imports", flush=True)
-time.sleep(0.5)
+import os, signal, sys, time
+os.kill(os.getppid(), signal.SIGUSR2)
+while signal.SIGUSR2 not in signal.sigpending():
+    time.sleep(0.01)
 def stop(number, frame):
     print("saved after", signal.Signals(number).name, flush=True)
     sys.exit(75)
 for number in (signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, stop)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGUSR2))
-time.sleep(30)
+time.sleep(3600)
 """
 
 
@@ -64,8 +64,6 @@ def test_a_signal_while_the_run_imports_is_not_lost(
 ) -> None:
     asked = []
     monkeypatch.setattr(job, "requeue", lambda number: asked.append(number))  # no scheduler here
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
-    signal.pthread_sigmask(signal.SIG_BLOCK, job.STOP_SIGNALS)
     assert supervise(array, "-c", STAGE).run() == Unfinished.exit_code
     assert "saved after SIGUSR2" in capfd.readouterr().out
     assert asked == ["7"]

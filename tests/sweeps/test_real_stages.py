@@ -46,28 +46,26 @@ def sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_a_study_killed_half_way_goes_on_and_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(STUDY.format(project=PROJECT))
     first = sweep(tmp_path, "sweeps", "run", "tiny.yaml", "--workers", "2")
-    deadline = time.monotonic() + 300
     while not list(tmp_path.glob("runs/pretrain/*/heartbeat.json")):
-        assert time.monotonic() < deadline
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.1)
     first.send_signal(signal.SIGKILL)
     first.communicate()
 
     second = sweep(tmp_path, "sweeps", "run", "tiny.yaml", "--workers", "2")
-    shown, _ = second.communicate(timeout=500)
+    shown, _ = second.communicate()
     assert second.returncode == 0, shown
     assert "all 9 runs done" in shown
 
     status = sweep(tmp_path, "sweeps", "status", "tiny.yaml", "--json")
-    assert json.loads(status.communicate(timeout=120)[0])["counts"] == {"done": 9}
-    began = time.monotonic()
+    assert json.loads(status.communicate()[0])["counts"] == {"done": 9}
+    files = {file: file.read_bytes() for file in tmp_path.glob("runs/*/*/*") if file.is_file()}
     third = sweep(tmp_path, "sweeps", "run", "tiny.yaml")
-    assert "nothing was left to do" in third.communicate(timeout=120)[0]
-    assert time.monotonic() - began < 30  # seconds; the bound is for a machine that is busy with other things
+    assert "nothing was left to do" in third.communicate()[0]
+    assert files == {file: file.read_bytes() for file in tmp_path.glob("runs/*/*/*") if file.is_file()}
 
     report = sweep(tmp_path, "analysis", "tiny.yaml")
-    shown, _ = report.communicate(timeout=120)
+    shown, _ = report.communicate()
     assert report.returncode == 0, shown
     frame = pd.read_csv(tmp_path / "reports" / "tiny" / "results.csv")
     assert len(frame) == 6

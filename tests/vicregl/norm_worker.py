@@ -55,7 +55,7 @@ def compare(norm: nn.Module, shape: tuple[int, ...], share: slice, compiled: boo
 
 
 def main() -> None:
-    dist.init_process_group("gloo", timeout=timedelta(minutes=2))
+    dist.init_process_group("gloo", timeout=timedelta(minutes=20))
     shares = SHARES[dist.get_world_size()]
     start = sum(shares[: dist.get_rank()])
     for kernels in (False, True):
