@@ -6,6 +6,8 @@ STUDY ?= sweeps/studies/quickstart.yaml
 WORKERS ?= 2
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
+# Whole files, so that what a file's tests share is made once, in the order of tests/conftest.py.
+BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install headless install-slurm install-report study reports site docs check-reports test test-fast lint format schemas smoke clean
 
@@ -51,14 +53,14 @@ test: $(INSTALLED)  ## run every test that can run here
 	@# SLURM's tests mostly wait, so they run beside the others; their output is shown afterwards.
 	@mkdir -p build; export OMP_NUM_THREADS=1; \
 	  $(RUN) -m pytest -m slurm > build/slurm-tests.txt 2>&1 & slurm=$$!; \
-	  $(RUN) -m pytest -m 'not slurm and not gpu' -n $(WORKERS); others=$$?; \
+	  $(RUN) -m pytest -m 'not slurm and not gpu' $(BY_FILE); others=$$?; \
 	  $(RUN) -m pytest -m gpu -rs; gpu=$$?; \
 	  wait $$slurm; slurm=$$?; cat build/slurm-tests.txt; \
 	  echo "exit codes: $$slurm of SLURM's tests, $$gpu of the GPU's, $$others of the others"; \
 	  [ $$slurm$$gpu$$others = 000 ]
 
 test-fast: $(INSTALLED)  ## run the tests that take seconds
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) -m 'not slow and not slurm and not gpu'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(BY_FILE) -m 'not slow and not slurm and not gpu'
 
 lint: $(INSTALLED)  ## check with ruff and mypy, and the order of imports
 	$(RUN) -m ruff check .

@@ -25,13 +25,13 @@ from safetensors.torch import save_file
 
 from benchmarks import conditions
 from benchmarks.data_cases import write_images
+from runtime import import_path
 from runtime.errors import UserError, run_command
-from runtime.provenance import import_path
 from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
 
 OUT = Path(__file__).with_name("evaluation.md")
-BATCH = 8
+ARCH, BATCH = "resnet50", 8
 LINEAR = ["linear", "learning_rates=[0.01,0.1]", "epochs=2", "held_out=0.1"]
 CASES = {
     "linear, random crops, 2 epochs": LINEAR,
@@ -50,14 +50,14 @@ class Inputs:
     def make(cls, folder: Path, images: int) -> Inputs:
         write_images(folder / "images", images)
         torch.manual_seed(0)
-        save_file(create_backbone(BackboneConfig("resnet50")).trunk.state_dict(), folder / "resnet50.safetensors")
+        save_file(create_backbone(BackboneConfig(ARCH)).trunk.state_dict(), folder / "weights.safetensors")
         return cls(folder)
 
     def run(self, case: Sequence[str], processes: int) -> dict[str, float]:
         """Return result.json of an evaluation, whose directory is removed. UserError where it fails."""
         stage, *options = case
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        weights = ["--weights", f"{self.folder}/resnet50.safetensors", "--arch", "resnet50"]
+        weights = ["--weights", f"{self.folder}/weights.safetensors", "--arch", ARCH]
         config = ["--config", f"eval/configs/{stage}_imagenet.yaml", "data.name=imagefolder"]
         places = [f"data.root={self.folder}/images", f"machine.runs={self.folder}/runs"]
         machine = ["machine.workers=0", "machine.threads=1", f"batch_size={BATCH}"]

@@ -9,12 +9,14 @@ one run is left in peace: FOLDER/done/0. Prints how many were killed, and which 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,8 +40,15 @@ def attempt(argv: list[str], log: Path) -> int:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = ["pretrain", *argv]
-    run_command(command.main)
-    os._exit(99)  # not reached: run_command leaves the process
+    status = 1
+    try:
+        run_command(command.main)
+    except SystemExit as end:
+        status = end.code or 0
+    except Exception:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(status)  # without the second in which the interpreter cleans up
 
 
 def main(folder: Path, kills: int, seed: int, argv: list[str]) -> None:
@@ -47,6 +56,7 @@ def main(folder: Path, kills: int, seed: int, argv: list[str]) -> None:
     runs, done = folder / "runs", folder / "done"
     done.mkdir()
     argv = [*argv, f"machine.runs={runs}"]
+    gc.freeze()  # or each child's first collections would copy the memory of this process
     process = attempt(argv, folder / "log.txt")
     _, status, used = os.wait4(process, 0)
     if status:

@@ -17,6 +17,7 @@ CLOCKS = ("time", "second", "data_wait", "memory", "seconds_per_step")  # of a r
 OPTIONS = [
     "--config=pretrain/configs/quickstart.yaml",
     "data.name=imagefolder",
+    "model.backbone.args={width_factor: 0.25}",
     "model.expander=32-32",
     "model.projector=16-16",
     "train.batch_size=4",

@@ -52,9 +52,9 @@ SETTINGS = {
     "KillWait": "10",
     "MinJobAge": "300",
     "SlurmctldTimeout": "30",
-    "SlurmdTimeout": "120",
+    "SlurmdTimeout": "15",
     "MessageTimeout": "20",
-    "BatchStartTimeout": "60",
+    "BatchStartTimeout": "10",
     "CompleteWait": "0",
     "MaxArraySize": "1001",
     "SlurmctldParameters": "",  # preempt_send_user_signal: --signal also at preemption

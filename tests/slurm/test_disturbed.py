@@ -71,13 +71,17 @@ def test_preempted_by_a_partition_of_higher_priority(
 
 
 def test_slurmd_of_a_node_killed_and_started_again(cluster: Cluster, sweep: Sweep, truth: dict[str, Any]) -> None:
-    """Jobs outlive their daemon."""
-    submit_and_wait(sweep)
-    cluster.kill("slurmd-n1", signal.SIGKILL)
-    release(sweep)
-    sweep.wait_for(lambda: len(sweep.results()) >= 2, "the pretrainings are done")
-    cluster.start_node("n1")
-    sweep.wait_for_end(4)
+    """Jobs outlive their daemon, where SLURM does not take the node for dead before they end."""
+    cluster.configure(SlurmdTimeout="600")
+    try:
+        submit_and_wait(sweep)
+        cluster.kill("slurmd-n1", signal.SIGKILL)
+        release(sweep)
+        sweep.wait_for(lambda: len(sweep.results()) >= 2, "the pretrainings are done")
+        cluster.start_node("n1")
+        sweep.wait_for_end(4)
+    finally:
+        cluster.configure(SlurmdTimeout="15")
     assert sweep.results() == truth
     assert not at_work(sweep, attempts=2)
 
