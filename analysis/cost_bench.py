@@ -25,9 +25,10 @@ from runtime.console import make_parser
 from runtime.device import available_cores
 from runtime.errors import UserError, run_command
 from runtime.rundir import Run
+from sweeps.checkpoints import PRETRAIN
 from sweeps.graph import Node, build
 from sweeps.keys import as_text
-from sweeps.study import PRETRAIN, is_seed, load_study
+from sweeps.study import is_seed, load_study
 
 IDLE = 0.5  # processes a core that want to run, by the load of the last minute; above it a machine is busy
 

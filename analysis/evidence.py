@@ -29,7 +29,7 @@ def _capital(text: str) -> str:
 
 
 def row_label(summary: Summary, row: Row) -> str:
-    """Name a row for a sentence: a control by its name, a setting by its values, of which a word needs no key (true and false do)."""
+    """Name a row for a sentence: a control by its name, a setting by its values, of which a word needs no key."""
     words = label(summary.study, summary.row_keys[0], row.varied)
     is_word = len(row.values) == 1 and words[:1].isalpha() and not isinstance(row.varied, bool)
     return row.control or (words if is_word else short_labels(summary.study, summary.row_keys, row.values))

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 from sweeps.keys import as_text
 from sweeps.study import CHECKPOINT, METHOD, Study
 

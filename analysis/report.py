@@ -26,7 +26,7 @@ from analysis.results import commit_text, commits, load_results, marks_of, prove
 from analysis.settings import settings_table
 from runtime import files
 from runtime.errors import UserError
-from sweeps.study import PRETRAIN
+from sweeps.checkpoints import PRETRAIN
 
 RESULTS = "results.csv"
 CURVES = "training"  # the one figure that results.csv cannot draw: it shows what the runs logged

@@ -15,8 +15,8 @@ from analysis.published import POINTS, read_points
 from analysis.results import history_of, load_results, results_of
 from analysis.summary import Summary, summarize
 from analysis.tables import DIAGNOSTICS
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.graph import build
 from sweeps.study import Study, load_study
 

@@ -27,9 +27,10 @@ import pandas as pd
 from analysis.labels import project_path
 from runtime.config_keys import flatten
 from runtime.errors import UserError
+from sweeps.checkpoints import PRETRAIN
 from sweeps.graph import Graph, Node, Point, build
 from sweeps.keys import as_text
-from sweeps.study import PRETRAIN, Study, load_study
+from sweeps.study import Study, load_study
 
 # The state of a run whose result.json holds no mapping.
 DAMAGED = "damaged"

@@ -8,7 +8,8 @@ import pandas as pd
 
 from analysis.labels import NONE, value_text
 from analysis.render import Column, Table
-from sweeps.study import PRETRAIN, Study
+from sweeps.checkpoints import PRETRAIN
+from sweeps.study import Study
 
 PROTOCOL = "score.protocol"
 # A row of the table of settings -> the columns of the results that it is in, by the stage's own name for it.

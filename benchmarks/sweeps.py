@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from benchmarks import conditions
-from runtime import provenance
+from runtime import import_path, provenance
 from sweeps.graph import Graph, Node, build
 from sweeps.study import load_study
 
@@ -180,9 +180,7 @@ def measure(folder: Path, verb: str) -> Measurement:
     if verb == "plan":
         argv += ["--cluster", "slurm", "--cluster-config", str(folder / "cluster.yaml")]
         (folder / "cluster.yaml").write_text("all: {gpus: 1}\n", encoding="utf-8")
-    environment = (
-        os.environ | provenance.import_path() | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
-    )
+    environment = os.environ | import_path() | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
     output = folder / f"{verb}.txt"
     command = [sys.executable, "-c", _STARTER, str(output), sys.executable, "-m", *argv]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, encoding="utf-8")

@@ -84,7 +84,7 @@ class CacheReader:
         self.paths = dataset.images("train").paths
         self._pixels: Pixels | None = None
         repeat = f"python -m data.cache {dataset.name} --short-side {short_side} root={dataset.root} makes it"
-        done = files.read_json(self.folder / "done.json")
+        done = files.read_json_object(self.folder / "done.json")
         if done is None:
             raise UserError(f"the cache {self.folder} is not finished; {repeat}")
         refuse_other_source(self.folder, describe_source(dataset, short_side))
@@ -163,7 +163,7 @@ def _stamp(paths: Sequence[Path], root: Path) -> bytes:
 
 def refuse_other_source(folder: Path, source: dict[str, Any]) -> None:
     """Raise UserError if a cache was made from other files than there are now."""
-    made_from = files.read_json(folder / "source.json") or {}
+    made_from = files.read_json_object(folder / "source.json") or {}
     changed = [f"{key} was {made_from.get(key)!r}" for key in source if made_from.get(key) != source[key]]
     if changed:
         raise UserError(

@@ -19,12 +19,11 @@ from data.check_files import SPLITS, Findings, check_images, check_masks, check_
 from data.config import DataConfig
 from data.images import Pixels, read_image
 from data.layout import SegmentationLayout
+from runtime import PROJECT, files
 from runtime import config as configs
-from runtime import files
 from runtime.config import Config, require
 from runtime.console import make_parser
 from runtime.errors import UserError, run_command
-from runtime.provenance import PROJECT
 
 T = TypeVar("T")
 

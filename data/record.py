@@ -30,8 +30,10 @@ def record_data(run: Path, config: DataConfig, dataset: Dataset, splits: Sequenc
     if not _needs_record(config):
         return
     folder = str(config.folder.resolve())
-    if (files.read_json(run / FILE) or {}).get("root") != folder:
-        files.write_json(run / FILE, {"root": folder, "files": {split: digest(dataset, split) for split in splits}})
+    if (files.read_json_object(run / FILE) or {}).get("root") != folder:
+        digests = {split: digest(dataset, split) for split in splits}
+        # The names of the labels 0, 1, ...: which are theirs is an assumption about shards.
+        files.write_json(run / FILE, {"root": folder, "classes": dataset.classes, "files": digests})
 
 
 def refuse_other_data(run: Path, config: DataConfig) -> None:
@@ -39,7 +41,7 @@ def refuse_other_data(run: Path, config: DataConfig) -> None:
 
     In the same folder, files may be repaired. A folder that is missing here is left to what reads it.
     """
-    if not _needs_record(config) or (record := files.read_json(run / FILE)) is None:
+    if not _needs_record(config) or (record := files.read_json_object(run / FILE)) is None:
         return
     folder = config.folder
     if not folder.is_dir() or str(folder.resolve()) == record["root"]:
@@ -59,7 +61,7 @@ def refuse_other_data(run: Path, config: DataConfig) -> None:
 
 def recorded_root(run: Path) -> Layer:
     """Return a layer for a config: as data.root the folder that the run read, if it is still there."""
-    root = (files.read_json(run / FILE) or {}).get("root")
+    root = (files.read_json_object(run / FILE) or {}).get("root")
     return str(run / FILE), {"data": {"root": root}} if root and os.path.isdir(root) else {}
 
 

@@ -72,8 +72,8 @@ def damage(folder: Path) -> str | None:
     """Compare the files and bytes of a scenes folder with complete.json; return the first difference, or None."""
     if not folder.is_dir():
         return "there is no such folder"
-    complete = files.read_json(folder / "complete.json")
-    if not isinstance(complete, dict) or "contents" not in complete:
+    complete = files.read_json_object(folder / "complete.json")
+    if complete is None or "contents" not in complete:
         return "complete.json is missing or damaged"
     actual = _contents(folder)
     for name in sorted(complete["contents"].keys() | actual.keys()):

@@ -8,8 +8,13 @@ images in the same order, hence the same run. A split's shards are all files of 
 
 with val or validation for the other split. A sample of a tar is KEY.jpg (.png, ...) and its label, the text of KEY.cls
 or "label" in KEY.json; a row of parquet has its image and label in the columns that Hugging Face's features describe
-so, or in `image` and `label`. Labels are the numbers 0, 1, ... of sorted class folders. Names of the classes are those
-of the features, or the folders in the names of a tar's images; if there are none, the numbers.
+so, or in `image` and `label`. Names of the classes are those of the features, or the folders in the names of a tar's
+images; if there are none, the numbers.
+
+Labels are taken for the numbers 0, 1, ... of sorted class folders, which nothing in a shard proves. Scores do not
+depend on it, because both splits number alike (names are compared, where shards have them); the order of the images
+does, hence which run it is: shards that number otherwise are other data than their folder. data.json names the classes
+in the order of the labels, and `python -m data.check` that of label 0.
 
 Images are ordered as in folders: by label, then by name, which is "filename" in KEY.json, else KEY.jpg itself, in
 parquet the image's path; images of equal names by shard and place in it.
@@ -78,22 +83,31 @@ class Shards:
 def find_shards(root: Path, split: str) -> list[Path]:
     """Return the shards of "train" or "val" by name; none if there are none.
 
-    Raises UserError where several sets fit, or one of `-of-00294` is missing.
+    Raises UserError where several sets fit, a name is of both splits, or one of `-of-00294` is missing.
     """
     own = [root / name for name in _FOLDERS[split]]
-    word = re.compile(rf"(?<![a-zA-Z])({'|'.join(_FOLDERS[split])})(?![a-zA-Z])")
     sets: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for folder in (*own, root, root / "data"):
         for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
             suffix = os.path.splitext(name)[1]
-            if suffix in _SUFFIXES and not name.startswith(".") and (folder in own or word.search(name)):
-                sets[folder, suffix].append(folder / name)
+            named = [split] if folder in own else _splits_in(name)
+            if suffix not in _SUFFIXES or name.startswith(".") or split not in named:
+                continue
+            if len(named) > 1:
+                raise UserError(f"the name of the shard {folder / name} is of {' and of '.join(named)}; name one split")
+            sets[folder, suffix].append(folder / name)
     if len(sets) > 1:
         places = " and ".join(f"{len(shards)} {suffix} files in {folder}" for (folder, suffix), shards in sets.items())
         raise UserError(f"{root} has several sets of {split} shards: {places}; keep one of them there")
     shards = next(iter(sets.values()), [])
     _refuse_missing(shards)
     return shards
+
+
+def _splits_in(name: str) -> list[str]:
+    """Return the splits that the name of a file has as words."""
+    words = {split: f"(?<![a-zA-Z])({'|'.join(names)})(?![a-zA-Z])" for split, names in _FOLDERS.items()}
+    return [split for split, word in words.items() if re.search(word, name)]
 
 
 def _refuse_missing(shards: Sequence[Path]) -> None:
@@ -210,8 +224,8 @@ def _bytes_file(shard: Path) -> Path:
 
 def _load(shard: Path) -> Contents | None:
     """Return the index of a shard; None if there is none of this version of it."""
-    document = files.read_json(_beside(shard, ".json"))
-    if document is None or document["stamp"] != _stamp(shard) or not _bytes_file(shard).is_file():
+    document = files.read_json_object(_beside(shard, ".json"))
+    if document is None or document.get("stamp") != _stamp(shard) or not _bytes_file(shard).is_file():
         return None
     contents = Contents(**document["contents"])
     contents.images = [PackedImage(*image) for image in contents.images]

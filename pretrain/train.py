@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from pretrain.checkpoint import save_backbone
-from pretrain.logger import Logger, final_scores
+from pretrain.log import TrainingLog, final_scores
 from pretrain.optimizers import learning_rate
 from pretrain.step import training_step
 from pretrain.training import Training
@@ -22,7 +22,7 @@ NONE, SAVE, TIME_LIMIT = 0, 1, 1000
 def train(training: Training) -> dict[str, Any]:
     """Train to the last step and return the scores of result.json; a stop request raises Unfinished."""
     config, state = training.config, training.state
-    log = Logger(training)
+    log = TrainingLog(training)
     with stop_request() as stop:
         for batch in training.loader.batches(state.step, training.total_steps):
             lr = learning_rate(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # The base class is defined in the library, the lowest layer: `except UserError` catches its errors and ours.
-from vicregl.errors import UserError as UserError
+from vicregl.errors import UserError as UserError  # noqa: PLC0414
 
 
 @contextmanager

@@ -117,6 +117,12 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """Return the file's mapping; None also where it holds another value, which none of our files does."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else None
+
+
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .jsonl file, without a last line that a killed process left incomplete."""
     if not path.exists():

@@ -15,9 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from runtime import PACKAGES, files
-from runtime import PROJECT as PROJECT
-from runtime import import_path as import_path
+from runtime import PACKAGES, PROJECT, files
 from runtime.device import available_cores, driver_version
 from runtime.world import world_from_environment
 
@@ -99,8 +97,7 @@ def code() -> Code:
 
 def _snapshot() -> dict[str, Any] | None:
     """Read the record of a copy for a submission; None elsewhere."""
-    record = files.read_json(PROJECT / SNAPSHOT)
-    return record if isinstance(record, dict) else None
+    return files.read_json_object(PROJECT / SNAPSHOT)
 
 
 def checkout_files(*which: str) -> list[str]:

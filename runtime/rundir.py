@@ -107,13 +107,13 @@ class Run:
         return f"\n{text}".partition("\nattempts:")[2]
 
     def result(self) -> dict[str, Any] | None:
-        return files.read_json(self.path / "result.json")
+        return files.read_json_object(self.path / "result.json")
 
     def failure(self) -> dict[str, Any] | None:
-        return files.read_json(self.path / "failure.json")
+        return files.read_json_object(self.path / "failure.json")
 
     def heartbeat(self) -> dict[str, Any] | None:
-        return files.read_json(self.path / "heartbeat.json")
+        return files.read_json_object(self.path / "heartbeat.json")
 
     def state(self) -> str:
         """Return new, running, done, failed, or interrupted (started, and no process works on it)."""

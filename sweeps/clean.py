@@ -11,12 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from runtime import files
-from sweeps.checkpoints import RUN
+from sweeps.checkpoints import PRETRAIN, RUN
 from sweeps.graph import Graph, Node
 from sweeps.slurm import commands
 from sweeps.slurm.records import submissions
 from sweeps.status import RunStatus, read_status
-from sweeps.study import PRETRAIN
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def clear_cancelled(run: Run) -> None:
 
 def is_cancelled(run: Run, since: float = 0.0) -> bool:
     """Whether it was cancelled after `since` (seconds since 1970)."""
-    record = files.read_json(run.path / _CANCELLED_FILE)
-    return isinstance(record, dict) and float(record.get("time") or 0.0) >= since
+    record = files.read_json_object(run.path / _CANCELLED_FILE)
+    return record is not None and float(record.get("time") or 0.0) >= since
 
 
 def classify(run: Run, info: JobInfo | None = None, logs: Sequence[Path] = ()) -> Failure:

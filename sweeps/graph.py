@@ -22,10 +22,10 @@ from runtime.config_keys import Layer, lookup, merge, nested
 from runtime.errors import UserError, errors_at
 from runtime.rundir import Identity, Run
 from runtime.yaml_files import file_layers, parse_overrides
-from sweeps.checkpoints import RUN, WEIGHTS, CheckpointPart, EvalChange, open_finished
+from sweeps.checkpoints import PRETRAIN, RUN, WEIGHTS, CheckpointPart, EvalChange, open_finished
 from sweeps.keys import as_override, check_keys, require_machine_keys
 from sweeps.stages import Stage, get_stage
-from sweeps.study import CHECKPOINT, METHOD, PRETRAIN, EvalPart, PretrainPart, Study, is_seed
+from sweeps.study import CHECKPOINT, METHOD, EvalPart, PretrainPart, Study, is_seed
 
 PARENT_STAGES = (PRETRAIN, WEIGHTS)
 

@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime import files
+from runtime import files, import_path
 from runtime.errors import UserError
-from runtime.provenance import import_path
 from runtime.rundir import ELSEWHERE
 from sweeps.failures import ASK_OWNER, clear_cancelled, oom_kills
 from sweeps.graph import Graph, Node
@@ -187,8 +186,7 @@ def read_background(graph: Graph) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except BlockingIOError:
-        record = files.read_json(folder / "process.json")
-        return record if isinstance(record, dict) else {}  # it has the lock, and not yet a record
+        return files.read_json_object(folder / "process.json") or {}  # it has the lock, and not yet a record
     return None
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from typing import Any, get_origin
 
-from runtime import files
+from runtime import PROJECT, files
 from runtime.config import Config
 from runtime.config_keys import types_of
-from runtime.provenance import PROJECT
 from sweeps import stages
-from sweeps.study import PRETRAIN, Study
+from sweeps.checkpoints import PRETRAIN
+from sweeps.study import Study
 
 FOLDER = PROJECT / "schemas"
 

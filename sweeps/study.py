@@ -42,8 +42,7 @@ from runtime.errors import UserError
 from runtime.imports import Imports
 from runtime.yaml_files import file_layers
 from sweeps import STUDIES, stages
-from sweeps.checkpoints import PRETRAIN as PRETRAIN
-from sweeps.checkpoints import CheckpointPart
+from sweeps.checkpoints import PRETRAIN, CheckpointPart
 from sweeps.keys import as_text
 
 KEPT = "kept"  # in `at`: every checkpoint of pretrain.keep_every

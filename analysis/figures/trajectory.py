@@ -20,7 +20,7 @@ from analysis.labels import short_labels
 from analysis.report_data import ReportData
 from analysis.summary import Row, Summary, summarize
 from runtime.config import Duration
-from sweeps.study import PRETRAIN
+from sweeps.checkpoints import PRETRAIN
 
 END = f"{PRETRAIN}.end"  # as a score: the length of a training
 _LINES = ("-", "--", ":", "-.")  # of the curves of a study with several

@@ -34,7 +34,7 @@ from runtime.errors import UserError
 from runtime.imports import Imports
 from runtime.yaml_files import file_layers
 from sweeps import stages
-from sweeps.study import PRETRAIN
+from sweeps.checkpoints import PRETRAIN
 
 USER_FILE = Path("~/.config/vicregl-bench/cluster.yaml")
 _SLURM_CONFIGS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")

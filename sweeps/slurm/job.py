@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime import files
+from runtime import files, import_path
 from runtime.errors import BusyError, Unfinished, UserError
-from runtime.provenance import import_path
 from runtime.rundir import Run
 from sweeps.failures import is_cancelled, oom_kills, record_death, shell_code
 from sweeps.slurm import commands, parse

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime import files, provenance, yaml_files
-from runtime.provenance import PROJECT, SNAPSHOT, Code, NoCommitError
+from runtime import PROJECT, files, provenance, yaml_files
+from runtime.provenance import SNAPSHOT, Code, NoCommitError
 from runtime.rundir import ELSEWHERE
 
 JOBS = "jobs"
@@ -91,7 +91,7 @@ class Submission:
 
     def record(self, name: str, job: str) -> list[Job]:
         """Record that SLURM gave the job `name` the id `job`; return one Job per run."""
-        array = files.read_json(self.array_file(name)) or {"tasks": [], "resources": {}}
+        array = files.read_json_object(self.array_file(name)) or {"tasks": [], "resources": {}}
         tasks, now = array["tasks"], time.time()
         ids = [f"{job}_{index}" for index in range(len(tasks))] if len(tasks) > 1 else [job]
         jobs = [

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from analysis import cost_bench
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 
 STUDY = str(PROJECT / "sweeps" / "studies" / "smoke.yaml")
 

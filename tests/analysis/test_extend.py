@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 
 PACKAGES = ("analysis", "sweeps", "pretrain", "eval", "data", "runtime", "vicregl")
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -14,7 +14,7 @@ from analysis import published, render
 from analysis.render import Table
 from analysis.report_data import ReportData
 from analysis.tables import narrow_table, results_table
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 
 NASTY = Table(
     ["a_b & c", "x%", "words"], [[["50 #1 {x} ~^\\", "−1.0 ± 0.2", "one"]], [["*ctl*", "**3** (1 new)", "`two`"]]]

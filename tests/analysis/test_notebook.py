@@ -13,8 +13,8 @@ from nbclient import NotebookClient
 
 from analysis import load_report_data, load_results, render
 from analysis.tables import results_table
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.graph import Graph, build
 from sweeps.study import load_study
 from tests.analysis.conftest import write

@@ -13,8 +13,8 @@ from analysis.__main__ import main
 from analysis.questions import best, compare, find_row
 from analysis.report_data import ReportData
 from analysis.statistics import seeds_to_settle
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.graph import Graph
 
 ReportDataOf = Callable[..., ReportData]

@@ -25,9 +25,8 @@ from analysis.figures import tradeoff
 from analysis.pictures.__main__ import source
 from analysis.report import CAPTION, SOURCE, of_one_type, write_report
 from analysis.results import load_results
-from runtime import provenance
+from runtime import PROJECT, provenance
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.graph import Graph
 
 LATEX = ["published-rows-narrow.tex", "published-rows.tex", "table-narrow.tex", "table.tex"]

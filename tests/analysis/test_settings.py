@@ -8,7 +8,7 @@ import pytest
 from analysis.changes import changes
 from analysis.results import load_results, results_of
 from analysis.settings import settings_table
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 from runtime.yaml_files import read_yaml
 from sweeps.graph import build
 from sweeps.study import Study, load_study

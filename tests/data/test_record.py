@@ -13,9 +13,9 @@ from data.record import EVALUATION, PRETRAINING, record_data, refuse_other_data
 from eval.config import LinearConfig
 from eval.config import identity as eval_identity
 from pretrain.config import PretrainConfig, identity
+from runtime import PROJECT
 from runtime import config as configs
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.graph import build
 from sweeps.study import load_study
 

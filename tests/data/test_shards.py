@@ -95,6 +95,14 @@ def test_each_shard_is_indexed_once_and_again_when_it_changes(twin: Path, monkey
     assert not [file for file in files if file.suffix == ".tmp"]
 
 
+@pytest.mark.parametrize("text", ["[]", "3", "{}"])
+def test_an_index_that_is_damaged_is_made_again(twin: Path, text: str) -> None:
+    before = contents(twin, "train")
+    for index in (twin.parent / "indexes" / "shards").glob("*.json"):
+        index.write_text(text)
+    assert contents(twin, "train") == before
+
+
 def test_an_interrupted_indexing_continues(twin: Path, monkeypatch) -> None:
     whole = contents(twin, "train")
     shutil.rmtree(twin.parent / "indexes")
@@ -121,6 +129,14 @@ def test_shards_are_known_by_the_split_in_their_names(image_folder: Path, tmp_pa
     write_tar(tmp_path / "named" / "untrained-test-0000.tar", samples_of(image_folder / "val"))
     for split in ("train", "val"):
         assert contents(tmp_path / "named", split) == contents(image_folder, split)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("name", ["train_val_0.tar", "data/imagenet-validation-and-train.tar"])
+def test_a_shard_named_for_both_splits_is_refused(image_folder: Path, tmp_path: Path, name: str, split: str) -> None:
+    write_tar(tmp_path / "named" / name, samples_of(image_folder / "train"))
+    with pytest.raises(UserError, match=r"the name of the shard .*\.tar is of train and of val; name one split"):
+        opened(tmp_path / "named", split)
 
 
 def test_folders_come_first(tars: Path, image_folder: Path) -> None:
@@ -176,6 +192,13 @@ def test_a_run_may_go_on_with_the_tars_of_its_folder(image_folder: Path, tmp_pat
     assert record.digest(open_dataset(at(twin)), "train") == expected
     write_tar(twin / "train/000000.tar", samples_of(image_folder / "train")[3::3], form)
     assert record.digest(open_dataset(at(twin)), "train") != expected
+
+
+def test_the_record_of_a_run_names_the_classes_of_the_labels(twin: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VICREGL_IMAGEFOLDER", str(twin))
+    data = DataConfig(name="imagefolder")
+    record.record_data(tmp_path, data, open_dataset(data), record.PRETRAINING)
+    assert json.loads((tmp_path / record.FILE).read_text())["classes"] == [f"class{label}" for label in range(4)]
 
 
 def run_check(root: Path, tmp_path: Path, *arguments: str) -> None:

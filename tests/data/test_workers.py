@@ -14,8 +14,8 @@ import torch
 
 from data import workers
 from data.workers import WatchedLoader, in_order
+from runtime import import_path
 from runtime.errors import UserError
-from runtime.provenance import import_path
 
 ROOT = Path(__file__).resolve().parents[2]
 

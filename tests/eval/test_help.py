@@ -10,7 +10,7 @@ import pytest
 
 from eval import dense_knn, knn, linear, segmentation
 from eval.command import EvalArguments
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 
 
 @pytest.mark.parametrize("stage", ["linear", "knn", "dense_knn", "segmentation"])

@@ -10,8 +10,8 @@ from sklearn.datasets import load_sample_images
 from data.images import normalise, resize
 from eval import loaders
 from eval.sources import call_loader
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.study import load_study
 
 LITE0 = "eval.loaders:efficientnet_lite0"

@@ -21,10 +21,9 @@ from eval import segmentation
 from eval.mmseg_config import plain_config
 from eval.parent import open_parent
 from eval.segmentation_config import SegmentationConfig
-from runtime import compat
+from runtime import compat, import_path
 from runtime import config as configs
 from runtime.errors import UserError
-from runtime.provenance import import_path
 from runtime.rundir import Run
 from vicregl.sync_norm import SharedBatchNorm, synchronise
 

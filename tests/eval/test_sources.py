@@ -16,9 +16,9 @@ from eval.parent import choose_normalisation, load_parent_backbone, open_parent
 from eval.sources import assumed_images, digest_of_tensors, tag_file
 from eval.weights import import_weights, read_weights
 from eval.weights_config import WeightsConfig
+from runtime import PROJECT
 from runtime.config import MachineConfig
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from vicregl.backbones import create_backbone
 from vicregl.config import BackboneConfig
 from vicregl.errors import InvalidInputError

@@ -13,9 +13,9 @@ from eval.published import published_rows
 from pretrain import export
 from pretrain.config import PretrainConfig
 from pretrain.optimizers import make_optimizer, set_learning_rate
+from runtime import PROJECT
 from runtime import config as configs
 from runtime.config import Duration
-from runtime.provenance import PROJECT
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import VICRegLModel
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runtime import files
+from runtime import PROJECT, files
 from runtime.console import COMMANDS, find_command
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps import STUDIES
 from sweeps.study import load_study
 

@@ -50,6 +50,12 @@ def test_a_file_system_that_is_mounted_read_only(small_disk):
         files.write_text(disk / "there" / "table.md", "text")
 
 
+@pytest.mark.parametrize("text", ["[1]", "3", "null", '"a"', "{", "[" * 3])
+def test_a_json_file_that_holds_no_mapping_is_as_one_that_is_missing(text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    assert files.read_json_object(tmp_path / "a.json") is files.read_json_object(tmp_path / "b.json") is None
+
+
 def test_an_error_that_is_not_about_a_file_keeps_its_traceback():
     assert explain(PermissionError(1, "Operation not permitted")) is None  # of os.kill
     assert explain(FileNotFoundError(2, "No such file or directory", "/nowhere")) is None

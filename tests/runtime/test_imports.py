@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime import PROJECT, import_path
 from runtime.errors import UserError, run_command
-from runtime.provenance import PROJECT, import_path
 from sweeps import processes
 from vicregl.criterion import VICRegLCriterion
 from vicregl.errors import InvalidInputError

@@ -16,10 +16,9 @@ from data.config import DATASETS
 from eval.config import EVALUATIONS
 from pretrain import criterion
 from pretrain.config import PretrainConfig, identity
+from runtime import PROJECT, imports
 from runtime import config as configs
-from runtime import imports
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.graph import Graph, build
 from sweeps.slurm.config import load_cluster
 from sweeps.study import load_study

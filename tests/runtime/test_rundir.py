@@ -106,6 +106,17 @@ def test_metrics_survive_a_cut_last_line_and_are_taken_back_to_a_checkpoint(tmp_
         assert (run.path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
 
 
+def test_a_result_that_is_no_mapping_is_none(tmp_path):
+    with open_run(tmp_path, IDENTITY, {}) as run:
+        run.write_result({"score": 1})
+    for name in ("result", "failure", "heartbeat"):
+        (run.path / f"{name}.json").write_text("[1]")
+    assert run.state() == "interrupted"
+    with open_run(tmp_path, IDENTITY, {}) as again:
+        again.write_result({"score": 2})
+    assert run.result() == {"score": 2}
+
+
 def test_a_folder_that_is_no_run_directory_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         Run(tmp_path).document()

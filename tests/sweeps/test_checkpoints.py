@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.control import _import_checkpoints
 from sweeps.graph import build
 from sweeps.study import Study, load_study

@@ -19,9 +19,9 @@ from typing import get_args, get_type_hints
 import pytest
 
 import sweeps.__main__ as sweeps
+from runtime import PROJECT
 from runtime.config_keys import types_of
 from runtime.console import COMMANDS
-from runtime.provenance import PROJECT
 from sweeps import stages
 from sweeps.completion import _keys, _options, complete, main, split_line
 from vicregl.config import CriterionConfig

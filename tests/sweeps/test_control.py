@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from test_local import alive, start_sweep, wait_until, working_pids
 
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from runtime.rundir import open_run
 from sweeps import __main__ as command
 from sweeps import local, processes

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import provenance
-from runtime.provenance import PROJECT
+from runtime import PROJECT, provenance
 from runtime.rundir import open_run
 from sweeps.graph import Graph
 

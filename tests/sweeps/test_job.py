@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from runtime import PROJECT
 from runtime.errors import Unfinished
-from runtime.provenance import PROJECT
 from runtime.rundir import Run
 from sweeps.failures import classify
 from sweeps.slurm import job

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 from runtime.rundir import open_run
 from sweeps import __main__ as command
 from sweeps import local

@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.control import check_checkpoints
 from sweeps.graph import build
 from sweeps.study import load_study

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 
 STUDY = """
 base: {project}/sweeps/studies/quickstart.yaml

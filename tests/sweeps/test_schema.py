@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 from runtime.yaml_files import read_yaml
 from sweeps import schema, stages
 

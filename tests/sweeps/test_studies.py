@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.provenance import PROJECT
+from runtime import PROJECT
 from sweeps.graph import Graph, Point, build
 from sweeps.study import load_study
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime import PROJECT
 from runtime.errors import UserError
-from runtime.provenance import PROJECT
 from sweeps.graph import Graph, build
 from sweeps.slurm import submit
 from sweeps.slurm.config import load_cluster

@@ -38,7 +38,7 @@ class ThroughputMeter:
         return images / seconds, 100 * (self.last[2] - waited) / seconds
 
 
-class Logger:
+class TrainingLog:
     """Every process has one, because all give their features for a row's diagnostics; process 0 writes and prints."""
 
     def __init__(self, training: Training) -> None:
