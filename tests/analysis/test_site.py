@@ -84,6 +84,8 @@ def test_a_trade_needs_both_scores() -> None:
     question = "does segmentation gain"
     traded = {1.0: around(70, 30), 0.5: [(65.0, 40.0), (65.1, 39.8), (65.3, 39.9)]}
     assert answer_to(question, report_of("loss.alpha", traded, baseline=1.0)).startswith("**Yes.**")
+    of_another_criterion = report_of("loss.alpha", traded, baseline=1.0, **{"pretrain.loss.name": "own"})
+    assert answer_to(question, of_another_criterion) == "**Undecided.** No report has measured it."
     both_up = {1.0: around(70, 30), 0.5: [(75.0, 40.0), (75.1, 39.8), (75.3, 39.9)]}
     assert answer_to(question, report_of("loss.alpha", both_up, baseline=1.0)).startswith("**No.**")
     unsure = {1.0: around(70, 30), 0.5: [(65.0, 40.0), (75.1, 39.8), (70.3, 39.9)]}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -20,7 +22,10 @@ from runtime import PROJECT, imports
 from runtime import config as configs
 from runtime.errors import UserError
 from sweeps.graph import Graph, build
-from sweeps.slurm.config import load_cluster
+from sweeps.slurm.config import Resources, load_cluster
+from sweeps.slurm.job import Supervisor
+from sweeps.slurm.records import Submission
+from sweeps.slurm.submit import _Submitter
 from sweeps.study import load_study
 from vicregl.backbones import create_backbone
 
@@ -185,6 +190,29 @@ def test_a_study_treats_an_own_evaluation_as_any_other(write: Write, tmp_path: P
         load_cluster(cluster)
     cluster.write_text(f"imports: [own_package]\n{cluster.read_text()}")
     assert load_cluster(cluster).stages["own_share"] == own
+
+
+@pytest.mark.slow
+def test_a_job_on_slurm_imports_the_package(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the directory of `submit`, with the code of the submission first on Python's path."""
+    write(SOURCE)
+    graph = plan(**IMPORTS, evals=OWN, pretrain={"set": {"loss.name": "own_criterion"}})
+    submitter = _Submitter(graph, tmp_path / "runs", [])
+    (tmp_path / "configs").mkdir()
+    submitter.submission = cast(Submission, SimpleNamespace(path=tmp_path))
+    resources = cast(Resources, SimpleNamespace(interpreter=sys.executable))
+    array = {"code": str(PROJECT), "environment": {}, "cwd": str(tmp_path), "container": ""}
+    monkeypatch.setenv("PYTHONPATH", "")
+    for node in (graph.points[0].pretrain, graph.points[0].evals["own"]):
+        task = submitter._task(node, resources)
+        job = Supervisor(array, task)
+        command = [*job._argv(), "--cfg"]
+        done = subprocess.run(command, cwd=tmp_path, env=job._environment(), capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+        printed = tmp_path / "printed.yaml"
+        printed.write_text(done.stdout, encoding="utf-8")
+        parent = None if node.parent is None else node.parent.identity
+        assert node.stage.identity(node.stage.load(printed, []), parent) == node.identity
 
 
 @pytest.mark.parametrize(
