@@ -50,11 +50,12 @@ study: $(INSTALLED)  ## pretrain, evaluate, report: STUDY=sweeps/studies/quickst
 	$(RUN) -m analysis $(STUDY)
 
 test: $(INSTALLED)  ## run every test that can run here
-	@# SLURM's tests mostly wait, so they run beside the others; their output is shown afterwards.
+	@# SLURM's tests mostly wait, so they run beside the others; their output is shown afterwards. Only files with such
+	@# tests are given to each, since importing the others takes longer than to skip them.
 	@mkdir -p build; export OMP_NUM_THREADS=1; \
-	  $(RUN) -m pytest -m slurm > build/slurm-tests.txt 2>&1 & slurm=$$!; \
+	  $(RUN) -m pytest -m slurm tests/slurm > build/slurm-tests.txt 2>&1 & slurm=$$!; \
 	  $(RUN) -m pytest -m 'not slurm and not gpu' $(BY_FILE); others=$$?; \
-	  $(RUN) -m pytest -m gpu -rs; gpu=$$?; \
+	  $(RUN) -m pytest -m gpu -rs $$(grep -rl --include='*.py' mark.gpu tests); gpu=$$?; \
 	  wait $$slurm; slurm=$$?; cat build/slurm-tests.txt; \
 	  echo "exit codes: $$slurm of SLURM's tests, $$gpu of the GPU's, $$others of the others"; \
 	  [ $$slurm$$gpu$$others = 000 ]

@@ -100,7 +100,7 @@ def test_two_processes_equal_one(port, scenes, tiny_scenes, parent, tmp_path, ev
 
 
 @pytest.mark.slow
-def test_accuracy_is_of_the_labelled_pixels_of_all_processes(tiny_scenes, parent, tmp_path, evaluate):
+def test_accuracy_is_of_the_labelled_pixels_of_all_processes(ranks, parent, tmp_path, evaluate):
     """One image is labelled whole, the others in an eighth of their pixels and as another class."""
     root = tmp_path / "voc"
     trees.vocfolder_tree(root, ["sea", "land"])
@@ -111,7 +111,8 @@ def test_accuracy_is_of_the_labelled_pixels_of_all_processes(tiny_scenes, parent
         Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
     sizes = ["crop_size=56", f"batch_size={len(names)}", "iterations=2", "machine.val_batch_size=1"]
     options = ["data.name=vocfolder", f"data.root={root}", *sizes, "machine.log_steps=1", "machine.predictions=0"]
-    torchrun(tiny_scenes, words(parent, tmp_path / "two", options))
+    for code, _, errors in ranks.ended(ranks(2, *words(parent, tmp_path / "two", options))):
+        assert code == 0, errors
     code, error, _ = evaluate(segmentation.main, parent, CONFIG, *options, f"machine.runs={tmp_path / 'one'}")
     assert code == 0, error
     two = the_run(tmp_path / "two").metrics()
