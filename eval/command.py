@@ -14,7 +14,7 @@ from data.catalog import open_dataset
 from data.check import preflight
 from data.config import DataConfig
 from data.record import EVALUATION, record_data, refuse_other_data
-from eval.config import DenseKnnConfig, EvalConfig, identity
+from eval.config import EVALUATIONS, DenseKnnConfig, EvalConfig, identity, own_protocol
 from eval.parent import (
     Parent,
     choose_normalisation,
@@ -76,6 +76,7 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
         if world.is_main:
             record_data(run.path, config.data, dataset or open_dataset(config.data), EVALUATION)
         scores = work(config, parent, run, device, world)
+        scores |= {"protocol": own_protocol(schema.stage, scores)} if schema.stage in EVALUATIONS else {}
         scores |= {} if parent.at is None else {"at": parent.at}
         mean, std = map(list, parent.normalisation)
         scores |= {"normalisation_mean": mean, "normalisation_std": std}

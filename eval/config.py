@@ -228,6 +228,7 @@ class Evaluation(NamedTuple):
 
 EVALUATIONS: dict[str, Evaluation] = {}  # of imported packages, by their stage
 _NEEDED = ("label", "format_version", "data", "seed", "normalisation", "machine")
+_RESERVED = ("pretrain", "all", "evals", "imports", "max_array_size")  # keys of cluster files, which stages are too
 
 
 def register_evaluation(
@@ -247,11 +248,19 @@ def register_evaluation(
         raise UserError(
             f"{schema.__name__} lacks {', '.join(missing) or 'imports'}; derive it from KnnConfig, or as that"
         )
+    for key, field in schema.model_fields.items():
+        if field.is_required():
+            raise UserError(f"{schema.__name__}.{key}: expected a default, as every key of a config has one")
+    if isinstance(label := getattr(schema, "label", None), str) and not re.fullmatch(r"[\w.+-]+", label):
+        raise UserError(f"{schema.__name__}.label = {label!r}: expected letters, digits and .+-_, as it names runs")
     known = EVALUATIONS.get(name)
-    if (
-        name == "pretrain"
-        or find_spec(f"eval.{name}") is not None
-        or (known is not None and known.schema is not schema)
-    ):
+    if name in _RESERVED or find_spec(f"eval.{name}") is not None or (known is not None and known.schema is not schema):
         raise UserError(f"evaluation {name!r} is registered already; choose another name")
     EVALUATIONS[name] = Evaluation(schema, work, score, several)
+
+
+def own_protocol(stage: str, scores: dict[str, Any]) -> str:
+    """Return the protocol of an evaluation of the user's own, with its stage: a plain "knn" would be ours."""
+    protocol = str(scores.get("protocol", ""))
+    named = protocol.replace(" ", "_").startswith(stage)
+    return protocol if named else ": ".join(filter(None, [stage, protocol]))

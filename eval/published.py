@@ -63,7 +63,8 @@ def figure_of(selected: dict[str, Any], config: Any) -> Published | None:
     """Return the figure of the row with the selected values, if it measures what the evaluation of that config does."""
     if not selected or (row := row_of(selected)) is None:
         return None
-    return _figure(row, config.stage, config.data, {"protocol": config.protocol, "taps": getattr(config, "taps", None)})
+    measured = {key: getattr(config, key, None) for key in ("protocol", "taps")}
+    return _figure(row, config.stage, config.data, measured)
 
 
 def row_of(selected: dict[str, Any]) -> dict[str, Any] | None:

@@ -107,6 +107,8 @@ class PretrainConfig(Config):
         weights, stages = self.loss.local_stage_weights, len(self.model.local_stages)
         fits = len(weights) in (0, stages)
         require(fits, "loss.local_stage_weights", weights, f"one for each of the {stages} model.local_stages, or none")
+        known = bool(self.imports) or not self.loss.is_own  # its version is part of the identity
+        require(known, "imports", self.imports, f"the package that registers loss.name = {self.loss.name!r}")
         check_criterion(self.loss, self.model)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from data.loader import ViewBatch
 from pretrain.diagnostics import view_diagnostics
 from pretrain.training import Training
-from runtime.distributed import largest
+from runtime.distributed import gather_rows, largest
 from runtime.progress import describe_seconds
 from vicregl.model import ModelOutput
 
@@ -63,10 +63,13 @@ class TrainingLog:
         training, state = self.training, self.training.state
         # Before the return, because every process takes part in them.
         diagnostics = view_diagnostics(output.pooled[0].detach(), output.features[0].flatten(0, 1), training.world)
+        # VICRegL's are those of the whole batch in each; those of the user's own are each share's.
+        terms = torch.tensor([[float(value.detach()) for value in losses.values()]], dtype=torch.float64)
+        terms = gather_rows(terms.to(training.device), training.world)
         if not training.world.is_main:
             return
         images_per_second, waited = self.row_meter.read()
-        values = {name: float(value.detach()) for name, value in losses.items()}
+        values = dict(zip(losses, terms.mean(0).tolist(), strict=True))
         values |= {"learning_rate": lr, "seconds": state.seconds, "data_wait_percent": waited}
         values |= {"images_per_second": images_per_second} | diagnostics
         if training.device.type == "cuda":

@@ -75,6 +75,7 @@ def gradients_in_parts(
     output = concatenate(part_outputs)
     leaves = [tensor.requires_grad_() for tensor in output.criterion_inputs()]
     losses = training.criterion(output.embeddings, output.maps, locations)
+    after = random_state(training.device)  # a criterion of the user's own may have drawn numbers
     stop_if_not_finite(losses, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(losses["loss"]).backward()
@@ -88,6 +89,7 @@ def gradients_in_parts(
             # The criterion may ignore some outputs (the maps, if it has no local part): they have no gradient.
             used = [tensor for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.grad is not None]
             torch.autograd.backward(used, part_gradients)
+    set_random_state(after, training.device)
     return losses, output
 
 

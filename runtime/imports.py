@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from runtime import PACKAGES
 from runtime.errors import UserError, errors_at
 
 
@@ -48,11 +49,13 @@ def import_recorded(config: Mapping[str, Any], run: Path) -> None:
 
 @cache
 def _import_package(name: str) -> str:
+    if name.partition(".")[0] in {*PACKAGES, *sys.stdlib_module_names}:
+        raise UserError(f"imports: {name} is this project's or Python's own; give your package another name")
     try:
         import_module(name)
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(
             f"imports: {name} cannot be imported: {type(error).__name__}: {error}; expected a package that is "
             "installed, in the working directory, or on the Python path"
@@ -62,15 +65,18 @@ def _import_package(name: str) -> str:
 
 def _version(name: str) -> str:
     """Return the version of an installed package; for one in a folder of sources, the SHA-256 of these."""
-    file = Path(sys.modules[name].__file__ or "")
+    module = sys.modules[name]
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    file = Path(module.__file__) if module.__file__ else folders[0] / "__init__.py"  # which a package may lack
     installed = [Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")]
     if any(folder in file.parents for folder in installed):
         for distribution in metadata.packages_distributions().get(name, []):
             return metadata.version(distribution)
     digest = hashlib.sha256()
-    for source in sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]:
+    sources = [(folder, source) for folder in folders for source in sorted(folder.rglob("*.py"))]
+    for folder, source in sources or [(file.parent, file)]:
         content = source.read_bytes()
-        digest.update(f"{source.relative_to(file.parent)}\0{len(content)}\0".encode() + content)
+        digest.update(f"{source.relative_to(folder)}\0{len(content)}\0".encode() + content)
     return f"sha256:{digest.hexdigest()[:16]}"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from eval.config import EVALUATIONS
 from runtime import config as configs
-from runtime.config import Duration
+from runtime.config import Duration, require
 from runtime.console import own_evaluations
 from runtime.errors import UserError
 from runtime.rundir import Identity
@@ -55,7 +55,11 @@ class Stage:
         return str(configs.find_file(self.schema(), name))
 
     def load(self, file: str | Path | None, overrides: Sequence[str]) -> Any:
-        return configs.load(self.schema(), file, overrides)
+        config = configs.load(self.schema(), file, overrides)
+        if self.name in EVALUATIONS:  # which its job knows by its own config alone
+            named = f"the package that registers {self.name}, as `imports` of the study"
+            require(bool(config.imports), "imports", config.imports, named)
+        return config
 
     def identity(self, config: Any, parent: Identity | None = None, at: str | None = None) -> Identity:
         make = importlib.import_module(self.module if self.config_class else "eval.config").identity

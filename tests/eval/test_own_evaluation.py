@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
 
+from data.config import DataConfig
 from eval import knn
 from eval.__main__ import main
+from eval.config import own_protocol
+from eval.published import figure_of
+from runtime.config import ComputeConfig
 from sweeps.graph import build
 from sweeps.study import load_study
 
@@ -38,6 +43,7 @@ def test_it_is_run_by_its_name_with_the_imports_of_its_config(parent, scenes, ev
     result, expected = own.result(), listed.result()
     assert result["top1"] == expected["top1"] > 0
     assert result["times"] == 2 * expected["top1"]
+    assert (result["protocol"], expected["protocol"]) == ("second_knn: second", "knn")
     assert result["normalisation_source"] == "pretraining"  # what every result says
     assert own.document()["config"]["imports"]["own_evaluation"].startswith("sha256:")
     _, _, again = evaluate(second, parent, "knn_scenes", *settings, "imports=[own_evaluation]", "times=2.0")
@@ -63,6 +69,26 @@ def test_weights_of_an_own_network_name_its_package(parent, scenes, evaluate, tm
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(study))
     graph = build(load_study(tmp_path / "own.yaml"))
     assert graph.nodes[0].run.name == imported.name
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"protocol": "knn"}, "class_mean: knn"),
+        ({}, "class_mean"),
+        ({"protocol": "class mean, bfloat16"}, "class mean, bfloat16"),
+    ],
+)
+def test_its_protocol_is_none_of_the_checkout_s(scores, expected) -> None:
+    assert own_protocol("class_mean", scores) == expected
+
+
+def test_no_published_figure_is_of_its_measure() -> None:
+    class Bare(ComputeConfig):
+        stage: ClassVar[str] = "bare"
+        data: DataConfig = DataConfig(name="imagenet")
+
+    assert figure_of({"method": "VICRegL", "backbone": "resnet50", "alpha": 0.9}, Bare()) is None
 
 
 @pytest.mark.parametrize(

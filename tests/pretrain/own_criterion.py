@@ -34,6 +34,15 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(list(all_gather(rows))) if dist.is_initialized() and dist.get_world_size() > 1 else rows
 
 
+class Drawn(nn.Module):
+    """It draws a random number at each step."""
+
+    def forward(self, embeddings: list[Tensor], maps: list[Tensor], locations: list[Tensor]) -> dict[str, Tensor]:
+        number = torch.rand((), device=embeddings[0].device)
+        return {"loss": number * embeddings[0].square().mean() + maps[0].square().mean(), "number": number}
+
+
 register_criterion("predicted", Predicted)
 register_criterion("published", lambda loss, embedding, channels: VICRegLCriterion(loss))
 register_criterion("not_a_module", lambda loss, embedding, channels: "text")
+register_criterion("drawn", lambda loss, embedding, channels: Drawn())

@@ -103,11 +103,18 @@ def test_in_parts_of_the_batch_it_is_the_same(arguments, tmp_path, double) -> No
     convnext = [
         "model.backbone.name=convnext_atto",
         "model.backbone.args={depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}",
-        *("model.projector_norm=layer", "optimizer.name=adamw", PREDICTED),
+        *("model.projector_norm=layer", "optimizer.name=adamw"),
     ]
-    main(arguments(tmp_path / "whole", *convnext))
-    main(arguments(tmp_path / "parts", *convnext, "train.accumulate=3"))
+    main(arguments(tmp_path / "whole", *convnext, PREDICTED))
+    main(arguments(tmp_path / "parts", *convnext, PREDICTED, "train.accumulate=3"))
     assert_same(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts"), 1e-9)
+    drawn = []
+    for count in (1, 3):
+        runs = tmp_path / f"drawn{count}"
+        main(arguments(runs, *convnext, "loss.name=drawn", f"train.accumulate={count}"))
+        drawn.append([row["number"] for row in only_run(runs).metrics()])
+    assert len(set(drawn[0])) == STEPS
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.slow
@@ -118,6 +125,9 @@ def test_two_processes_are_one(arguments, tmp_path, ranks, double) -> None:
         assert code == 0, errors
     main(one)
     assert only_run(tmp_path / "one").path.name == only_run(tmp_path / "two").path.name
+    rows = [only_run(tmp_path / name).metrics() for name in ("one", "two")]
+    for first, second in zip(*rows, strict=True):
+        assert {term: first[term] for term in TERMS} == pytest.approx({term: second[term] for term in TERMS}, rel=1e-9)
     assert_same(checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two"), 1e-9)
 
 
@@ -144,12 +154,14 @@ def test_its_name_and_arguments_are_in_the_identity_and_the_published_one_s_are_
         ),
         ("loss={name: predicted, args: {variance: -1}}", "refused by the criterion 'predicted': ValueError: variance"),
         ("loss.name=not_a_module", "criterion 'not_a_module': expected a torch.nn.Module, got a str"),
+        ("imports=[]", "config: imports = {} is not possible; allowed: the package that registers loss.name = 'drawn'"),
     ],
 )
 def test_what_it_cannot_be_made_of_is_named_before_anything_is_made(override: str, expected: str) -> None:
     random = torch.get_rng_state()
+    load()
     with pytest.raises(UserError) as caught:
-        load(override)
+        load(*(["loss.name=drawn"] if override == "imports=[]" else []), override)
     assert expected in str(caught.value)
     load(PREDICTED)
     assert torch.equal(torch.get_rng_state(), random)

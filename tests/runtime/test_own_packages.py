@@ -105,11 +105,26 @@ def test_an_installed_package_has_its_version_and_none_changes_nothing() -> None
     assert "imports" not in identity(PretrainConfig()).config
 
 
+def test_a_folder_without_an_init_has_the_version_of_all_its_sources(write: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "own_package"
+    folder.mkdir()
+    versions = []
+    for source in ("A = 1", "A = 2"):
+        (folder / "part.py").write_text(source, encoding="utf-8")
+        versions += imports.import_packages(["own_package", "own_package.part"]).values()
+        imports._import_package.cache_clear()
+    sys.modules.pop("own_package.part")
+    assert versions[0] == versions[1] != versions[2] == versions[3]
+
+
 @pytest.mark.parametrize(
     ("source", "override", "expected"),
     [
         ("", "imports=[no_such_package]", "no_such_package cannot be imported: ModuleNotFoundError"),
         ("1 / 0", "imports=[own_package]", "own_package cannot be imported: ZeroDivisionError"),
+        ("raise SystemExit(0)", "imports=[own_package]", "own_package cannot be imported: SystemExit: 0"),
+        ("", "imports=[data]", "imports: data is this project's or Python's own"),
+        ("", "imports=[platform]", "imports: platform is this project's or Python's own"),
         ("", "imports=own_package", "a list of packages, as [my_package]"),
         ("", "data.name=own_image", "data.name = 'own_image' is not possible; allowed: scenes, imagefolder"),
         (SOURCE.replace("own_images", "scenes"), "imports=[own_package]", "dataset 'scenes' is registered already"),
@@ -219,6 +234,10 @@ def test_a_job_on_slurm_imports_the_package(write: Write, tmp_path: Path, monkey
     ("changes", "expected"),
     [
         ({"evals": OWN}, "unknown stage 'own_share'.* name that in `imports` of the study"),
+        (
+            {"evals": {"linear": {"set": IMPORTS}, **OWN}},
+            "evals.own: config: imports = {} .*allowed: the package that registers own_share",
+        ),
         ({"imports": ["own_package"], "evals": {"own": OWN["own"] | {"set": {"shares": 1}}}}, "did you mean share"),
         ({"imports": ["no_such_package"]}, "own.yaml: .*no_such_package cannot be imported: ModuleNotFoundError"),
         ({"imports": {"own_package": "1.2"}}, "imports.own_package = '1.2', and the package here is sha256:"),
@@ -236,7 +255,10 @@ def test_an_error_of_a_study_is_named(changes: dict[str, Any], expected: str, wr
     [
         (SOURCE.replace("own_share", "knn"), "evaluation 'knn' is registered already"),
         (SOURCE.replace("own_share", "pretrain"), "evaluation 'pretrain' is registered already"),
+        (SOURCE.replace("own_share", "evals"), "evaluation 'evals' is registered already"),
         (SOURCE.replace("own_share", "own share"), "OwnConfig: expected a line `stage: ClassVar"),
+        (SOURCE.replace("share: float = 0.5", "share: float"), "OwnConfig.share: expected a default"),
+        (SOURCE.replace('"own"', '"a/../b"'), "OwnConfig.label = 'a/../b': expected letters"),
         (
             SOURCE.replace("OwnConfig(KnnConfig)", "OwnConfig(ComputeConfig)"),
             "OwnConfig lacks format_version, data, seed",
