@@ -133,16 +133,18 @@ class Panel:
 
 
 def study_panels(graph: Graph) -> list[Panel]:
+    """Return the panels of the study's own pretrainings; a given checkpoint may be a network of any kind."""
     study = graph.study
     keys = study.row_keys[1:]
     seeds = {key: values[0] for key, values in study.grid.items() if is_seed(key)}
-    points = [p for p in graph.points if all(p.varied[key] in (None, seed) for key, seed in seeds.items())]
+    own = [p for p in graph.points if p.pretrain.stage.name == PRETRAIN]
+    points = [p for p in own if all(p.varied[key] in (None, seed) for key, seed in seeds.items())]
     groups = dict.fromkeys(tuple(str(p.varied[key]) for key in keys) for p in points if p.control is None)
     panels = []
     for group in groups:
         # A control that does not take a key from the grid (None) stands beside every curve.
-        own = [p for p in points if all(str(p.varied[k]) in ("None", v) for k, v in zip(keys, group, strict=True))]
-        panels.append(Panel(study, short_labels(study, keys, group), own))
+        curve = [p for p in points if all(str(p.varied[k]) in ("None", v) for k, v in zip(keys, group, strict=True))]
+        panels.append(Panel(study, short_labels(study, keys, group), curve))
     return panels
 
 

@@ -252,3 +252,11 @@ def test_runs_side_by_side_show_the_same_images() -> None:
     refuse_different_images([one, one])
     with pytest.raises(UserError, match="r and s kept predictions of different images"):
         refuse_different_images([one, other])
+
+
+def test_checkpoints_that_a_study_is_given_are_not_drawn() -> None:
+    """They may be networks that no pretraining's config describes."""
+    graph = build(load_study("scenes_zoo"), ["machine.runs=/nowhere"])
+    drawn = [point.pretrain.stage.name for panel in study_panels(graph) for point in panel.points]
+    assert drawn == ["pretrain"] * len(drawn)
+    assert 0 < len(drawn) < len(graph.points)
