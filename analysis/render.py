@@ -28,7 +28,7 @@ _LATEX = str.maketrans(
         "%": r"\%",
         "$": r"\$",
         "#": r"\#",
-        "_": r"\_",
+        "_": r"\_\allowbreak{}",  # a name such as scenes_resnet may be wider than its column
         "{": r"\{",
         "}": r"\}",
         "~": r"\textasciitilde{}",
@@ -54,6 +54,7 @@ _ASCII = str.maketrans(
     {"±": "+-", "−": "-", "–": "-", "†": "+"}
     | {"Δ": "Delta", "α": "alpha", "γ": "gamma", "λ": "lambda", "μ": "mu", "ν": "nu"}
 )
+_SHORT = 5  # letters of a text in a LaTeX column that takes no part in sharing the width
 _HEADER_LETTERS = 12  # in a line of a header in LaTeX, unless a word is longer
 
 
@@ -102,10 +103,9 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table, note: str = "") -> str:
     r"""Return a table as wide as the line, for \input into a table or table*; the note becomes a comment.
 
-    It needs \usepackage{booktabs,tabularx}. Columns of words share the width that the numbers leave.
+    It needs \usepackage{booktabs,tabularx}. Columns of words share the width that numbers and short texts leave.
     """
-    words = r">{\raggedright\arraybackslash}X"
-    columns = "".join(words if is_text else "r" for is_text in table.is_text)
+    columns = "".join(_latex_columns(table))
     header = [
         _latex(n) if is_text else _latex_header(n) for n, is_text in zip(table.header, table.is_text, strict=True)
     ]
@@ -120,6 +120,17 @@ def to_latex(table: Table, note: str = "") -> str:
         + "\\midrule\n".join(blocks)
         + "\\bottomrule\n\\end{tabularx}\\par\\endgroup\n"
     )
+
+
+def _latex_columns(table: Table) -> list[str]:
+    """Return the kind of each column; the first one of texts is of words in any case, because tabularx needs one."""
+    words = r">{\raggedright\arraybackslash}X"
+    lines = [table.header, *(line for block in table.blocks for line in block)]
+    longest = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    long = [is_text and length > _SHORT for is_text, length in zip(table.is_text, longest, strict=True)]
+    if not any(long) and True in table.is_text:
+        long[list(table.is_text).index(True)] = True
+    return [words if is_long else "l" if is_text else "r" for is_long, is_text in zip(long, table.is_text, strict=True)]
 
 
 def _latex_header(name: str) -> str:
