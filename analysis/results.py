@@ -32,8 +32,6 @@ from sweeps.graph import Graph, Node, Point, build
 from sweeps.keys import as_text
 from sweeps.study import Study, load_study
 
-# The state of a run whose result.json holds no mapping.
-DAMAGED = "damaged"
 # Provenance that says nothing about the result, or only something about one person's machine.
 _LEFT_OUT = ("host", "job", "argv", "no_commit", "snapshot")
 _COSTS = ("seconds", "_per_step", "_gb")  # of a result; another machine has others, and the same scores
@@ -88,9 +86,7 @@ def _eval_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run_columns(node: Node, state: str) -> dict[str, Any]:
     """Describe one run, in dotted keys."""
-    result = node.run.result() if state == "done" else {}
-    if not isinstance(result, dict):
-        state, result = DAMAGED, {}
+    result = (node.run.result() or {}) if state == "done" else {}
     return {
         "stage": node.stage.name,
         "run": f"{node.stage.name}/{node.run.name}",

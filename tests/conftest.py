@@ -3,9 +3,11 @@
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A plain DataLoader of an earlier test leaves a handler that raises when workers of this one are killed.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if item.get_closest_marker("gpu") is None:
         return
     import torch

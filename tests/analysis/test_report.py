@@ -121,7 +121,7 @@ def test_a_partial_study_has_a_report_with_gaps(fill: Callable[..., Graph], fold
     page = (write_report("study.yaml", figures=()) / "README.md").read_text()
     assert "Runs without a result" in page
     assert f"- linear/{lost.run.name}: interrupted" in page
-    assert f"- linear/{broken.run.name}: damaged" in page
+    assert f"- linear/{broken.run.name}: interrupted" in page
     assert "51.0 (1 interrupted)" in page
     assert re.search(r"\bnan\b", page.lower()) is None
 
