@@ -64,8 +64,8 @@ class TrainingLog:
         # Before the return, because every process takes part in them.
         diagnostics = view_diagnostics(output.pooled[0].detach(), output.features[0].flatten(0, 1), training.world)
         # VICRegL's are those of the whole batch in each; those of the user's own are each share's.
-        terms = torch.tensor([[float(value.detach()) for value in losses.values()]], dtype=torch.float64)
-        terms = gather_rows(terms.to(training.device), training.world)
+        terms = torch.stack([value.detach().double().reshape(()) for value in losses.values()])
+        terms = gather_rows(terms[None], training.world)
         if not training.world.is_main:
             return
         images_per_second, waited = self.row_meter.read()

@@ -133,11 +133,16 @@ class Panel:
 
 
 def study_panels(graph: Graph) -> list[Panel]:
-    """Return the panels of the study's own pretrainings; a given checkpoint may be a network of any kind."""
+    """Return the panels of the study's own pretrainings; a given checkpoint may be a network of any kind.
+
+    UserError for a study that has no pretraining.
+    """
     study = graph.study
     keys = study.row_keys[1:]
     seeds = {key: values[0] for key, values in study.grid.items() if is_seed(key)}
     own = [p for p in graph.points if p.pretrain.stage.name == PRETRAIN]
+    if not own:
+        raise UserError(f"{study.file} has imported weights alone; pictures of a study are of its pretrainings")
     points = [p for p in own if all(p.varied[key] in (None, seed) for key, seed in seeds.items())]
     groups = dict.fromkeys(tuple(str(p.varied[key]) for key in keys) for p in points if p.control is None)
     panels = []

@@ -199,10 +199,9 @@ def load_cluster(file: str | Path | None = None) -> ClusterConfig:
 def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resources:
     sections = ["all", PRETRAIN] if stage == PRETRAIN else ["all", "evals", stage]
     chosen: list[configs.Layer] = [] if stage == PRETRAIN else [("defaults", {"tasks": 1})]
+    several = stages.get_stage(stage, file).several
     for section in sections:
-        if (
-            section == stage and not stages.get_stage(stage, file).several
-        ):  # `evals` is of stages that several may share
+        if section == stage and not several:  # `evals` is of stages that several may share
             chosen.append(("defaults", {"nodes": 1, "tasks": 1}))
         chosen += [(f"{origin}: {section}", layer[section]) for origin, layer in layers if section in layer]
     values: dict[str, Any] = {}
@@ -214,7 +213,7 @@ def _resources(stage: str, layers: Sequence[configs.Layer], file: str) -> Resour
         resources = configs.from_layers(Resources, chosen)
     except UserError as error:
         raise UserError(str(error).replace("config: ", f"{file}: {stage}: ", 1)) from error
-    if resources.processes != 1 and not stages.get_stage(stage, file).several:
+    if resources.processes != 1 and not several:
         raise UserError(
             f"{file}: {stage}: {resources.nodes} nodes with {resources.tasks_per_node} tasks each, and this stage "
             "runs in one process: give it nodes: 1 and tasks: 1"

@@ -260,3 +260,6 @@ def test_checkpoints_that_a_study_is_given_are_not_drawn() -> None:
     drawn = [point.pretrain.stage.name for panel in study_panels(graph) for point in panel.points]
     assert drawn == ["pretrain"] * len(drawn)
     assert 0 < len(drawn) < len(graph.points)
+    graph.points[:] = [point for point in graph.points if point.pretrain.stage.name != "pretrain"]
+    with pytest.raises(UserError, match=r"scenes_zoo.yaml has imported weights alone; pictures .* of its pretrainings"):
+        study_panels(graph)
