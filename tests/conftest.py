@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -90,6 +90,27 @@ def folder_of_60(small_scenes: DataConfig, tmp_path: Path) -> DataConfig:
     for split in ("train", "val"):
         shutil.copytree(root / split, tmp_path / "tree" / split)
     return DataConfig(name="imagefolder", root=str(tmp_path / "tree"))
+
+
+@pytest.fixture(scope="session")
+def forget() -> Callable[[str], None]:
+    """Take a package of the user's own out of this process again: other tests look at all that is registered."""
+    from data import catalog
+    from data.config import DATASETS
+    from eval.config import EVALUATIONS
+    from pretrain import criterion
+    from runtime import imports
+
+    def forget(package: str) -> None:
+        imports._import_package.cache_clear()
+        sys.modules.pop(package, None)
+        for registry in (catalog._OPENERS, criterion._CRITERIA, EVALUATIONS):
+            registered = {name: getattr(value, "work", value) for name, value in registry.items()}
+            for name in (name for name, function in registered.items() if function.__module__ == package):
+                del registry[name]
+        DATASETS[:] = [name for name in DATASETS if name in catalog._OPENERS]
+
+    return forget
 
 
 @pytest.fixture

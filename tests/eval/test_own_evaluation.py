@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,9 +22,12 @@ from sweeps.study import load_study
 FOLDER = Path(__file__).parent  # of own_evaluation.py
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+@pytest.fixture(autouse=True, scope="module")
+def importable(forget: Callable[[str], None]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield
+    forget("own_evaluation")
 
 
 def second(argv: list[str]) -> None:

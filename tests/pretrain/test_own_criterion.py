@@ -2,7 +2,7 @@
 
 import runpy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,9 +24,12 @@ TERMS = {"loss", "similarity", "spread", "local"}
 ROW_KEYS = {*RESERVED, *TERMS}
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+@pytest.fixture(autouse=True, scope="module")
+def importable(forget: Callable[[str], None]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield
+    forget("own_criterion")
 
 
 def load(*overrides: str) -> PretrainConfig:

@@ -12,11 +12,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from data import catalog
 from data.catalog import open_dataset
-from data.config import DATASETS
-from eval.config import EVALUATIONS
-from pretrain import criterion
 from pretrain.config import PretrainConfig, identity
 from runtime import PROJECT, imports
 from runtime import config as configs
@@ -59,27 +55,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:Overwriting own_resnet")  # each
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Callable[[str], None]) -> Iterator[Write]:
     """Write the package's source as a new process would meet it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
-    def forget() -> None:
-        imports._import_package.cache_clear()
-        sys.modules.pop("own_package", None)
-        catalog._OPENERS.pop("own_images", None)
-        EVALUATIONS.pop("own_share", None)
-        criterion._CRITERIA.pop("own_criterion", None)
-
     def write(source: str) -> None:
-        forget()
+        forget("own_package")
         (tmp_path / "own_package.py").write_text(source, encoding="utf-8")
 
     yield write
-    forget()
-    if "own_images" in DATASETS:
-        DATASETS.remove("own_images")
+    forget("own_package")
 
 
 def test_a_config_of_an_own_dataset_and_network(write: Write, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_a_limit_hit_twice(told_by: str, session_cluster: Cluster, limited: dict
     assert list(sweep.steps().values()) == [list(range(12))]  # each once: every job went on where the last had stopped
     log = sweep.logs()
     assert log.count(f"got SIG{told_by}") >= 2
-    assert log.count("goes back into the queue") >= 2
-    # Told ahead, a job is gone before its limit.
-    assert ("DUE TO TIME LIMIT" in log) == (told_by == "TERM")
+    # Told ahead, a job is gone before its limit, unless slurmctld was away when it should have told it.
+    ended_by_limit = set(re.findall(r"CANCELLED AT (\S+) DUE TO TIME LIMIT", log))
+    gone_before = log.count("goes back into the queue") - len(ended_by_limit)
+    assert (gone_before if told_by == "USR2" else len(ended_by_limit)) >= 2
