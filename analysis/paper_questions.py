@@ -13,8 +13,9 @@ from analysis.figures.cost import MEMORY, TIME, step_costs
 from analysis.findings import collapse_signs, tradeoff
 from analysis.labels import number, score_name
 from analysis.report_data import ReportData
+from analysis.statistics import estimate
 from analysis.summary import Row
-from analysis.tables import DIAGNOSTICS, score_text
+from analysis.tables import DIAGNOSTICS, estimate_text, score_text
 from runtime.config import Duration
 
 # Controls of a report that varies loss.local.
@@ -139,16 +140,23 @@ def _score(row: Row, name: str) -> str:
 
 
 def _cost(data: ReportData) -> str:
-    """Compare a step without the local criterion (alpha = 1) with one that has both, where cost_bench measured them."""
+    """Compare a step without the local criterion (alpha = 1) with one that has both, where cost_bench measured them.
+
+    The settings of a round follow one another, so the ratio is taken within each round.
+    """
     costs = step_costs(data)
-    groups = {float(str(value)): rows for value, rows in costs.groupby("varied")}
-    both = [value for value in groups if 0 < value < 1]
-    if 1.0 not in groups or not both:
-        return ""
-    plain, local = groups[1.0], costs[costs["varied"].isin(both)]
+    alphas = costs["varied"].astype(str).astype(float)
+    plain, local = costs[alphas == 1], costs[(alphas > 0) & (alphas < 1)]
     times = [rows[TIME].dropna() for rows in (local, plain)]
-    apart = times[0].min() > times[1].max() and min(map(len, times)) > 1
-    lead = f"{number(times[0].median() / times[1].median(), False)} times the time of a step" if apart else "Undecided"
+    if any(known.empty for known in times):
+        return ""
+    by_round = [rows.groupby("round")[TIME].median() for rows in (local, plain)]
+    ratio = estimate((by_round[0] / by_round[1]).dropna().tolist())
+    if ratio is None or ratio.half is None:
+        lead = "Undecided (one round)"
+    else:
+        text = f"{estimate_text(ratio, False)} times the time of a step"
+        lead = text if abs(ratio.mean - 1) > ratio.half else f"Undecided ({text})"
     memory = [rows[MEMORY].dropna().median() for rows in (local, plain)]
     texts = [f"{number(t.median(), False)} ms ({number(t.min(), False)} to {number(t.max(), False)})" for t in times]
     beside = "" if None in memory or memory[1] != memory[1] else f"; memory {memory[0]:.2f} against {memory[1]:.2f} GB"
@@ -180,4 +188,5 @@ QUESTIONS = (
         "views.flip_grid",
         _expect((True, False)),
     ),
+    Question("Do small crops beside the two large ones help?", "views.small_count", _expect((2, 0), (4, 0))),
 )

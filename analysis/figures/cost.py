@@ -24,6 +24,7 @@ from analysis.results import runs_of
 from runtime.progress import describe_seconds
 
 TIME, MEMORY = "milliseconds", "gigabytes"  # columns of step_costs
+_COLUMNS = ["varied", "group", "round", TIME, MEMORY]
 _LABELS = {TIME: "ms a step", MEMORY: "peak memory (GB)"}
 
 
@@ -42,15 +43,15 @@ def stage_table(frame: pd.DataFrame) -> Table:
 
 
 def step_costs(data: ReportData) -> pd.DataFrame:
-    """Return the columns varied, group, milliseconds and gigabytes: a row for each measurement of a setting."""
+    """Return the columns varied, group, round, milliseconds and gigabytes: a row for each measurement of a setting."""
     vary, *others = data.study.row_keys
     costs = data.costs
     if costs is None or not {f"grid.{key}" for key in data.study.row_keys} <= set(costs):
-        return pd.DataFrame({name: [] for name in ("varied", "group", TIME, MEMORY)})
+        return pd.DataFrame({name: [] for name in _COLUMNS})
     groups = [
         short_labels(data.study, others, [row[f"grid.{key}"] for key in others]) for row in costs.to_dict("records")
     ]
-    known = costs.assign(varied=costs[f"grid.{vary}"], group=groups)[["varied", "group", TIME, MEMORY]]
+    known = costs.assign(varied=costs[f"grid.{vary}"], group=groups)[_COLUMNS]
     return known[known["varied"].isin([row.varied for row in data.summary.settings])]
 
 

@@ -180,6 +180,7 @@ def measured(data: ReportData, memory: bool = True) -> ReportData:
     rows = [
         {
             "grid.loss.alpha": a,
+            "round": n,
             "milliseconds": 250 * (1 + a) + n,
             "gigabytes": 2.0 - a if memory else None,
             "machine": "M",
@@ -214,8 +215,8 @@ def test_names_are_not_joined_in_the_cost(report_data_of: ReportDataOf) -> None:
     names: list[object] = ["none", "location"]
     rows = [(None, {"loss.alpha": name, "seed": 0}, 60.0, 30.0) for name in names]
     data = report_data_of({"loss.alpha": names, "seed": [0]}, rows, baseline="none")
-    costs = pd.DataFrame({"grid.loss.alpha": names, "milliseconds": [1.0, 2.0], "gigabytes": 1.0, "machine": "M"})
-    panel = drawn(cost.draw, ReportData(data.study, data.frame, costs=costs)).axes[0]
+    costs = pd.DataFrame({"grid.loss.alpha": names, "round": 0, "milliseconds": [1.0, 2.0], "gigabytes": 1.0})
+    panel = drawn(cost.draw, ReportData(data.study, data.frame, costs=costs.assign(machine="M"))).axes[0]
     assert {line.get_linestyle() for line in panel.lines} == {"None"}
 
 

@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis import committed, paper_questions
 from analysis import report as report_module
@@ -113,15 +115,19 @@ def test_a_trivial_solution_is_a_loss_of_zero(loss: float, seeds: int, verdict: 
     assert "with them at 7 or more" in answer
 
 
-def test_cost_is_undecided_where_times_overlap() -> None:
+def test_cost_is_compared_within_rounds() -> None:
     def cost(local: list[float], plain: list[float]) -> str:
         data = report_of("loss.alpha", {1.0: around(70, 30), 0.5: around(60, 40)})
-        measured = {"grid.loss.alpha": [1.0] * 3 + [0.5] * 3, "milliseconds": plain + local, "gigabytes": [2.0] * 6}
+        rounds = [*range(len(plain)), *range(len(local))]
+        alphas = [1.0] * len(plain) + [0.5] * len(local)
+        measured = {"grid.loss.alpha": alphas, "round": rounds, "milliseconds": plain + local, "gigabytes": 2.0}
         data.costs = pd.DataFrame(measured)
         return answer_to("cost", data)
 
-    assert cost([300, 320, 310], [200, 210, 190]).startswith("**1.55 times the time of a step.**")
-    assert cost([300, 205, 310], [200, 210, 190]).startswith("**Undecided.**")
+    half = stats.t.ppf(0.975, 2) * np.std([1.5, 1.6, 1.55], ddof=1) / 3**0.5
+    assert cost([300, 640, 155], [200, 400, 100]).startswith(f"**1.55 ± {half:.3f} times the time of a step.**")
+    assert cost([300, 205, 310], [200, 210, 190]).startswith("**Undecided (1.37 ± ")
+    assert cost([300], [200]).startswith("**Undecided (one round).**")
     assert answer_to("cost", report_of("loss.alpha", {1.0: around(70, 30), 0.5: around(60, 40)})) == (
         "**Undecided.** No report has measured it."
     )
