@@ -1,4 +1,4 @@
-"""Folders of images written as the shards that people have: the tars of WebDataset, the parquet of Hugging Face."""
+"""Folders of images written as the shards that people have, WebDataset's tars or Hugging Face's parquet; both read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from data.catalog import open_dataset
+from data.config import DataConfig
 
 FORMS = ("tar", "tar with json", "parquet")
 Sample = tuple[Path, int]  # a file in its class folder, its label
@@ -73,3 +76,17 @@ def write_parquet(path: Path, samples: Sequence[Sample], features: bool = True, 
         table = table.replace_schema_metadata({"huggingface": json.dumps(described)})
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, path, row_group_size=5, compression="snappy")
+
+
+def at(root: Path, name: str = "imagefolder") -> DataConfig:
+    return DataConfig(name=name, root=str(root))
+
+
+def opened(root: Path, split: str = "train"):
+    return open_dataset(at(root)).images(split)
+
+
+def contents(root: Path, split: str) -> list[tuple[int, bytes]]:
+    """The label and the file of every image of a split."""
+    images = opened(root, split)
+    return [(images.labels[number], images.content(number)) for number in range(len(images))]

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from view_statistics import SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, statistics
 
 from benchmarks.published_recipe import PublishedRecipe
+from tests.twins import FORMS, write_shards
 
 torch.set_num_threads(1)  # tests run side by side with other work
 
@@ -44,3 +45,23 @@ def published(photos: list[np.ndarray]) -> dict[str, np.ndarray]:
         kind: np.array([statistics(np.asarray(recipe(images[n % len(images)]))) for n in range(VIEWS)])
         for kind, recipe in recipes.items()
     }
+
+
+@pytest.fixture
+def indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VICREGL_DATA", str(tmp_path / "indexes"))
+
+
+@pytest.fixture(params=FORMS)
+def twin(request, image_folder: Path, tmp_path: Path) -> Path:
+    return write_shards(image_folder, tmp_path / "twin", request.param)
+
+
+@pytest.fixture
+def tars(image_folder: Path, tmp_path: Path) -> Path:
+    return write_shards(image_folder, tmp_path / "tars", "tar")
+
+
+@pytest.fixture
+def tables(image_folder: Path, tmp_path: Path) -> Path:
+    return write_shards(image_folder, tmp_path / "tables", "parquet")

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 
 from eval import knn, linear
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from twins import samples_of, write_shards, write_tar
+from tests.twins import samples_of, write_shards, write_tar
 
 SMALL = ["image_size=16", "resize=16", "held_out=0.2"]
 OPTIONS = {
