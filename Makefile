@@ -76,8 +76,9 @@ format: $(INSTALLED)  ## format with ruff
 check-reports: $(INSTALLED)  ## check that committed reports match their tables and name their settings
 	$(RUN) -m analysis --check
 
-reports: $(INSTALLED)  ## rebuild every committed report from its results.csv, and their overview
+reports: $(INSTALLED)  ## rebuild every committed report from its results.csv, their overview, and the notebook
 	$(RUN) -m analysis --refresh
+	$(VENV)/bin/jupyter execute --inplace analysis/notebooks/alpha.ipynb
 
 site: $(INSTALLED)  ## write the overview of all reports -> reports/index.html
 	$(RUN) -m analysis --site

@@ -23,6 +23,12 @@ NOTEBOOK = PROJECT / "analysis" / "notebooks" / "alpha.ipynb"
 SCENES = PROJECT / "reports" / "scenes"
 
 
+def texts(notebook: nbformat.NotebookNode) -> list[str]:
+    """What the cells show, figures left out."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output.get("text") or output["data"].get("text/markdown", "") for output in outputs]
+
+
 def executed(parameters: Sequence[str] = ()) -> str:
     """Everything that the cells show, after running them with other parameters."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -32,13 +38,14 @@ def executed(parameters: Sequence[str] = ()) -> str:
     NotebookClient(notebook, timeout=1500, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
-    texts = [output.get("text") or output["data"].get("text/markdown", "") for output in outputs]
-    return "\n".join(texts)
+    return "\n".join(texts(notebook))
 
 
 @pytest.mark.slow
 def test_on_the_committed_results() -> None:
     shown = executed()
+    stored = "\n".join(texts(nbformat.read(NOTEBOOK, as_version=4)))
+    assert stored == shown, "its outputs are of other results than reports/scenes; make reports"
     assert (SCENES / "table.md").read_text().splitlines()[2] in shown
     assert "loss.alpha = 0.75 against loss.alpha = 1" in shown
     assert "Spearman over all runs:" in shown
