@@ -195,45 +195,41 @@ def course(summary: Summary, rows: Sequence[Row], score: str) -> str:
 def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
     """Say which settings give up the first score for the second, against the baseline."""
     report = summary.study.report
-    pairs: dict[object, tuple[Estimate, Estimate]] = {}
+    pairs: list[tuple[Estimate, Estimate]] = []
+    settings: dict[tuple[int, int], list[object]] = {}  # by the signs of both differences
     for row in rows:
         base = summary.baseline(row)
         x, y = (summary.difference(row, base, score) for score in (report.x, report.y))
         if row is not base and x is not None and y is not None:
-            pairs[row.varied] = x, y
+            pairs.append((x, y))
+            signs = _decided_sign(summary, row, report.x, x), _decided_sign(summary, row, report.y, y)
+            settings.setdefault(signs, []).append(row.varied)
     if not pairs:
         return ""
-    kinds: dict[str, list[object]] = {}
-    decided = {row.varied for row in rows if all(_holds(summary, row, score) for score in (report.x, report.y))}
-    for value, (x, y) in pairs.items():
-        kinds.setdefault(_kind(x, y) if value in decided else "undecided", []).append(value)
     x_name, y_name = score_name(report.x), score_name(report.y)
     texts = {
-        "trade": f"{y_name} gains and {x_name} loses at",
-        "reverse": f"{x_name} gains and {y_name} loses at",
-        "both up": "both gain at",
-        "both down": "both lose at",
-        "undecided": "one or both undecided at",
+        (-1, 1): f"{y_name} gains and {x_name} loses at",
+        (1, -1): f"{x_name} gains and {y_name} loses at",
+        (1, 1): "both gain at",
+        (-1, -1): "both lose at",
+        (0, 1): f"{y_name} gains, and {x_name} is undecided, at",
+        (0, -1): f"{y_name} loses, and {x_name} is undecided, at",
+        (1, 0): f"{x_name} gains, and {y_name} is undecided, at",
+        (-1, 0): f"{x_name} loses, and {y_name} is undecided, at",
+        (0, 0): "both undecided at",
     }
-    parts = [f"{text} {_values(summary, kinds[kind])}" for kind, text in texts.items() if kind in kinds]
-    if "trade" not in kinds:
-        gains = "is shown to gain" if "undecided" in kinds else "gains"
+    parts = [f"{text} {_values(summary, settings[signs])}" for signs, text in texts.items() if signs in settings]
+    if (-1, 1) not in settings:
+        gains = "is shown to gain" if any(0 in signs for signs in settings) else "gains"
         parts.insert(0, f"no setting {gains} {y_name} at the cost of {x_name}")
-    caveat = _caveat(difference for pair in pairs.values() for difference in pair)
+    caveat = _caveat(difference for pair in pairs for difference in pair)
     return f"Against {report.vary} = {summary.label(report.baseline)}: {'; '.join(parts)}.{caveat}"
 
 
-def _holds(summary: Summary, row: Row, score: str) -> bool:
-    """Return whether a difference to the baseline counts: a decided one, and of one seed any, by its bare sign."""
-    gap = summary.difference(row, summary.baseline(row), score)
-    return gap is not None and (gap.half is None or summary.is_decided(row, score))
-
-
-def _kind(x: Estimate, y: Estimate) -> str:
-    if 0 in (x.mean, y.mean):
-        return "undecided"
-    kinds = {(False, True): "trade", (True, False): "reverse", (True, True): "both up", (False, False): "both down"}
-    return kinds[x.mean > 0, y.mean > 0]
+def _decided_sign(summary: Summary, row: Row, score: str, gap: Estimate) -> int:
+    """Return the sign of a difference to the baseline that is decided, and of one seed its bare sign; otherwise 0."""
+    counts = gap.half is None or summary.is_decided(row, score)
+    return (gap.mean > 0) - (gap.mean < 0) if counts else 0
 
 
 def _doubt(differences: Mapping[K, Estimate | None], undecided: Sequence[K], among: str = "comparisons") -> str:
