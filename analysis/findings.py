@@ -210,13 +210,13 @@ def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
     texts = {
         (-1, 1): f"{y_name} gains and {x_name} loses at",
         (1, -1): f"{x_name} gains and {y_name} loses at",
-        (1, 1): "both gain at",
-        (-1, -1): "both lose at",
+        (1, 1): "both scores gain at",
+        (-1, -1): "both scores lose at",
         (0, 1): f"{y_name} gains, and {x_name} is undecided, at",
         (0, -1): f"{y_name} loses, and {x_name} is undecided, at",
         (1, 0): f"{x_name} gains, and {y_name} is undecided, at",
         (-1, 0): f"{x_name} loses, and {y_name} is undecided, at",
-        (0, 0): "both undecided at",
+        (0, 0): "both scores undecided at",
     }
     parts = [f"{text} {_values(summary, settings[signs])}" for signs, text in texts.items() if signs in settings]
     if (-1, 1) not in settings:

@@ -45,7 +45,7 @@ def test_a_maximum_in_the_middle_is_two_legs(summary_of: SummaryOf) -> None:
     assert "rises from 1 to 0.5 (+2.0 ± 0.0), then falls from 0.5 to 0 (−12.0 ± 0.0)" in top1
     assert "rises from 1 to 0.5 (+6.0 ± 0.0), then falls from 0.5 to 0 (−16.0 ± 0.0)" in miou
     assert "no setting gains segmentation mIoU at the cost of linear top-1" in trade
-    assert "both gain at 0.5; both lose at 0" in trade
+    assert "both scores gain at 0.5; both scores lose at 0" in trade
 
 
 def test_one_seed_says_that_it_supports_nothing(summary_of: SummaryOf) -> None:
@@ -205,7 +205,7 @@ def test_a_difference_that_one_of_many_shows_by_chance_is_undecided(summary_of: 
         "falls from 1 to 0 (−2.5 ± 2.0, undecided: not significant among 6 differences between any two values)" in top1
     )
     assert "no setting is shown to gain segmentation mIoU" in trade
-    assert "both lose at 0, 0.75; both undecided at 0.5" in trade  # the seeds of a setting are close together
+    assert "both scores lose at 0, 0.75; both scores undecided at 0.5" in trade  # the seeds of a setting are close together
 
 
 def test_a_setting_that_does_not_beat_the_control_takes_the_others_allowance_away(summary_of: SummaryOf) -> None:
