@@ -205,7 +205,7 @@ def test_a_difference_that_one_of_many_shows_by_chance_is_undecided(summary_of: 
         "falls from 1 to 0 (−2.5 ± 2.0, undecided: not significant among 6 differences between any two values)" in top1
     )
     assert "no setting is shown to gain segmentation mIoU" in trade
-    assert "both scores lose at 0, 0.75; both scores undecided at 0.5" in trade  # the seeds of a setting are close together
+    assert "both scores lose at 0, 0.75; both scores undecided at 0.5" in trade  # close together
 
 
 def test_a_setting_that_does_not_beat_the_control_takes_the_others_allowance_away(summary_of: SummaryOf) -> None:
