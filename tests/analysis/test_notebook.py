@@ -23,10 +23,10 @@ NOTEBOOK = PROJECT / "analysis" / "notebooks" / "alpha.ipynb"
 SCENES = PROJECT / "reports" / "scenes"
 
 
-def texts(notebook: nbformat.NotebookNode) -> list[str]:
-    """What the cells show, figures left out."""
+def text_of(notebook: nbformat.NotebookNode) -> str:
+    """What the cells show, figures left out; what a cell prints may come in any number of pieces."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return [output.get("text") or output["data"].get("text/markdown", "") for output in outputs]
+    return "".join(output.get("text") or output["data"].get("text/markdown", "") for output in outputs)
 
 
 def executed(parameters: Sequence[str] = ()) -> str:
@@ -38,14 +38,15 @@ def executed(parameters: Sequence[str] = ()) -> str:
     NotebookClient(notebook, timeout=1500, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
-    return "\n".join(texts(notebook))
+    return text_of(notebook)
 
 
 @pytest.mark.slow
 def test_on_the_committed_results() -> None:
     shown = executed()
-    stored = "\n".join(texts(nbformat.read(NOTEBOOK, as_version=4)))
-    assert stored == shown, "its outputs are of other results than reports/scenes; make reports"
+    assert text_of(nbformat.read(NOTEBOOK, as_version=4)) == shown, (
+        "its outputs are of other results than reports/scenes; make reports"
+    )
     assert (SCENES / "table.md").read_text().splitlines()[2] in shown
     assert "loss.alpha = 0.75 against loss.alpha = 1" in shown
     assert "Spearman over all runs:" in shown
