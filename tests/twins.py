@@ -1,4 +1,4 @@
-"""Folders of images written as the shards that people have, WebDataset's tars or Hugging Face's parquet; both read."""
+"""Image folders written as shards, WebDataset's tars or Hugging Face's parquet, and what is read from them."""
 
 from __future__ import annotations
 

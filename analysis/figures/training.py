@@ -29,7 +29,7 @@ PANELS = (
         "local_covariance": "local covariance",
     },
 )
-MANY = 60  # runs; above this, lines cover each other, and each setting is drawn as a mean with a range
+MANY = 24  # runs; above this, lines cover each other, and each setting is drawn as a mean with a range
 SMOOTHING = 0.05  # standard deviation of the Gaussian window, as a share of the run's steps
 
 

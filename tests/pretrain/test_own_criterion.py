@@ -14,7 +14,7 @@ from pretrain.config import PretrainConfig, identity
 from pretrain.criterion import RESERVED, register_criterion
 from runtime import config as configs
 from runtime.errors import UserError
-from runtime.rundir import Run
+from tests.pretrain.conftest import only_run
 
 FOLDER = Path(__file__).parent  # of own_criterion.py
 WORKER = FOLDER / "worker.py"
@@ -57,11 +57,6 @@ def double() -> Iterator[None]:
     yield
     PretrainLoader.finish = finish
     torch.set_default_dtype(torch.float32)
-
-
-def only_run(runs: Path) -> Run:
-    (path,) = (runs / "pretrain").iterdir()
-    return Run(path)
 
 
 def checkpoint(runs: Path) -> dict:

@@ -13,21 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.__main__ import main
+from runtime import PROJECT
 from runtime.rundir import Run
 from tests.pretrain.conftest import STEPS, only_run
 from tests.twins import write_shards
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
 WORKER = Path(__file__).with_name("worker.py")
+CLOCKS = ("time", "seconds", "data_wait_percent", "images_per_second")
 
 
 def weights(runs) -> dict[str, torch.Tensor]:
     return load_file(only_run(runs).path / "backbone.safetensors")
-
-
-CLOCKS = ("time", "seconds", "data_wait_percent", "images_per_second")
 
 
 def rows(runs):
@@ -42,8 +38,8 @@ def same(a, b) -> bool:
 def kill_after(argv, runs, step: int) -> None:
     """Start the command and kill -9 it once its metrics show `step`, which it goes no further than."""
     command = [sys.executable, WORKER, f"hold={step}", *argv[1:]]
-    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.DEVNULL)
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    process = subprocess.Popen(command, cwd=PROJECT, env=settings, stdout=subprocess.DEVNULL)
     while not any(len(Run(file.parent).metrics()) == step for file in runs.glob("pretrain/*/metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -109,7 +105,7 @@ def test_shards_give_the_checkpoint_of_their_folder_bit_for_bit(
 def test_ctrl_c_saves_at_a_step_boundary(tmp_path, arguments):
     argv = arguments(tmp_path, "train.duration=100000 steps", "machine.save_minutes=60")
     process = subprocess.Popen(
-        [sys.executable, "-m", *argv], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+        [sys.executable, "-m", *argv], cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
     )
     while not list(tmp_path.glob("pretrain/*/metrics.jsonl")) or not only_run(tmp_path).metrics():
         assert process.poll() is None
@@ -186,7 +182,7 @@ def test_cfg_prints_a_config_of_the_same_run_and_makes_nothing(tmp_path, capsys)
         return capsys.readouterr().out
 
     stored = tmp_path / "printed.yaml"
-    quickstart = str(ROOT / "pretrain/configs/quickstart.yaml")
+    quickstart = str(PROJECT / "pretrain/configs/quickstart.yaml")
     printed = shown("loss.alpha=0.3", "--config", quickstart, "--seed=7", f"--machine.runs={tmp_path}/runs")
     stored.write_text(printed, encoding="utf-8")
     assert printed.startswith(f"# {tmp_path}/runs/pretrain/")

@@ -13,7 +13,7 @@ import torch
 from data.loader import PretrainLoader
 from pretrain.__main__ import main
 from runtime.errors import run_command
-from runtime.rundir import Run
+from tests.pretrain.conftest import only_run
 
 WORKER = Path(__file__).with_name("worker.py")
 STEPS = 5
@@ -44,11 +44,6 @@ def arguments(image_folder):
         ]
 
     return make
-
-
-def only_run(runs: Path) -> Run:
-    (path,) = (runs / "pretrain").iterdir()
-    return Run(path)
 
 
 def checkpoint(runs: Path, name: str = "checkpoint.pt") -> dict:

@@ -5,16 +5,14 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from pretrain.__main__ import main
+from runtime import PROJECT
 from runtime.errors import run_command
 from tests.pretrain.conftest import only_run
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +121,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, arguments, command, da
 
 def test_a_run_in_use_is_refused(tmp_path, arguments, command):
     argv = arguments(tmp_path, "train.duration=100000 steps")
-    first = subprocess.Popen([sys.executable, "-m", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
+    first = subprocess.Popen([sys.executable, "-m", *argv], cwd=PROJECT, stdout=subprocess.DEVNULL)
     try:
         while not list(tmp_path.glob("pretrain/*/heartbeat.json")):
             assert first.poll() is None
@@ -162,7 +160,7 @@ def test_a_full_disk_keeps_the_former_checkpoint(small_disk, arguments, command)
     ],
 )
 def test_an_impossible_run_is_one_line_and_makes_nothing(override, expected, arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(sys, "argv", arguments(tmp_path / "runs", override))
     with pytest.raises(SystemExit) as ended:
         run_command(main)

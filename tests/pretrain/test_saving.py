@@ -10,7 +10,7 @@ import torch
 from pretrain.__main__ import main
 from runtime.device import choose_convolutions
 from runtime.errors import Unfinished
-from runtime.rundir import Run
+from tests.pretrain.conftest import only_run
 
 STEPS, STEPS_PER_EPOCH = 7, 3  # 48 images, 16 a batch
 
@@ -40,11 +40,6 @@ def arguments(image_folder):
         ]
 
     return make
-
-
-def only_run(runs: Path) -> Run:
-    (path,) = (runs / "pretrain").iterdir()
-    return Run(path)
 
 
 def checkpoint(runs: Path) -> dict:

@@ -59,6 +59,7 @@ class Cluster:
         clear_leftovers()
         self.folder = FOLDERS / f"{PREFIX}{os.getpid()}-{time.time_ns() % 10**9}"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.controllers_lost = 0  # times that slurmctld was ended
 
     @property
     def environment(self) -> dict[str, str]:
@@ -137,6 +138,7 @@ class Cluster:
         process = self.daemons.pop(name, None)
         if process is None:
             return
+        self.controllers_lost += name == "slurmctld"
         process.send_signal(number)
         try:
             process.wait(20)
