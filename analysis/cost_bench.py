@@ -20,6 +20,7 @@ import pandas as pd
 
 from analysis.figures.cost import MEMORY, TIME
 from analysis.report_data import COSTS
+from analysis.results import commit_name
 from runtime import files, provenance
 from runtime.console import make_parser
 from runtime.device import available_cores
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(study_file: str, rounds: int, steps: int, machine: Sequence[str] = ()) -> pd.DataFrame:
-    """Return a row for each setting and round: its grid values, milliseconds a step, gigabytes at most, the machine."""
+    """Return a row for each setting and round: its grid values, ms a step, gigabytes at most, machine and commit."""
     study = load_study(study_file)
     if study.pretrain is None:
         raise UserError(f"{study_file} has no pretrainings: there is no step to measure")
@@ -71,6 +72,7 @@ def measure(study_file: str, rounds: int, steps: int, machine: Sequence[str] = (
     }
     known = provenance.collect()
     where = {"machine": f"{known.get('gpu') or known.get('processor')}, {known.get('cores')} cores"}
+    where["commit"] = commit_name(known)
     rows: list[dict[str, Any]] = []
     for number in range(rounds):
         for node, setting in settings.items():

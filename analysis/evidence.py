@@ -20,8 +20,10 @@ LATE = 0.75  # of a training: where its last quarter begins
 Pair = tuple[str, Row, Row]  # a score, and two rows, of which the first is expected to be higher
 
 
-def _why_undecided(summary: Summary, comparisons: int) -> str:
-    return "one seed" if summary.most_seeds < 2 else f"no difference is significant among {comparisons}"
+def _why_undecided(summary: Summary, score: str, comparisons: int) -> str:
+    if summary.most_seeds < 2:
+        return "one seed"
+    return f"no difference of {score_name(score)} is significant among all {comparisons}"
 
 
 def _capital(text: str) -> str:
@@ -47,7 +49,9 @@ def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
     main = [i for i, (score, _, _) in enumerate(expected) if score == expected[0][0]]
     held = [i for i in main if i in decided and means[i] > 0]
     against = [i for i in main if i in decided and means[i] < 0]
-    word = "Yes" if held else "No" if against else f"Undecided ({_why_undecided(summary, len(expected))})"
+    word = (
+        "Yes" if held else "No" if against else f"Undecided ({_why_undecided(summary, expected[0][0], len(expected))})"
+    )
     if held or against:
         word += "" if len(main) in (len(held), len(against)) else ", in part"
     texts: dict[str, list[str]] = {}
@@ -86,30 +90,35 @@ def _lengths(frame: pd.DataFrame) -> list[str]:
 def plateau(data: ReportData) -> str:
     """Say how far the scores moved over the last quarter of the trainings, by the checkpoints that were evaluated."""
     report = data.study.report
-    changes = {score: _late_change(data.frame, score) for score in dict.fromkeys([report.x, report.y])}
+    changes = {score: _late_change(data, score) for score in dict.fromkeys([report.x, report.y])}
     known = {score: change for score, change in changes.items() if change is not None and is_percent(score)}
     if not known:
         return "plateau not measured"
     moves = ", ".join(f"{score_name(s)} {estimate_text(Estimate(c, None, 1), True, True)}" for s, c in known.items())
     at_plateau = all(abs(change) <= STILL for change in known.values())
-    return f"{'at a plateau' if at_plateau else 'no plateau yet'} (last quarter: {moves})"
+    return f"{'at a plateau' if at_plateau else 'no plateau yet'} (last quarter, at most: {moves})"
 
 
-def _late_change(frame: pd.DataFrame, score: str) -> float | None:
-    """Return the mean change of a score from the last checkpoint before the last quarter, over the runs of the grid."""
+def _late_change(data: ReportData, score: str) -> float | None:
+    """Return a score's change since the last checkpoint before the last quarter, of the setting that changes most.
+
+    A setting's change is the mean over its runs with such a checkpoint, in the second half of the training.
+    """
     source, _, name = score.partition(".")
-    column = f"score.{name}"
+    frame, column = data.frame, f"score.{name}"
     if column not in frame or "pretrain.hash" not in frame or "pretrain.train.duration" not in frame:
         return None
-    changes = []
+    changes: dict[tuple[object, ...], list[float]] = {}
+    keys = [f"grid.{key}" for key in data.study.row_keys if f"grid.{key}" in frame]
     trained = frame["control"].isna() & frame["pretrain.train.duration"].notna()  # a checkpoint of others has none
     for _, rows in frame[trained].groupby("pretrain.hash", sort=False):
         values = dict(zip(rows["eval.name"], pd.to_numeric(rows[column], errors="coerce"), strict=True))
         end = Duration.parse(rows["pretrain.train.duration"].iloc[0]).amount
-        early = {moment: value for moment, value in _by_moment(values, source).items() if moment <= LATE * end}
+        early = {m: value for m, value in _by_moment(values, source).items() if end / 2 <= m <= LATE * end}
         if early and pd.notna(values.get(source)):
-            changes.append(values[source] - early[max(early)])
-    return sum(changes) / len(changes) if changes else None
+            setting = tuple(map(str, rows.iloc[0][keys]))
+            changes.setdefault(setting, []).append(values[source] - early[max(early)])
+    return max((sum(c) / len(c) for c in changes.values()), key=abs, default=None)
 
 
 def _by_moment(values: Mapping[str, float], source: str) -> dict[float, float]:

@@ -2,8 +2,8 @@
 
 A sentence that rests on one seed says so. With more seeds, each sentence is corrected for all the differences that it
 was chosen from: against the baseline by Dunnett's test (statistics.decided_against), elsewhere by Holm's
-(decided_together), so that it rarely decides something false (in 5 % of studies, as those functions say); the rest is
-undecided. That every setting beats the control needs no correction: every one of the tests has to succeed.
+(decided_together), so that it rarely decides something false (in 5 % of studies; those functions say where in more);
+the rest is undecided. That every setting beats the control needs no correction: every one of the tests has to succeed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 
 from analysis.labels import is_percent, number, score_name, short_labels
-from analysis.statistics import POWER, Estimate, K, decided_together, seeds_to_settle
+from analysis.statistics import POWER, Estimate, K, decided_together, pooled_deviation, seeds_to_settle
 from analysis.summary import Row, Summary
 from analysis.tables import estimate_text
 from sweeps.study import CHECKPOINT
@@ -73,10 +73,17 @@ def _gain(summary: Summary, rows: Sequence[Row]) -> str:
         f"{f'Of {len(gains)} values, ' if several else ''}{_setting(summary, row)} {verb}{extreme if several else ''} "
         f"{score_name(report.y)} {over} {_setting(summary, base)}: {_gap_text(summary, row, base, report.y)}"
     )
+    ahead_of = [r for r in rows if id(r) in gains and r is not row]
+    if close := [r.varied for r in ahead_of if _is_open(summary.difference(row, r, report.y))]:
+        text += f"; its lead over {_values(summary, close)} is undecided"
     if (other := summary.difference(row, base, report.x)) is not None and report.x != report.y:
         text += f"; {score_name(report.x)} there: {_gap_text(summary, row, base, report.x)}"
         gain = other if other.half is None else gain
     return f"{text}.{_caveat([gain])}"
+
+
+def _is_open(lead: Estimate | None) -> bool:
+    return lead is not None and lead.half is not None and lead.sign <= 0
 
 
 def _setting(summary: Summary, row: Row) -> str:
@@ -93,17 +100,15 @@ def _gap_text(summary: Summary, row: Row, base: Row, score: str) -> str:
     if summary.is_decided(row, score):
         return f"{text} ({gap.n} seeds)"
     x, y = row.scores[score].by_seed, base.scores[score].by_seed
-    reason = (
-        "its interval excludes 0, but not among all the values"
-        if gap.sign
-        else seeds_text([x[s] - y[s] for s in x if s in y])
-    )
-    return f"{text} ({gap.n} seeds, undecided: {reason})"
+    samples = [list(r.scores[score].by_seed.values()) for r in (base, *summary.compared_with(base))]
+    compared = [sample for sample in samples if len(sample) > 1]
+    more = seeds_text([x[s] - y[s] for s in x if s in y], len(compared) - 1, pooled_deviation(compared))
+    return f"{text} ({gap.n} seeds, undecided{' among all comparisons' if gap.sign else ''}: {more})"
 
 
-def seeds_text(differences: Sequence[float]) -> str:
-    """Say how many more seeds would settle an undecided difference."""
-    needed = seeds_to_settle(differences)
+def seeds_text(differences: Sequence[float], comparisons: int = 1, scatter: float = 0.0) -> str:
+    """Say how many more seeds would settle an undecided difference, by the rule of `seeds_to_settle`."""
+    needed = seeds_to_settle(differences, comparisons, scatter)
     if needed is None:
         return "these seeds cannot say how many more would settle it"
     more = max(needed - len(differences), 1)

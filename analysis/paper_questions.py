@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from analysis.evidence import Pair, verdict
 from analysis.figures.cost import MEMORY, TIME, step_costs
 from analysis.findings import collapse_signs, tradeoff
@@ -21,7 +23,7 @@ from runtime.config import Duration
 # Controls of a report that varies loss.local.
 ALONE = "feature, no global criterion"
 WITHOUT_TERMS = f"{ALONE}, variance or covariance"
-TRIVIAL = 0.01  # of the loss with variance and covariance: less is none
+TRIVIAL = 0.01  # of the loss of collapsed features with the variance term: less is none
 
 # The answer of a report; empty where the report does not have what it takes.
 Answer = Callable[[ReportData], str]
@@ -41,17 +43,18 @@ def answers(reports: Sequence[ReportData]) -> list[tuple[Question, ReportData | 
 
 def _answer(question: Question, reports: Sequence[ReportData]) -> tuple[ReportData | None, str]:
     asked = [d for d in reports if d.study.report.vary == question.vary and not d.summary.own_criterion]
+    asked = [d for d in asked if not d.summary.split]  # rows of several versions are not to be compared
     for data in sorted(asked, key=_strength, reverse=True):
         if text := question.answer(data):
             return data, text
-    return None, "**Undecided.** No report has measured it."
+    return None, "**Undecided.** No report has measured it with one version of the code."
 
 
-def _strength(data: ReportData) -> tuple[int, float]:
-    """Order reports by seeds, then by the length of their trainings."""
+def _strength(data: ReportData) -> tuple[bool, int, float]:
+    """Order reports by whether their study is still the same, then by seeds, then by the length of their trainings."""
     lengths = data.frame.get("pretrain.train.duration")
     known = [] if lengths is None else [Duration.parse(text).amount for text in lengths.dropna()]
-    return data.summary.most_seeds, max(known, default=0.0)
+    return not data.changes, data.summary.most_seeds, max(known, default=0.0)
 
 
 def _row(data: ReportData, name: object) -> Row | None:
@@ -112,27 +115,35 @@ def _collapse(data: ReportData) -> str:
 def _trivial_solution(data: ReportData) -> str:
     """Compare the losses at the end of feature attraction alone, with and without variance and covariance.
 
-    Without them the loss is the distance of the matched, projected features alone.
+    Without them the loss is the distance of the matched, projected features alone. With them, features that coincide
+    cost the variance term's coefficient, and a loss below it bounds their deviation: it is 1 - loss / coefficient or
+    more, in the mean over dimensions.
     """
-    names = (ALONE, WITHOUT_TERMS)
-    rows = [_row(data, name) for name in names]
-    losses = [data.frame.loc[data.frame["control"] == name].get("pretrain.result.loss") for name in names]
-    found = [column.dropna() for column in losses if column is not None and column.notna().any()]
-    if len(found) < 2 or None in rows:
+    rows = [_row(data, name) for name in (ALONE, WITHOUT_TERMS)]
+    with_terms, without = (_of_control(data, name, "pretrain.result.loss") for name in (ALONE, WITHOUT_TERMS))
+    coefficients = _of_control(data, ALONE, "pretrain.loss.variance_coefficient")
+    if None in rows or with_terms.empty or without.empty or coefficients.empty:
         return ""
-    with_terms, without = found
-    trivial = without.max() < TRIVIAL * with_terms.min()
+    collapsed = float(coefficients.min())
+    trivial, kept = without.max() < TRIVIAL * collapsed, with_terms.max() < collapsed / 2
     single = any(len(row.scores[data.study.report.y].by_seed) < 2 for row in rows if row)
-    word = "Undecided (one seed)" if single else "Yes" if trivial else "No"
+    word = "Undecided (one seed)" if single else "Yes" if trivial and kept else "No"
     scores = [
         f"{score_name(score)} {' against '.join(score_text(row.scores[score], percent=True) for row in rows if row)}"
         for score in dict.fromkeys([data.study.report.x, data.study.report.y])
     ]
     meaning = ": matched features coincide after projection, and nothing is left to learn from" if trivial else ""
     return (
-        f"**{word}.** Without them the loss ends at {without.max():.1g} or less, with them at {with_terms.min():.2g} "
-        f"or more{meaning}. With against without: {', '.join(scores)}."
+        f"**{word}.** Without them the loss ends at {without.max():.1g} or less{meaning}. With them it ends at "
+        f"{with_terms.max():.2g} or less, where features that coincide cost {collapsed:.2g}. "
+        f"With against without: {', '.join(scores)}."
     )
+
+
+def _of_control(data: ReportData, name: str, column: str) -> pd.Series:
+    """Return the known values of a column in the runs of a control."""
+    frame = data.frame[data.frame["control"] == name]
+    return frame.get(column, pd.Series(dtype=float)).dropna()
 
 
 def _score(row: Row, name: str) -> str:

@@ -111,11 +111,11 @@ def _run_provenance(node: Node) -> dict[str, Any]:
     if not attempts:
         return {}
     last = {key: value for key, value in attempts[-1].items() if key not in _LEFT_OUT}
-    commits = dict.fromkeys(_commit(attempt) for attempt in attempts)
+    commits = dict.fromkeys(commit_name(attempt) for attempt in attempts)
     return {key: as_text(value) for key, value in flatten(last).items()} | {"commits": " ".join(commits)}
 
 
-def _commit(attempt: Mapping[str, Any]) -> str:
+def commit_name(attempt: Mapping[str, Any]) -> str:
     """Return the commit, "+dirty" if it was changed; for code without one, "<version>:<SHA-256 of its sources>"."""
     if not attempt.get("commit") and attempt.get("sources"):
         return f"{attempt.get('version') or 'unknown'}:{attempt['sources']}"
@@ -203,12 +203,12 @@ def runs_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def commits(frame: pd.DataFrame) -> list[str]:
-    """Return the commits of each run that was begun, as `_commit` writes them."""
+    """Return the commits of each run that was begun, as `commit_name` writes them."""
     return [str(text) for text in runs_of(frame)["provenance.commits"].dropna()]
 
 
 def commit_text(commit: str) -> str:
-    """Word a commit of `_commit` for a reader."""
+    """Word a commit of `commit_name` for a reader."""
     version, colon, sources = commit.partition(":")
     if colon:
         return f"version {version} without a git commit, sources {sources[:12]} (SHA-256)"

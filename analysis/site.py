@@ -29,7 +29,7 @@ def write_site(reports: Sequence[ReportData], left: Mapping[str, str], folder: P
 def texts_of(reports: Sequence[ReportData], left: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Return the two pages, by file name; their figures are drawn already."""
     answers = [
-        (question.text, text, "" if data is None else data.study.name)
+        (question.text, text + _mark(data), "" if data is None else data.study.name)
         for question, data, text in paper_questions.answers(reports)
     ]
     markdown = from_template(
@@ -64,7 +64,11 @@ def _thumbnail(name: str, folder: Path) -> str:
 
 def _answer(data: ReportData) -> str:
     text = " ".join(answers(data.summary)) or findings(data.summary)[0]
-    return text + (f" *{STALE}.*" if data.changes else "")
+    return text + _mark(data)
+
+
+def _mark(data: ReportData | None) -> str:
+    return f" *{STALE}.*" if data is not None and data.changes else ""
 
 
 def _points(reports: Sequence[ReportData]) -> dict[str, str]:

@@ -140,7 +140,7 @@ class Summary:
         groups = {other.group for other in self.settings}
         if row.control is not None and (len(groups) != 1 or row not in self.controls_of(*groups)):
             return None
-        wanted, group = _comparable(self.study.report.baseline), row.group if row.control is None else groups.pop()
+        wanted, group = comparable(self.study.report.baseline), row.group if row.control is None else groups.pop()
         rows = [other for other in self.settings if other.group == group and other.varied == wanted]
         return rows[0] if wanted is not None and rows else None
 
@@ -165,9 +165,13 @@ class Summary:
         base = self.baseline(row)
         if base is None or base is row:
             return False
-        others = [other for other in self.rows if other is not base and self.baseline(other) is base]
+        others = self.compared_with(base)
         scores = [tuple(cell.scores[score].by_seed.items()) for cell in (base, *others)]
         return any(others[index] is row for index in _decided(*scores))
+
+    def compared_with(self, base: Row) -> list[Row]:
+        """Return the rows whose baseline this one is."""
+        return [row for row in self.rows if row is not base and self.baseline(row) is base]
 
     def best(self, rows: Sequence[Row], score: str) -> Row | None:
         """Return the row with the highest mean, if the interval of its difference to every other row excludes 0.
@@ -215,7 +219,7 @@ class _Collector:
         column = score_column(self.frame, score)
         wanted = [f"grid.{key}" for key in [*self.row_keys, *self.seeds]]
         names = ["control", *wanted, "run", "value", "state", "published"]
-        lists = [map(_comparable, column[name]) for name in names]
+        lists = [map(comparable, column[name]) for name in names]
         for control, *values, run, value, state, published in zip(*lists, strict=True):
             setting, seed = tuple(values[: len(self.row_keys)]), tuple(values[len(self.row_keys) :])
             row = self.rows.setdefault((control, *setting), Row(control, setting))
@@ -242,8 +246,8 @@ class _Collector:
         self.contradictions.append(f"{score_name(score)} at {where}: {first:g} and another value; neither counts")
 
 
-def _comparable(value: Any) -> Any:
-    """Return None for NaN, by which pandas writes a gap and which equals nothing; a list as the text of the frame."""
+def comparable(value: Any) -> Any:
+    """Return a value of a column as rows have it: None for NaN, which equals nothing; a list as the frame's text."""
     return None if isinstance(value, float) and math.isnan(value) else as_text(value)
 
 

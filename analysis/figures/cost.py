@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -20,7 +21,8 @@ from analysis.figures.base import (
 from analysis.labels import NONE, number, short_labels
 from analysis.render import Table
 from analysis.report_data import ReportData
-from analysis.results import runs_of
+from analysis.results import commit_text, runs_of
+from analysis.summary import comparable
 from runtime.progress import describe_seconds
 
 TIME, MEMORY = "milliseconds", "gigabytes"  # columns of step_costs
@@ -52,7 +54,8 @@ def step_costs(data: ReportData) -> pd.DataFrame:
         short_labels(data.study, others, [row[f"grid.{key}"] for key in others]) for row in costs.to_dict("records")
     ]
     known = costs.assign(varied=costs[f"grid.{vary}"], group=groups)[_COLUMNS]
-    return known[known["varied"].isin([row.varied for row in data.summary.settings])]
+    settings = {row.varied for row in data.summary.settings}
+    return known[[comparable(varied) in settings for varied in known["varied"]]]
 
 
 def step_table(data: ReportData) -> Table | None:
@@ -63,8 +66,8 @@ def step_table(data: ReportData) -> Table | None:
     several = costs["group"].nunique() > 1
     header = [data.study.report.vary, *(["curve"] if several else []), "rounds", *_LABELS.values()]
     lines = []
-    for (varied, group), rows in costs.groupby(["varied", "group"], sort=False):
-        name = [data.summary.label(varied), *([str(group)] if several else [])]
+    for (varied, group), rows in costs.groupby(["varied", "group"], sort=False, dropna=False):
+        name = [data.summary.label(comparable(varied)), *([str(group)] if several else [])]
         lines.append([*name, str(len(rows)), _spread(rows[TIME]), _spread(rows[MEMORY])])
     return Table(header, [lines])
 
@@ -102,7 +105,7 @@ def draw(data: ReportData) -> Figure | None:
 def _draw_panel(axes: Axes, costs: pd.DataFrame, name: str, positions: dict[object, float], line: str) -> None:
     for index, (group, rows) in enumerate(costs.groupby("group", sort=False)):
         color, marker = curve_style(index)
-        x = rows["varied"].map(positions)
+        x = np.array([positions[comparable(varied)] for varied in rows["varied"]])
         axes.plot(x, rows[name], ".", color=color, markersize=4, alpha=0.4, rasterized=len(costs) > MANY_POINTS)
         medians = rows.assign(x=x).groupby("x")[name].median()
         axes.plot(medians.index, medians, linestyle=line, marker=marker, color=color, label=str(group), clip_on=False)
@@ -110,12 +113,17 @@ def _draw_panel(axes: Axes, costs: pd.DataFrame, name: str, positions: dict[obje
 
 def caption(data: ReportData) -> str:
     costs, measured = data.costs, step_costs(data)
-    machine = "" if costs is None else ", ".join(dict.fromkeys(costs["machine"]))
+    where = [] if costs is None else [*dict.fromkeys(costs["machine"]), *_commits(costs)]
     text = (
         f"Time of a training step, and peak memory of the process, against {data.study.report.vary}: every setting in "
-        f"turns on one machine ({machine}), single rounds (faint) and medians."
+        f"turns on one machine ({', '.join(where)}), single rounds (faint) and medians."
     )
     return text + (" Memory was not measured." if measured[MEMORY].isna().all() else "")
+
+
+def _commits(costs: pd.DataFrame) -> list[str]:
+    """Return the commits of the code that was measured; files made before they were recorded have none."""
+    return [commit_text(commit) for commit in dict.fromkeys(costs.get("commit", pd.Series(dtype=str)))]
 
 
 PLOT = Plot(

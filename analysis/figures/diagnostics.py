@@ -24,6 +24,7 @@ from analysis.figures.base import (
 from analysis.labels import run_link
 from analysis.report_data import ReportData
 from analysis.results import score_column
+from analysis.summary import comparable
 
 FEWEST = 6  # runs; over fewer a correlation says nothing, and there is no figure
 SHOWN = ("pretrain.rank_pooled", "pretrain.rank_local", "pretrain.std_local")
@@ -60,8 +61,8 @@ def pairs_of(data: ReportData, diagnostic: str, score: str) -> pd.DataFrame:
 
 def _draw_panel(axes: Axes, pairs: pd.DataFrame, colors: dict[object, Rgba]) -> None:
     many = len(pairs) > MANY_POINTS
-    for varied, rows in pairs.groupby("varied", sort=False):
-        axes.plot(rows["x"], rows["y"], "o", color=colors[varied], markersize=3.5, rasterized=many)
+    for varied, rows in pairs.groupby("varied", sort=False, dropna=False):
+        axes.plot(rows["x"], rows["y"], "o", color=colors[comparable(varied)], markersize=3.5, rasterized=many)
     links = [run_link(run) for run in pairs["run"]]
     add_links(axes, zip(pairs["x"], pairs["y"], strict=True), links, OVER_MEAN)
     if text := correlation(pairs):

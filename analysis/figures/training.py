@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from analysis.figures.base import PAGE, Plot, Rgba, add_varied_legend, varied_colors
 from analysis.labels import run_link
 from analysis.report_data import ReportData
+from analysis.summary import comparable
 
 # Column of metrics.jsonl -> title of its panel; the two halves of the criterion stand one above the other.
 PANELS = (
@@ -68,7 +69,7 @@ def _draw_runs(axes: Axes, history: pd.DataFrame, name: str, column: str, colors
         known = rows[["step", name]].dropna()
         if known.empty or not _is_trained(known[name]):
             continue
-        color = colors[rows[column].iloc[0]]
+        color = colors[comparable(rows[column].iloc[0])]
         steps, values = known["step"].to_numpy(float), known[name].to_numpy(float)
         axes.plot(steps, values, color=color, linewidth=0.35, alpha=0.5)
         link = run_link(str(run).rpartition("-")[2])
@@ -77,13 +78,14 @@ def _draw_runs(axes: Axes, history: pd.DataFrame, name: str, column: str, colors
 
 def _draw_bands(axes: Axes, history: pd.DataFrame, name: str, column: str, colors: dict[object, Rgba]) -> None:
     """Draw for each setting the mean over its runs and the range of nine in ten of them, step by step."""
-    for value, rows in history.groupby(column, sort=False):
+    for value, rows in history.groupby(column, sort=False, dropna=False):
         by_step = rows[["step", name]].dropna().groupby("step")[name]
         if by_step.ngroups == 0 or not _is_trained(rows[name].dropna()):
             continue
         low, mean, high = by_step.quantile(0.05), by_step.mean(), by_step.quantile(0.95)
-        axes.fill_between(mean.index, low, high, color=colors[value], alpha=0.2, linewidth=0)
-        axes.plot(mean.index, mean, color=colors[value], linewidth=0.9)
+        color = colors[comparable(value)]
+        axes.fill_between(mean.index, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(mean.index, mean, color=color, linewidth=0.9)
 
 
 def _label_steps(grid: np.ndarray) -> None:

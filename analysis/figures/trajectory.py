@@ -59,7 +59,7 @@ def _at(score: str, moment: str) -> str:
 def trajectories(data: ReportData) -> tuple[list[Trajectory], list[Trajectory]]:
     """Return those of the settings, and the controls without training, as one point each."""
     report, times = data.study.report, moments(data)
-    ends = data.frame["pretrain.train.duration"].map(lambda text: Duration.parse(text).amount)
+    ends = data.frame["pretrain.train.duration"].map(lambda text: Duration.parse(text).amount, na_action="ignore")
     frame = data.frame.assign(**{f"{PRETRAIN}.result.end": ends})
     pairs = [(_at(report.x, moment), _at(report.y, moment)) for moment in times] + [(report.x, report.y)]
     summary = summarize(frame, data.study, [*dict.fromkeys(chain(*pairs)), END])

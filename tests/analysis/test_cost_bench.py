@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from analysis import cost_bench
-from runtime import PROJECT
+from runtime import PROJECT, provenance
 from runtime.errors import UserError
 
 STUDY = str(PROJECT / "sweeps" / "studies" / "smoke.yaml")
@@ -26,6 +26,8 @@ def test_every_setting_in_turns(tmp_path: Path) -> None:
     assert frame["round"].tolist() == [0] * half + [1] * half
     assert (frame["milliseconds"] > 0).all()
     assert (frame["gigabytes"] > 0).all()
+    (commit,) = frame["commit"].unique()
+    assert commit.startswith(provenance.collect()["commit"])
 
 
 def test_checkpoints_beside_pretrainings_have_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

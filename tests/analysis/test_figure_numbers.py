@@ -16,6 +16,7 @@ from analysis.figures import cost, diagnostics, published, scores, tradeoff, tra
 from analysis.figures.base import STYLE, interval, varied_colors
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate
+from tests.analysis.conftest import make_study
 
 ReportDataOf = Callable[..., ReportData]
 ALPHAS = [0.0, 0.5, 1.0]
@@ -245,6 +246,21 @@ def test_a_figure_without_material_leaves_no_old_file(report_data_of: ReportData
 def test_diagnostics_from_six_runs_on(report_data_of: ReportDataOf) -> None:
     assert diagnostics.draw(some_report_data(report_data_of, runs=1)) is None
     assert drawn(diagnostics.draw, some_report_data(report_data_of, runs=2)).axes
+
+
+def test_a_value_of_null_is_drawn_too(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of, runs=2)
+    grid: dict[str, list[object]] = {"loss.alpha": [None, 0.5, 1.0], "seed": [0, 1]}
+    frame, history = (f.replace({"grid.loss.alpha": {0.0: np.nan}}) for f in (data.frame, data.history))
+    costs = measured(data).costs.replace({"grid.loss.alpha": {0.0: np.nan}})
+    null = ReportData(make_study(grid), frame, history, costs)
+    assert sum(len(line.get_xdata()) for line in drawn(diagnostics.draw, null).axes[0].lines) == 6
+    assert len(drawn(training.draw, null).axes[0].lines) == 2 * 6
+    assert len(cost.step_costs(null)) == len(cost.step_costs(measured(data)))
+    table = cost.step_table(null)
+    assert table is not None
+    assert next(line[0] for line in table.blocks[0]) == null.summary.label(None)
+    assert drawn(cost.draw, null).axes
 
 
 JOINED = [[0.5, 0.1, 1.0], ["20 steps", "3 steps", "100 steps"], ["[20, 4]", "[4, 4]", "[64, 4]"]]

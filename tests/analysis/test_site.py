@@ -18,13 +18,16 @@ from analysis.evidence import plateau, strength
 from analysis.figures import overview, scores, tradeoff
 from analysis.report import write_report
 from analysis.report_data import ReportData
-from analysis.site import studies_table
+from analysis.site import studies_table, write_site
 from sweeps.graph import Graph
 from sweeps.study import PretrainPart, ReportPart, Study
 from tests.analysis.browser import CHROMIUM, Browser
 from tests.analysis.conftest import make_study
 
 Scored = dict[object, list[tuple[float, float]]]  # the varied value -> (top-1, mIoU) of each seed
+
+
+NOT_MEASURED = "**Undecided.** No report has measured it with one version of the code."
 
 
 def report_of(vary: str, scored: Scored, name: str = "made", baseline: object = None, **columns: object) -> ReportData:
@@ -72,14 +75,28 @@ def test_location_and_feature_are_decided_by_the_seeds() -> None:
     assert answer_to(question, single).startswith("**Undecided (one seed).**")
     scattered = {name: [(60.0, 30.0), (40.0, 10.0), (70.0, 44.0 + len(name))] for name in names}
     scattered["location"] = scattered["location"][::-1]
-    assert answer_to(question, report_of("loss.local", scattered)).startswith("**Undecided (no difference")
-    assert answer_to(question) == "**Undecided.** No report has measured it."
+    undecided = answer_to(question, report_of("loss.local", scattered))
+    assert undecided.startswith("**Undecided (no difference of segmentation mIoU is significant among all 6).**")
+    assert answer_to(question) == NOT_MEASURED
 
 
-def test_the_strongest_report_answers() -> None:
+def test_the_strongest_report_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     few = report_of("loss.local", {n: around(60, 30, 1) for n in ("none", "feature", "location", "both")}, "few")
     more = report_of("loss.local", {n: around(60, 30, 2) for n in ("none", "feature", "location", "both")}, "more")
-    assert {data.study.name for _, data, _ in paper_questions.answers([more, few]) if data} == {"more"}
+    assert answered_by(more, few) == {"more"}
+    monkeypatch.setattr(ReportData, "changes", property(lambda data: ["seed"] if data.study.name == "more" else []))
+    assert answered_by(more, few) == {"few"}  # the other one's study is another by now
+    write_site([more], {}, tmp_path)
+    page, mark = (tmp_path / "README.md").read_text(), "*Made with other settings than this checkout's.*"
+    answers, studies = page.split("## Studies")
+    assert (answers.count(mark), studies.count(mark)) == (1, 1)
+    versions = more.frame["grid.seed"].map({0: "a" * 40, 1: "b" * 40})
+    mixed = ReportData(more.study, more.frame.assign(**{"eval.provenance.commits": versions}))
+    assert answered_by(mixed) == set()
+
+
+def answered_by(*reports: ReportData) -> set[str]:
+    return {data.study.name for _, data, _ in paper_questions.answers(reports) if data}
 
 
 def test_a_trade_needs_both_scores() -> None:
@@ -87,7 +104,7 @@ def test_a_trade_needs_both_scores() -> None:
     traded = {1.0: around(70, 30), 0.5: [(65.0, 40.0), (65.1, 39.8), (65.3, 39.9)]}
     assert answer_to(question, report_of("loss.alpha", traded, baseline=1.0)).startswith("**Yes.**")
     of_another_criterion = report_of("loss.alpha", traded, baseline=1.0, **{"pretrain.loss.name": "own"})
-    assert answer_to(question, of_another_criterion) == "**Undecided.** No report has measured it."
+    assert answer_to(question, of_another_criterion) == NOT_MEASURED
     both_up = {1.0: around(70, 30), 0.5: [(75.0, 40.0), (75.1, 39.8), (75.3, 39.9)]}
     assert answer_to(question, report_of("loss.alpha", both_up, baseline=1.0)).startswith("**No.**")
     unsure = {1.0: around(70, 30), 0.5: [(65.0, 40.0), (75.1, 39.8), (70.3, 39.9)]}
@@ -103,16 +120,21 @@ def test_a_collapse_is_a_loss_of_rank(rank: float, seeds: int, verdict: str) -> 
     assert f"rank pooled {rank:.3g}" in answer
 
 
-@pytest.mark.parametrize(("loss", "seeds", "verdict"), [(0.0, 3, "Yes"), (3.0, 3, "No"), (1e-5, 1, "Undecided")])
-def test_a_trivial_solution_is_a_loss_of_zero(loss: float, seeds: int, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "with_terms", "seeds", "verdict"),
+    [(0.0, 7.0, 3, "Yes"), (3.0, 7.0, 3, "No"), (1e-5, 24.75, 3, "No"), (1e-5, 7.0, 1, "Undecided")],
+)
+def test_a_trivial_solution_is_a_loss_of_zero(loss: float, with_terms: float, seeds: int, verdict: str) -> None:
     rows = {name: around(60, 30, seeds) for name in ("none", "with", "without")}
-    losses = {"none": 9.0, "with": 7.0, "without": loss}
-    data = report_of("loss.local", rows, **{"pretrain.result.loss": losses})
+    losses = {"none": 9.0, "with": with_terms, "without": loss}
+    coefficients = {"none": 25.0, "with": 25.0, "without": 0.0}
+    own = {"pretrain.result.loss": losses, "pretrain.loss.variance_coefficient": coefficients}
+    data = report_of("loss.local", rows, **own)
     controls = {"with": paper_questions.ALONE, "without": paper_questions.WITHOUT_TERMS}
     data.frame["control"] = data.frame["grid.loss.local"].map(controls)
     answer = answer_to("trivial solution", ReportData(data.study, data.frame))
     assert answer.startswith(f"**{verdict}")
-    assert "with them at 7 or more" in answer
+    assert f"With them it ends at {with_terms:.2g} or less, where features that coincide cost 25." in answer
 
 
 def test_cost_is_compared_within_rounds() -> None:
@@ -128,22 +150,26 @@ def test_cost_is_compared_within_rounds() -> None:
     assert cost([300, 640, 155], [200, 400, 100]).startswith(f"**1.55 ± {half:.3f} times the time of a step.**")
     assert cost([300, 205, 310], [200, 210, 190]).startswith("**Undecided (1.37 ± ")
     assert cost([300], [200]).startswith("**Undecided (one round).**")
-    assert answer_to("cost", report_of("loss.alpha", {1.0: around(70, 30), 0.5: around(60, 40)})) == (
-        "**Undecided.** No report has measured it."
-    )
+    assert answer_to("cost", report_of("loss.alpha", {1.0: around(70, 30), 0.5: around(60, 40)})) == (NOT_MEASURED)
 
 
 def test_a_plateau_is_measured_by_kept_checkpoints() -> None:
-    def with_checkpoint(early: float, moment: str = "70 steps") -> ReportData:
-        data = report_of("loss.alpha", {1.0: around(70, 30)}, **{"pretrain.train.duration": "100 steps"})
+    def with_checkpoint(gains: dict[float, float], moment: str = "70 steps") -> ReportData:
+        scored: Scored = {alpha: around(70, 30) for alpha in gains}
+        data = report_of("loss.alpha", scored, **{"pretrain.train.duration": "100 steps"})
         linear = data.frame[data.frame["eval.name"] == "linear"]
-        kept = linear.assign(**{"eval.name": f"linear at {moment}", "score.top1": linear["score.top1"] - early})
+        early = linear["score.top1"] - linear["grid.loss.alpha"].map(gains)
+        kept = linear.assign(**{"eval.name": f"linear at {moment}", "score.top1": early})
         others = linear.assign(**{"pretrain.hash": "imported", "pretrain.train.duration": None})  # has no training
         return ReportData(data.study, pd.concat([data.frame, kept, others]))
 
-    assert strength(with_checkpoint(0.5)) == ("3 seeds, 100 steps; at a plateau (last quarter: linear top-1 +0.5)")
-    assert plateau(with_checkpoint(4.0)) == "no plateau yet (last quarter: linear top-1 +4.0)"
-    assert plateau(with_checkpoint(0.5, "90 steps")) == "plateau not measured"  # it says nothing of the last quarter
+    at_plateau = "3 seeds, 100 steps; at a plateau (last quarter, at most: linear top-1 +0.5)"
+    assert strength(with_checkpoint({1.0: 0.5, 0.5: 0.2})) == at_plateau
+    moved = "no plateau yet (last quarter, at most: linear top-1 −4.0)"
+    assert plateau(with_checkpoint({1.0: 3.9, 0.5: -4.0})) == moved  # in both ways, as one mean would hide
+    # These moments say nothing of the last quarter.
+    assert plateau(with_checkpoint({1.0: 0.5, 0.5: 0.2}, "90 steps")) == "plateau not measured"
+    assert plateau(with_checkpoint({1.0: 0.5, 0.5: 0.2}, "10 steps")) == "plateau not measured"
 
 
 def test_studies_that_measure_something_else_have_their_own_panel() -> None:

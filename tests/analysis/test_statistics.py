@@ -5,12 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.statistics import MOST_DUNNETT, decided_against, decided_together, difference, estimate, rejected
+from analysis.statistics import (
+    MOST_DUNNETT,
+    decided_against,
+    decided_together,
+    difference,
+    dunnett_limit,
+    estimate,
+    pooled_deviation,
+    rejected,
+    seeds_to_settle,
+)
 
 scores = st.floats(0, 100).map(lambda value: round(value, 3))
 samples = st.lists(scores, min_size=2, max_size=8).filter(lambda values: max(values) - min(values) > 0.01)
@@ -106,6 +117,61 @@ def test_a_difference_to_the_baseline_is_decided_by_dunnett_and_its_own_interval
     assert decided_against(base, others) == set()
     assert decided_against(base, {"one seed": {0: 90.0}}) == set()
     assert decided_against({0: 1.0, 1: 1.0}, {"a": {0: 2.0, 1: 2.0}, "b": {0: 1.0, 1: 1.0}}) == {"a"}
+
+
+def test_one_comparison_is_that_of_its_own_interval() -> None:
+    """Paired by seed the difference is sure; unpaired, as Dunnett's test takes it, the seeds would hide it."""
+    base, other = dict(enumerate([40.0, 50.0, 60.0])), dict(enumerate([38.0, 47.9, 58.1]))
+    assert stats.dunnett(list(other.values()), control=list(base.values())).pvalue[0] > 0.5
+    assert decided_against(base, {"lower": other}) == {"lower"}
+
+
+@pytest.mark.parametrize(("comparisons", "seeds"), [(2, 3), (3, 5), (6, 4)])
+def test_the_limit_of_dunnett_is_that_of_scipy(comparisons: int, seeds: int) -> None:
+    samples = np.random.default_rng(comparisons).normal(size=(comparisons + 1, seeds))
+    limit = dunnett_limit(comparisons, (comparisons + 1) * (seeds - 1))
+    error = pooled_deviation(samples.tolist()) * (2 / seeds) ** 0.5
+    samples[1] += samples[0].mean() + limit * error - samples[1].mean()  # it lies at the limit
+    test = stats.dunnett(*samples[1:], control=samples[0], random_state=np.random.default_rng(0))
+    assert test.statistic[0] == pytest.approx(limit)
+    assert test.pvalue[0] == pytest.approx(0.05, abs=0.001)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(1.0, 0.5), (2.0, 3.0), (-0.4, 1.0)])
+def test_the_seeds_that_settle_one_difference_are_those_of_the_noncentral_t(mean: float, deviation: float) -> None:
+    pair = [mean - deviation / 2**0.5, mean + deviation / 2**0.5]
+    counts = np.arange(2, 200)
+    limits = stats.t.ppf(0.975, counts - 1)
+    power = stats.nct.sf(limits, counts - 1, abs(mean) / deviation * np.sqrt(counts))
+    assert seeds_to_settle(pair) == counts[power >= 0.8][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed_effect", [0.0, 2.0], ids=["unpaired", "paired"])
+def test_the_seeds_that_settle_a_difference_among_several_do_so(seed_effect: float) -> None:
+    """Four settings and a baseline of one scatter, one of the settings higher; decided by the rule of the reports."""
+    settings, gain, draws = 5, 1.5, 200
+    scatter = (1 + seed_effect**2) ** 0.5
+    pair = [gain - 1, gain + 1]  # of the mean and the deviation of a difference, 2 ** 0.5
+    needed = seeds_to_settle(pair, settings - 1, scatter)
+    alone = seeds_to_settle(pair)
+    assert needed is not None
+    assert alone is not None
+    assert needed > alone
+
+    def power(seeds: int) -> float:
+        random = np.random.default_rng(0)
+        found = 0
+        for _ in range(draws):
+            scores = random.normal(size=(settings, seeds)) + seed_effect * random.normal(size=seeds)
+            scores[1] += gain
+            base, *others = (dict(enumerate(row)) for row in scores)
+            found += 0 in decided_against(base, dict(enumerate(others)))
+        return found / draws
+
+    error = 2 * (0.8 * 0.2 / draws) ** 0.5
+    assert power(needed) > 0.8 - error
+    assert power(needed - 2) < 0.8 + error
 
 
 def test_many_comparisons_are_decided_by_holm() -> None:

@@ -76,6 +76,15 @@ def test_the_figure_and_its_words(data: ReportData, tmp_path: Path) -> None:
     assert text.endswith("cross: no pretraining.")
 
 
+def test_a_checkpoint_that_is_given_has_no_line(data: ReportData, tmp_path: Path) -> None:
+    """It has no training, and as many scores as it likes."""
+    given = data.frame[data.frame["grid.loss.alpha"] == 0.0].assign(**{"pretrain.train.duration": np.nan})
+    rest = data.frame[data.frame["grid.loss.alpha"] != 0.0]
+    both = ReportData(data.study, pd.concat([given, rest], ignore_index=True))
+    assert [made.row.varied for made in trajectory.trajectories(both)[0]] == [1.0]
+    assert write(trajectory.PLOT, both, tmp_path)
+
+
 def test_curves_have_a_line_style_each(data: ReportData, tmp_path: Path) -> None:
     frames = [data.frame.assign(**{"grid.loss.local": kind}) for kind in ("both", "none")]
     study = make_study(GRID | {"loss.local": ["both", "none"]})
