@@ -94,8 +94,8 @@ class DataConfig(Config):
     """Which dataset, and its folder: `root`; if that is null, `$VICREGL_<NAME>` (as $VICREGL_IMAGENET), or `<name>` in
     $VICREGL_DATA (or in data/cache). The environment is no part of a run's identity, so a study without roots is the
     same study on every machine. Neither is the root of a published dataset, which its name defines; that of a folder of
-    your own is. A run that has begun refuses a folder with other files (data/record.py). Images with class labels lie
-    in class folders or in shards (data/shards.py); the files show in which.
+    your own is, as it is written. A run that has begun refuses a folder with other files (data/record.py). Images with
+    class labels lie in class folders or in shards (data/shards.py); the files show in which.
     """
 
     name: DatasetName = "scenes"

@@ -1,7 +1,8 @@
 """Which folder a run reads its data from, in data.json of its directory; another folder must hold the same files.
 
-A folder that the environment gives, or `data.root` of a dataset that its name defines, is no part of a run's identity.
-So without this record, a run could go on with other images, or stand for them.
+A folder that the environment gives, or `data.root` of a dataset that its name defines, is no part of a run's identity,
+and a relative `data.root`, which is, means another folder in another working directory. So without this record, a run
+could go on with other images, or stand for them.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def refuse_other_data(run: Path, config: DataConfig) -> None:
     """
     if not _needs_record(config) or (record := files.read_json_object(run / FILE)) is None:
         return
-    folder = config.folder
-    if not folder.is_dir() or str(folder.resolve()) == record["root"]:
+    folder = config.folder.resolve()
+    if not folder.is_dir() or str(folder) == record["root"]:
         return
     from data.catalog import open_dataset  # loads torch, which the planning of a study does without
 
@@ -53,8 +54,8 @@ def refuse_other_data(run: Path, config: DataConfig) -> None:
         if (here := digest(dataset, split)) != recorded:
             raise UserError(
                 f"{run} was begun with {config.name} in {record['root']} ({recorded['count']} files of {split}), and "
-                f"{folder} holds others ({here['count']}). Its folder is no part of this run's name: give the same "
-                "data, other runs (machine.runs=FOLDER), or, for a dataset of your own, its folder by data.root with "
+                f"{folder} holds others ({here['count']}). This run's name does not tell them apart: give the same "
+                "data, other runs (machine.runs=FOLDER), or, for a dataset of your own, an absolute data.root with "
                 "data.name=imagefolder or vocfolder"
             )
 
@@ -84,5 +85,6 @@ def digest(dataset: Dataset, split: str) -> dict[str, Any]:
 
 
 def _needs_record(config: DataConfig) -> bool:
-    """Return whether the identity leaves out where the data are; scenes are made from the config, which is in it."""
-    return config.name != "scenes" and (config.root is None or bool(config.places()))
+    """Return whether the identity does not say where the data are; scenes are made from the config, which is in it."""
+    named = config.root is not None and os.path.isabs(config.root) and not config.places()
+    return config.name != "scenes" and not named

@@ -89,6 +89,10 @@ class Training:
         if self.world.is_main:
             if checkpoint.exists():
                 print(f"going on at step {self.state.step} of {self.total_steps}", flush=True)
+                # The attempt that saved this step may have ended before it had kept it.
+                for name in map(kept_checkpoint, self.kept_moments()):
+                    if not (self.run.path / name).exists():
+                        keep_checkpoint(checkpoint, name)
             # The steps after the last save are repeated, and so are their rows.
             self.run.resume_metrics_after(self.state.step)
 

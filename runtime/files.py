@@ -18,6 +18,9 @@ from typing import Any
 from runtime import PROJECT
 from runtime.errors import UserError, explain
 
+LOCK_TAKEN = (errno.EAGAIN, errno.EACCES)  # POSIX allows both for a lock that another process has
+LOCKS_REFUSED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # by the file system
+
 
 def make_folder(folder: Path, otherwise: str) -> None:
     """Make the folder if it is missing; UserError, before anything is written, where that or writing there fails.
@@ -136,25 +139,41 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def lock(file: Path, wait: bool = True) -> Iterator[bool]:
+def lock(file: Path, wait: bool = True, otherwise: str = "choose another place") -> Iterator[bool]:
     """Hold the lock `file` during the block; yield False where `wait` is off and another process has it.
 
-    A process must not nest two locks of one file: closing the inner one drops both.
+    UserError where the file system has no locks; `otherwise`: how the user chooses another one. A process must not nest
+    two locks of one file: closing the inner one drops both.
     """
     # POSIX (lockf), because the kernel drops it when the process dies, NFS carries it between hosts, and forked workers
     # of a loader do not keep it alive, as they would with flock (which is what the library filelock takes).
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask: members of a group may share runs
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held = True
-        except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is taken
-            if wait:  # a file system that refuses locks: going on without one could lose another process's writes
+        except OSError as error:  # going on without a lock could lose another process's writes
+            if error.errno in LOCKS_REFUSED:
+                raise UserError(_explain_refused_locks(file, error, otherwise)) from error
+            if wait or error.errno not in LOCK_TAKEN:
                 raise
             held = False
         yield held
     finally:
         os.close(handle)
+
+
+def _explain_refused_locks(file: Path, error: OSError, otherwise: str) -> str:
+    place = next(folder for folder in file.resolve().parents if os.path.ismount(folder))
+    mounts = Path("/proc/self/mounts")  # "device place type options", of Linux; the latest of a place is the last
+    lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines() if mounts.exists() else []
+    kinds = [kind for _, at, kind, *_ in map(str.split, lines) if at == str(place)]
+    named = f"{place} ({kinds[-1]})" if kinds else place
+    return (
+        f"cannot lock {file}: the file system of {named} refuses locks ({error.strerror}), and without them two "
+        "processes could write the same files. NFS 3 needs its services lockd and statd, Lustre the mount option "
+        f"flock: have them set up, or {otherwise}"
+    )
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -137,8 +137,8 @@ class Run:
             return self._heartbeat_is_fresh()
         try:
             os.lockf(handle, os.F_TEST, 0)
-        except OSError:
-            return True
+        except OSError as error:  # a file system that refuses locks says nothing about this one
+            return error.errno in files.LOCK_TAKEN or self._heartbeat_is_fresh()
         finally:
             os.close(handle)
         return self._other_host_has_it()
@@ -207,8 +207,9 @@ def finished_run(path: Path, stages: Sequence[str]) -> dict[str, Any]:
 def open_run(root: str | Path, identity: Identity, machine: dict[str, Any]) -> Iterator[Run]:
     """Make the run's directory if it is missing, and lock it during the block.
 
-    Raises BusyError if another process works on it. An exception in the block is recorded in failure.json, except
-    Unfinished: a requested stop is not a failure. The caller checks beforehand whether the run is done already.
+    Raises BusyError if another process works on it, UserError if its file system has no locks. An exception in the
+    block is recorded in failure.json, except Unfinished: a requested stop is not a failure. The caller checks whether
+    the run is done already.
     """
     run = Run.at(root, identity)
     files.make_folder(run.path, ELSEWHERE)
@@ -240,7 +241,7 @@ def _lease(run: Run) -> Iterator[None]:
     # The lock itself excludes other processes alone, and on some file systems other processes of this host alone.
     if path in _held_by_this_process or run._other_host_has_it():
         raise BusyError(_busy_message(run))
-    with files.lock(path / "lock", wait=False) as held:
+    with files.lock(path / "lock", wait=False, otherwise=ELSEWHERE) as held:
         if not held:
             raise BusyError(_busy_message(run))
         _held_by_this_process.add(path)

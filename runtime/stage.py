@@ -30,21 +30,29 @@ def run_stage(config: Any, identity: Identity, work: Work, world: World, extra: 
     device = choose_device(config.machine, world)
     run = Run.at(config.machine.runs, identity)
     with join(world, device):
-        if broadcast(run.result() is not None):
-            _say(world, f"{run.path} is done")
-            return
-        # From here on `run` is the object whose progress the heartbeat's thread reads.
-        with _hold(config, identity, run, world, extra or {}) as run:
-            processes = f", {world.size} processes" if world.size > 1 else ""
-            _say(world, f"{run.path} on {device}{processes}")
-            if world.is_main and (warning := provenance.code().warning):
-                print(f"warning: {warning}", file=sys.stderr, flush=True)
-            with _logged(config, identity, run, world):
-                scores = work(run, device, world)
-                if world.is_main:
-                    run.write_result(scores)
-                    run.loggers.log_scores(scores)
-            _say(world, f"{run.path} is done")
+        if not _is_done(run):
+            # From here on `run` is the object whose progress the heartbeat's thread reads.
+            with _hold(config, identity, run, world, extra or {}) as run:
+                if not _is_done(run):  # by another process, before this one held it
+                    _score(config, identity, run, work, device, world)
+        _say(world, f"{run.path} is done")
+
+
+def _is_done(run: Run) -> bool:
+    """Return for all processes whether process 0 finds a result."""
+    return broadcast(run.result() is not None)
+
+
+def _score(config: Any, identity: Identity, run: Run, work: Work, device: torch.device, world: World) -> None:
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    _say(world, f"{run.path} on {device}{processes}")
+    if world.is_main and (warning := provenance.code().warning):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    with _logged(config, identity, run, world):
+        scores = work(run, device, world)
+        if world.is_main:
+            run.write_result(scores)
+            run.loggers.log_scores(scores)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.config import DataConfig
 from data.record import refuse_other_data
 from eval.published import Published, figure_of
 from runtime import config as configs
@@ -296,5 +297,7 @@ class _Builder:
         if node.places != here:
             why = f"{node.title} would be one run with {node.places} and with {here}, which are no part of its name"
             raise UserError(f"{self.study.file}: {why}; name your own datasets imagefolder or vocfolder")
-        if any(here.values()):
-            refuse_other_data(node.run.path, config.data)
+        data = getattr(config, "data", None)
+        # The environment's folder is that of the machine which computes the run: the run checks it.
+        if isinstance(data, DataConfig) and data.root is not None:
+            refuse_other_data(node.run.path, data)

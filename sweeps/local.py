@@ -27,11 +27,12 @@ from sweeps.processes import Child, stop_children
 POLL_SECONDS = 0.2
 # Between two checks of a run that another process is working on.
 ELSEWHERE_SECONDS = 2.0
+NO_GPU = ""  # as CUDA_VISIBLE_DEVICES: it hides all of them
 
 
 def default_workers(gpus: Sequence[str] = ()) -> int:
     """Allow one run per GPU; without GPUs one per core, at most eight: each holds a network and a dataset in memory."""
-    return len(gpus) or min(8, available_cores())
+    return sum(gpu != NO_GPU for gpu in gpus) or min(8, available_cores())
 
 
 def threads_per_run(workers: int) -> int:
@@ -40,12 +41,12 @@ def threads_per_run(workers: int) -> int:
 
 
 def choose_gpus(count: int | None) -> list[str]:
-    """Take the first `count` of this machine's GPUs, all for None; UserError if there are fewer."""
+    """Take the first `count` of this machine's GPUs, all for None; for 0 NO_GPU. UserError if there are fewer."""
     gpus = _visible_gpus()
     if count is None:
         return gpus
     require(0 <= count <= len(gpus), "--gpus", count, f"0 to {len(gpus)}: this machine has {len(gpus)}")
-    return gpus[:count]
+    return gpus[:count] or [NO_GPU]
 
 
 def _visible_gpus() -> list[str]:
@@ -69,7 +70,7 @@ class LocalSweep:
     workers: int
     display: Display
     machine: Sequence[str] = ()  # `machine.*=value` overrides for every run
-    gpus: Sequence[str] = ()  # one for each run; empty: every run sees those of this process
+    gpus: Sequence[str] = ()  # one for each run, or NO_GPU; empty: every run sees those of this process
     waiting: list[Node] = field(default_factory=list)
     running: list[Child] = field(default_factory=list)
     elsewhere: list[Node] = field(default_factory=list)  # another process works on them

@@ -1,4 +1,4 @@
-"""A published dataset's folder is no part of a run's name, and other files in it are refused."""
+"""A run refuses other files than it was begun with, where its name does not say which folder holds them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain.config import PretrainConfig, identity
 from runtime import PROJECT
 from runtime import config as configs
 from runtime.errors import UserError
-from sweeps.graph import build
+from sweeps.graph import Graph, build
 from sweeps.study import load_study
 
 RECIPE = PROJECT / "pretrain/configs/resnet50_100ep.yaml"
@@ -67,6 +67,28 @@ def test_another_folder_must_hold_the_same_files(change: str, folder_of_60: Data
     refuse_other_data(run, data)  # a run that is done does not read it; one that is not says so itself
 
 
+@pytest.mark.parametrize("root", ["tree", "~/tree"])
+def test_a_relative_root_is_another_folder_elsewhere(root: str, folder_of_60, tmp_path, monkeypatch) -> None:
+    def go_to(place: Path) -> None:
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("HOME", str(place))
+
+    here, elsewhere, run = tmp_path, tmp_path / "elsewhere", tmp_path / "run"
+    run.mkdir()
+    shutil.copytree(here / "tree", elsewhere / "tree")
+    next((elsewhere / "tree").glob("train/*/*")).unlink()
+    data = folder_of_60.replace(root=root)
+    go_to(here)
+    refuse_other_data(run, data)  # made before this was recorded: it goes on
+    record_data(run, data, open_dataset(data), PRETRAINING)
+    refuse_other_data(run, data)
+    go_to(elsewhere)
+    with pytest.raises(UserError, match=r"\(60 files of train\), and .*elsewhere/tree holds others \(59\)"):
+        refuse_other_data(run, data)
+    shutil.copytree(here / "tree", elsewhere / "tree", dirs_exist_ok=True)
+    refuse_other_data(run, data)  # moved
+
+
 @pytest.mark.slow
 def test_a_pretraining_neither_goes_on_nor_ends_with_other_images(folder_of_60, tmp_path, monkeypatch, command) -> None:
     monkeypatch.setenv("VICREGL_IMAGEFOLDER", str(folder_of_60.root))
@@ -110,6 +132,34 @@ def test_a_study_cannot_take_two_folders_for_one_run(imagenet: Path, tmp_path: P
     shutil.copy(other / "train/n00000000/7.JPEG", other / "train/n00000000/8.JPEG")
     with pytest.raises(UserError, match=r"1000 files of train\), and .*other holds others \(1001\)"):
         build(load_study(study(str(other))), runs)
+
+
+def test_a_study_with_a_relative_root_is_refused_elsewhere(folder_of_60: DataConfig, tmp_path, monkeypatch) -> None:
+    """Also where its runs are done, which no command of a stage would look at again."""
+    (tmp_path / "study.yaml").write_text(
+        "name: relative\nquestion: Which?\n"
+        "pretrain: {config: pretrain/configs/quickstart.yaml, set: {data.name: imagefolder, data.root: tree}, "
+        "grid: {loss.alpha: [0.5, 1.0]}}\n"
+        "evals: {linear: {stage: linear, config: eval/configs/linear_scenes.yaml}}\n"
+        "report: {vary: loss.alpha, x: linear.top1, y: pretrain.rank_pooled}\n"
+    )
+
+    def plan() -> Graph:
+        return build(load_study(tmp_path / "study.yaml"), [f"machine.runs={tmp_path / 'runs'}"])
+
+    monkeypatch.chdir(tmp_path)
+    run = plan().points[0].pretrain.run
+    run.path.mkdir(parents=True)
+    run.write_result({})
+    plan()  # without a record, as runs that were made before there were any
+    data = folder_of_60.replace(root="tree")
+    record_data(run.path, data, open_dataset(data), PRETRAINING)
+    plan()
+    shutil.copytree(tmp_path / "tree", tmp_path / "elsewhere/tree")
+    next(tmp_path.glob("elsewhere/tree/train/*/*")).unlink()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"was begun with imagefolder in .*elsewhere/tree holds others \(59\)"):
+        plan()
 
 
 @pytest.fixture

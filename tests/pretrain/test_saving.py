@@ -1,5 +1,7 @@
 """What is saved when, and that a run goes on exactly from each of the files; in this process, which saves its start."""
 
+import errno
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,7 +11,7 @@ import torch
 
 from pretrain.__main__ import main
 from runtime.device import choose_convolutions
-from runtime.errors import Unfinished
+from runtime.errors import Unfinished, UserError
 from tests.pretrain.conftest import only_run
 
 STEPS, STEPS_PER_EPOCH = 7, 3  # 48 images, 16 a batch
@@ -81,6 +83,26 @@ def test_checkpoints_are_kept_at_the_moments_that_are_asked_for(tmp_path, argume
     main(arguments(tmp_path, "machine.keep_last=1", "machine.keep_at=[2 steps, 3 steps, 1 epoch, 70 steps]"))
     step = {f"step-0000000{step}.pt": step for step in (2, 3, STEPS)}
     assert kept(tmp_path) == step | {"epoch-0001.pt": STEPS_PER_EPOCH}
+
+
+def test_what_could_not_be_kept_is_kept_when_the_run_goes_on(tmp_path, arguments, monkeypatch) -> None:
+    """The disk was full just after checkpoint.pt was saved, without links; so it is where a kill comes between."""
+
+    def no_links(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = arguments(tmp_path, "machine.keep_at=[2 steps]")
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "link", no_links)
+        disk.setattr(shutil, "copyfile", full)
+        with pytest.raises(UserError, match=r"no space left on the disk while saving .*step-00000002\.pt"):
+            main(run)
+    assert kept(tmp_path) == {}
+    main(run)
+    assert kept(tmp_path) == {"step-00000002.pt": 2}
 
 
 def test_without_being_asked_nothing_is_kept(tmp_path, arguments) -> None:

@@ -1,8 +1,11 @@
 """Run directories: identity, state, the lease between real processes, atomic files on a full disk."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -93,6 +96,41 @@ def test_a_lock_that_may_not_be_read_leaves_the_heartbeat_to_say(tmp_path, monke
     assert run.state() == "interrupted"  # its last sign of life says that it has ended
     files.write_json(run.path / "heartbeat.json", run.heartbeat() | {"ended": False, "time": time.time()})
     assert run.state() == "running"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused_and_leaves_the_heartbeat_to_say(code, tmp_path, monkeypatch):
+    """NFS 3 without its lock daemons, Lustre without the option flock."""
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with open_run(tmp_path, IDENTITY, {}) as run:
+        pass
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(os, "lockf", refuse)
+    assert run.state() == "interrupted"
+    files.write_json(run.path / "heartbeat.json", run.heartbeat() | {"ended": False, "time": time.time()})
+    assert run.state() == "running"
+    other = Identity("pretrain", "other", 1, {})
+    with pytest.raises(UserError) as raised, open_run(tmp_path, other, {}):
+        pass
+    assert Run.at(tmp_path, other).state() == "new"
+    mount = subprocess.run(["df", "--output=target,fstype", tmp_path], capture_output=True, text=True, check=True)
+    place, kind = mount.stdout.splitlines()[1].split()
+    assert f"/lock: the file system of {place} ({kind}) refuses locks ({os.strerror(code)})" in str(raised.value)
+    assert str(raised.value).endswith("or keep your runs elsewhere: machine.runs=FOLDER")
+
+
+def test_members_of_a_group_may_go_on_with_each_others_runs(tmp_path):
+    former = os.umask(0o002)
+    try:
+        with open_run(tmp_path, IDENTITY, {}) as run:
+            run.append_metrics({"step": 1})
+    finally:
+        os.umask(former)
+    modes = {path.name: stat.filemode(path.stat().st_mode) for path in run.path.iterdir()}
+    assert set(modes.values()) == {"-rw-rw-r--"}, modes
 
 
 def test_metrics_survive_a_cut_last_line_and_are_taken_back_to_a_checkpoint(tmp_path):

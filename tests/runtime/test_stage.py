@@ -1,4 +1,6 @@
-"""run_stage: progress reaches the heartbeat, provenance the run directory."""
+"""run_stage: progress reaches the heartbeat, provenance the run directory; what is done is not done again."""
+
+import pytest
 
 from runtime import provenance
 from runtime.config import Config, MachineConfig
@@ -33,3 +35,18 @@ def test_a_checkout_that_git_does_not_read_is_said(tmp_path, monkeypatch, capsys
     assert "warning: git does not answer: detected dubious ownership" in capsys.readouterr().err
     attempt = Run.at(tmp_path, name).document()["attempts"][0]
     assert (attempt["commit"], attempt["dirty"], attempt["sources"]) == (None, None, "ab")
+
+
+def test_what_another_process_finished_meanwhile_is_kept(tmp_path, monkeypatch, capsys) -> None:
+    """It was not done at the first look; on NFS that look may be a minute old."""
+    config = StageConfig(machine=MachineConfig(device="cpu", runs=str(tmp_path)))
+    name = Identity("pretrain", "run", 1, {})
+    run_stage(config, name, lambda *_: {"score": 1.0}, World())
+    looks, result = iter([True]), Run.result
+    monkeypatch.setattr(Run, "result", lambda run: None if next(looks, False) else result(run))
+    run_stage(config, name, lambda *_: pytest.fail("computed again"), World())
+    run = Run.at(tmp_path, name)
+    assert run.result() == {"score": 1.0}
+    assert run.count_attempts() == 1
+    assert run.state() == "done"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{run.path} is done"

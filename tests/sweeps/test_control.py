@@ -238,33 +238,39 @@ def test_gpus_are_chosen_from_the_visible_ones(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
     assert local.choose_gpus(None) == ["3", "5", "7"]
     assert local.choose_gpus(2) == ["3", "5"]
-    assert local.choose_gpus(0) == []
+    assert local.choose_gpus(0) == [local.NO_GPU]
     with pytest.raises(UserError, match=r"--gpus = 4.*this machine has 3"):
         local.choose_gpus(4)
 
 
-def test_each_run_sees_one_gpu(edit: Edit, small: Graph, folder: Path) -> None:
+@pytest.mark.parametrize(("count", "seen"), [(2, ["3", "3", "5", "5"]), (0, ["", "", "", ""])])
+def test_each_run_sees_one_gpu_or_none(
+    count: int, seen: list[str], edit: Edit, small: Graph, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import io
 
     from rich.console import Console
 
     from sweeps.display import Display
 
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
     edit(pretrain__grid={"loss.alpha": [0.0, 0.25, 0.5, 1.0]})
     (folder / "hold").touch()
     graph = build(load_study("study.yaml"))
-    sweep = local.LocalSweep(graph, 4, Display(Console(file=io.StringIO())), (), ("3", "5"))
+    sweep = local.LocalSweep(graph, 4, Display(Console(file=io.StringIO())), (), local.choose_gpus(count))
     sweep.step()
-    assert sorted(child.gpu or "" for child in sweep.running) == ["3", "3", "5", "5"]
+    name, values = "CUDA_VISIBLE_DEVICES=", []
     for child in sweep.running:
-        values = Path(f"/proc/{child.process.pid}/environ").read_bytes().split(b"\0")
-        assert f"CUDA_VISIBLE_DEVICES={child.gpu}".encode() in values
+        environment = os.fsdecode(Path(f"/proc/{child.process.pid}/environ").read_bytes()).split("\0")
+        values += [line.removeprefix(name) for line in environment if line.startswith(name)]
+    assert sorted(values) == seen
     (folder / "hold").unlink()
     assert sweep.run() == 0
 
 
 def test_plan_counts_on_the_gpus_that_run_takes(small: Graph, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
-    for options, workers in (((), 3), (("--gpus", "2"), 2), (("--workers", "6"), 6)):
+    cores = local.default_workers()
+    for options, workers in (((), 3), (("--gpus", "2"), 2), (("--workers", "6"), 6), (("--gpus", "0"), cores)):
         assert sweeps("plan", "--cluster", "local", *options) == 0
         assert f"4 runs, {workers} at a time" in capsys.readouterr().out
