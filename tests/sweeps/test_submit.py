@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from runtime.errors import UserError
 from sweeps.graph import Graph, build
 from sweeps.slurm import submit
 from sweeps.slurm.config import load_cluster
-from sweeps.slurm.records import lock, read_jobs, submissions
+from sweeps.slurm.records import Submission, lock, read_jobs, submissions
 from sweeps.study import load_study
 
 Fake = Callable[..., Path]
@@ -48,6 +49,27 @@ def test_a_job_whose_answer_was_lost_is_recorded_by_the_next_submission(
     pretrainings = [node.name for node in graph.nodes if node.parent is None]
     recorded = {name: f"77_{i}" for i, name in enumerate(pretrainings)} if lost else {}
     assert {run: job.job for run, job in read_jobs(runs).items()} == recorded
+    assert submission.unrecorded() == []
+
+
+def test_an_array_that_a_full_disk_recorded_in_part_is_recorded_by_the_next_submission(
+    small_disk: Callable[[int], Path], commands: Fake
+) -> None:
+    """Else the runs whose rows are missing would get a second job."""
+    runs = small_disk(1)
+    submission = Submission.begin(runs, {"name": "fake"})
+    tasks = [{"run": f"pretrain/run{i}"} for i in range(200)]
+    submission.write_plan("array", {"part": "pretrain", "tasks": tasks, "resources": {}})
+    (runs / "filler").write_bytes(b"x" * (shutil.disk_usage(runs).free - 12_000))
+    with pytest.raises(OSError, match="No space left"):
+        submission.record("array", "7")
+    assert 0 < len(list(submission.jobs())) < 200
+    (runs / "filler").unlink()
+    assert submission.unrecorded() == ["array"]
+    commands("squeue", "7|array\n")
+    with lock(runs):
+        submit.adopt(runs)
+    assert [(job.run, job.job) for job in submission.jobs()] == [(f"pretrain/run{i}", f"7_{i}") for i in range(200)]
     assert submission.unrecorded() == []
 
 
