@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ import torch
 from runtime import provenance
 from runtime.config import split_machine
 from runtime.device import choose_device
-from runtime.distributed import barrier, broadcast, join, report_failures
+from runtime.distributed import broadcast, join, report_failures
+from runtime.errors import BusyError
 from runtime.loggers import LoggedRun, Loggers, require_loggers
 from runtime.rundir import Identity, Run, open_run, record_failure
 from runtime.world import World
@@ -58,11 +59,20 @@ def _score(config: Any, identity: Identity, run: Run, work: Work, device: torch.
 @contextmanager
 def _hold(config: Any, identity: Identity, run: Run, world: World, extra: dict[str, Any]) -> Iterator[Run]:
     machine = split_machine(config)[1] | extra
-    with open_run(config.machine.runs, identity, machine) if world.is_main else nullcontext(run) as held:
-        on_lost = (lambda error: record_failure(held, error)) if world.is_main else None
-        with report_failures(on_lost):
-            barrier()  # until process 0 has made the directory and holds it
-            yield held
+    busy = None
+    with ExitStack() as stack:
+        if world.is_main:
+            try:
+                run = stack.enter_context(open_run(config.machine.runs, identity, machine))
+            except BusyError as error:
+                busy = error
+        on_lost = (lambda error: record_failure(run, error)) if world.is_main and busy is None else None
+        stack.enter_context(report_failures(on_lost))
+        # Until process 0 has made the directory and holds it. If it is busy, all end with its exit code: in a job each
+        # has a supervisor, and all of these have to wait and try again.
+        if (reason := broadcast(busy)) is not None:
+            raise reason
+        yield run
 
 
 @contextmanager

@@ -178,15 +178,17 @@ def cancel(graph: Graph, options: Namespace) -> int:
     """Cancel active and queued runs: of the whole study, of one pretraining with its evaluations, or one run.
 
     An active run saves first. Cancelled runs are not requeued; `retry` submits them again. Finished runs stay.
+    UserError for runs whose jobs SLURM does not answer about: those that wait will not begin.
     """
     nodes = _choose(graph, options.subtree, options.run)
     statuses = read_status(graph)
     active = [statuses[node] for node in nodes if statuses[node].state in ACTIVE]
+    unanswered = [node for node in nodes if _may_be_in_job(statuses[node])]
     whole_study = len(nodes) == len(graph.nodes)
     sweep = processes.read_background(graph)
     # A background sweep that goes on with other runs must not begin these.
     not_begun = [] if whole_study or sweep is None else [n for n in nodes if statuses[n].state in NOT_BEGUN]
-    to_mark = [*(status.node for status in active), *not_begun]
+    to_mark = list(dict.fromkeys([*(status.node for status in active), *unanswered, *not_begun]))
     for node in to_mark:
         files.require_writable(node.run.path, ASK_OWNER)
     # Before any signal: the job of a run that saves and stops looks for this mark when it decides whether to requeue.
@@ -194,12 +196,19 @@ def cancel(graph: Graph, options: Namespace) -> int:
         mark_cancelled(node.run)
     commands.scancel([status.job.job for status in active if status.job is not None and _is_in_job(status)])
     stopped = whole_study and sweep is not None and processes.stop_background(graph)
-    here = [status for status in active if not _is_in_job(status) and not stopped]
-    missed = [status for status in here if not _stop_here(status)]
-    count = len(to_mark) - len(missed)
-    print(f"cancelled {count} of {graph.study.name}'s runs" if count else "nothing runs or waits")
+    in_job = {status.node for status in active if _is_in_job(status)} | set(unanswered)
+    missed = [status for status in active if status.node not in in_job and not stopped and not _stop_here(status)]
+    count = len(to_mark) - len(missed) - len(unanswered)
+    if count or not unanswered:
+        print(f"cancelled {count} of {graph.study.name}'s runs" if count else "nothing runs or waits")
     for status in missed:
         print(f"{status.node.title} is running on {status.host}; its owner can stop it there")
+    if unanswered:
+        raise UserError(
+            f"SLURM does not answer about {len(unanswered)} runs that were submitted before, for example "
+            f"{unanswered[0].title}; they are marked as cancelled: those that wait will not begin, those at work go "
+            "on; repeat the command when `squeue` answers"
+        )
     return 1 if missed else 0
 
 
@@ -216,6 +225,16 @@ def _choose(graph: Graph, subtree: str | None, run: str | None) -> Sequence[Node
         node = graph.find(subtree)
         top = node if node.parent is None else node.parent
     return [top, *top.children]
+
+
+def _may_be_in_job(status: RunStatus) -> bool:
+    """Whether SLURM does not answer about its newest job, and nothing else says that it is in none."""
+    if status.state == "done" or status.job is None or status.info is None or status.info.source:
+        return False
+    if status.state == "running":
+        return status.heartbeat.get("job") is not None
+    failure = status.node.run.failure()
+    return failure is None or float(failure.get("time") or 0.0) < status.job.time  # else it ended in that job
 
 
 def _is_in_job(status: RunStatus) -> bool:

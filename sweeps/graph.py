@@ -151,11 +151,24 @@ def build(study: Study, machine: Sequence[str] = ()) -> Graph:
     """Build the graph of a study; `machine` are `machine.*=value` overrides, for example of the run directories' place.
 
     Raises UserError for a config file that is missing, a grid, set or control key that the stage's
-    config does not have, a value that it refuses, or an unknown stage.
+    config does not have, a value that it refuses, an unknown stage, or configs that put the runs in several folders.
     """
     require_machine_keys(machine)
     builder = _Builder(study, tuple(machine))
-    return Graph(study, list(builder.points()), list(builder.nodes.values()))
+    graph = Graph(study, list(builder.points()), list(builder.nodes.values()))
+    _require_one_root(graph)
+    return graph
+
+
+def _require_one_root(graph: Graph) -> None:
+    """Refuse configs that put the runs of the study in several folders: its jobs are recorded in one."""
+    by_root = {node.root: node for node in reversed(graph.nodes) if node.part != RUN}
+    if len({Path(root).resolve() for root in by_root}) > 1:
+        found = ", ".join(f"{root} ({node.config_file or node.part})" for root, node in by_root.items())
+        raise UserError(
+            f"{graph.study.file}: machine.runs of its configs names several folders: {found}; expected one for all "
+            "runs of a study; give machine.runs=FOLDER to the command, or write the same in each config"
+        )
 
 
 def _grid(study: Study, grid: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], str | None]]:

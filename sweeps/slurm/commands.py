@@ -25,6 +25,8 @@ REQUEUE_SECONDS = 600.0
 UNKNOWN_JOB_QUERIES = 6  # five seconds apart
 _JOBS_PER_QUERY = 10_000  # Linux takes 131,072 characters in one argument
 _JOBS_PER_SCANCEL = 500
+# Variables of the user's shell, by the beginning of their names, that would hide jobs or change what is printed.
+_USER_OPTIONS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
 
 
 def query(jobs: Sequence[str], since: float | None = None) -> dict[str, JobInfo]:
@@ -156,7 +158,8 @@ def _run(
     Raises OSError if it cannot be started, TimeoutExpired if it takes longer than `timeout_s`.
     """
     # Times as seconds since 1970, and lists of array tasks that are never cut off.
-    environment = os.environ | {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_USER_OPTIONS)}
+    environment |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
     deadline = time.monotonic() + patience_s
     while True:
         done = subprocess.run(

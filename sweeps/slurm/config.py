@@ -57,6 +57,9 @@ _GIVEN_BY_SUITE = (
     *("test-only", "help", "usage", "version"),
 )
 _MEMORY_OPTIONS = ("mem-per-gpu", "mem-per-cpu")
+_GPU_OPTIONS = ("gres", "tres-per-task")  # may ask for GPUs, and for other things
+# Variables of sbatch that do not have the name of their option.
+_VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "mem": "MEM_PER_NODE", "switches": "REQ_SWITCH"}
 
 
 def _check_gpus(value: object) -> object:
@@ -162,6 +165,25 @@ def option_values(options: Mapping[str, Any]) -> dict[str, Any]:
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
     """Write the options as a command takes them: --exclusive, --comment=text."""
     return [f"--{k}" if v is True else f"--{k}={v}" for k, v in option_values(options).items()]
+
+
+def overriding_variables(resources: Resources) -> list[str]:
+    """List this process's variables of sbatch (SBATCH_...) for options that a job with these resources has already.
+
+    sbatch would let them override what is in the job's script.
+    """
+    gpus, memory = _gpus_in(resources.sbatch) > 0, _sets_memory(resources.sbatch)
+    keys = {key for key in _GIVEN_BY_KEY.values() if getattr(resources, key) is not None}
+    keys |= {key for key, given in {"gpus": gpus, "memory_gb": memory}.items() if given}
+    options = [option for option, key in _GIVEN_BY_KEY.items() if key in keys]
+    options += [*(_GPU_OPTIONS if "gpus" in keys else ()), *(_MEMORY_OPTIONS if "memory_gb" in keys else ())]
+    given = {_variable(option) for option in (*options, *_GIVEN_BY_SUITE)}
+    others = tuple(_variable(option) for option in option_values(resources.sbatch))  # or the beginnings of such
+    return [name for name in os.environ if name in given or name.startswith(others)]
+
+
+def _variable(option: str) -> str:
+    return f"SBATCH_{_VARIABLES.get(option, option.upper().replace('-', '_'))}"
 
 
 @dataclass(frozen=True)

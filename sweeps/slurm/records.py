@@ -19,6 +19,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -97,7 +98,8 @@ class Submission:
         jobs = [
             Job(task["run"], one, self.id, name, array["resources"], now) for task, one in zip(tasks, ids, strict=True)
         ]
-        self._append([{**asdict(one), "part": array["part"]} for one in jobs])
+        known = {row.get("job") for row in self._rows() if row["name"] == name}  # written before the disk was full
+        self._append([{**asdict(one), "part": array["part"]} for one in jobs if one.job not in known])
         return jobs
 
     def abandon(self, name: str) -> None:
@@ -105,9 +107,18 @@ class Submission:
         self._append([{"name": name, "abandoned": True, "time": time.time()}])
 
     def unrecorded(self) -> list[str]:
-        """List the names of planned jobs with no recorded answer of sbatch."""
-        planned = {file.stem for file in (self.path / "arrays").glob("*.json")}
-        return sorted(planned - {row["name"] for row in self._rows()})
+        """List the names of planned jobs without sbatch's answer for all of their runs.
+
+        A disk that was full, or a machine that crashed, can leave a part of an array's rows.
+        """
+        rows = Counter(row["name"] for row in self._rows())
+        abandoned = {row["name"] for row in self._rows() if "abandoned" in row}
+        planned = sorted(file.stem for file in (self.path / "arrays").glob("*.json"))
+        return [name for name in planned if name not in abandoned and rows[name] < self._planned_rows(name)]
+
+    def _planned_rows(self, name: str) -> int:
+        array = files.read_json_object(self.array_file(name)) or {}
+        return max(1, len(array.get("tasks", ())))
 
     def jobs(self) -> Iterator[Job]:
         for row in self._rows():

@@ -12,6 +12,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from runtime.errors import UserError
 from sweeps.failures import clear_cancelled
 from sweeps.graph import Graph, Node
 from sweeps.slurm import commands, parse
-from sweeps.slurm.config import ClusterConfig, Resources, as_arguments, option_values
+from sweeps.slurm.config import ClusterConfig, Resources, as_arguments, option_values, overriding_variables
 from sweeps.slurm.job import Task
 from sweeps.slurm.plan import JobBatch, Plan, make_plan
 from sweeps.slurm.records import Submission, copy_code, lock, submissions
@@ -34,6 +35,12 @@ from sweeps.status import RunStatus, count_states, read_status
 # A submitter may be killed while sbatch talks to the controller: its job may appear this much later.
 SETTLE_SECONDS = 15.0
 _RECORDED_RESOURCES = ("nodes", "tasks_per_node", "cpus", "memory_gb", "minutes", "partition")
+# Of a job or a torchrun around `submit`, by the beginning of their names. sbatch passes its environment on to the job.
+_SURROUNDING = (
+    *("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "TORCHELASTIC_", "CUDA_VISIBLE_DEVICES"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 # The same as yaml.safe_dump, many times faster if PyYAML was built with libyaml.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -112,7 +119,7 @@ class _Submitter:
         tasks = [Task(str(array_file), index) for index in range(len(batch.nodes))]
         executor = _executor(name, batch, dependency, submission.logs, submission.code)
         try:
-            with executor.batch():
+            with _environment_of_sbatch(batch.resources), executor.batch():
                 queued = [executor.submit(task) for task in tasks]
         except Exception as error:  # submitit raises FailedJobError, with sbatch's message at its end
             message = parse.error_summary(str(error))
@@ -226,10 +233,24 @@ def check_resources(batch: JobBatch, folder: Path) -> None:
     executor = _executor(name, JobBatch(batch.part, batch.nodes[:1], batch.resources), "", folder, folder)
     script = executor._make_submission_file_text(executor._submitit_command_str, uuid.uuid4().hex)
     try:
-        commands.test_only(script)
-        commands.check_srun(as_arguments(batch.resources.srun))
+        with _environment_of_sbatch(batch.resources):
+            commands.test_only(script)
+            commands.check_srun(as_arguments(batch.resources.srun))
     except UserError as error:
         raise UserError(f"{name}: {error}; correct the cluster config (nothing was queued)") from error
+
+
+@contextmanager
+def _environment_of_sbatch(resources: Resources) -> Iterator[None]:
+    """Hide variables of this process that would override the cluster file, or that belong to a job around it."""
+    names = overriding_variables(resources)
+    if {"SLURM_JOB_ID", "RANK", "WORLD_SIZE"} & os.environ.keys():
+        names += [name for name in os.environ if name.startswith(_SURROUNDING) and name not in _OF_THE_CLUSTER]
+    hidden = {name: os.environ.pop(name) for name in names}  # submitit gives sbatch what is left
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _job_name(part: str) -> str:

@@ -1,13 +1,18 @@
 """run_stage: progress reaches the heartbeat, provenance the run directory; what is done is not done again."""
 
+from pathlib import Path
+
 import pytest
 
 from runtime import provenance
 from runtime.config import Config, MachineConfig
+from runtime.errors import BusyError
 from runtime.provenance import Code
-from runtime.rundir import Identity, Run
+from runtime.rundir import Identity, Run, open_run
 from runtime.stage import run_stage
 from runtime.world import World
+
+WORKER = Path(__file__).with_name("stage_worker.py")
 
 
 class StageConfig(Config):
@@ -50,3 +55,13 @@ def test_what_another_process_finished_meanwhile_is_kept(tmp_path, monkeypatch, 
     assert run.count_attempts() == 1
     assert run.state() == "done"
     assert capsys.readouterr().out.splitlines()[-1] == f"{run.path} is done"
+
+
+def test_every_process_of_a_run_that_another_holds_ends_with_the_same_code(tmp_path, ranks) -> None:
+    """Each has a supervisor in a job, which tries again for this code alone."""
+    name = Identity("pretrain", "run", 1, {})
+    with open_run(tmp_path, name, {}):
+        for code, _, errors in ranks.ended(ranks(2, WORKER, tmp_path)):
+            assert code == BusyError.exit_code, errors
+            assert "is in use by process" in errors
+        assert Run.at(tmp_path, name).failure() is None

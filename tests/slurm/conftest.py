@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +52,15 @@ def limited(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) 
         sweep.write("pretrain.yaml", {"machine": {"hold": str(folder / "hold"), "save_steps": 0}})
         own = {**limit, "partition": "high", "exclude": "n1"}
         sweep.write("cluster.yaml", {**CLUSTER, "pretrain": own})
-        # Replaced by a signal that means nothing, the TERM at the limit is the first.
-        sweep.submit(**({"SBATCH_SIGNAL": "CONT@1"} if name == "TERM" else {}))
+        sweep.submit(**({"PATH": f"{_sbatch_without_signal(folder)}:{os.environ['PATH']}"} if name == "TERM" else {}))
         sweeps[name] = sweep
     return sweeps
+
+
+def _sbatch_without_signal(folder: Path) -> Path:
+    """A folder with an sbatch whose signal is one that means nothing: the TERM at the limit is the first."""
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / "sbatch").write_text(f'#!/bin/sh\nSBATCH_SIGNAL=CONT@1 exec {shutil.which("sbatch")} "$@"\n')
+    (tools / "sbatch").chmod(0o755)
+    return tools

@@ -97,6 +97,18 @@ echo >> {tmp_path}/calls
     assert sweep.results() == undisturbed(cluster, tmp_path / "local", study(steps=3))
 
 
+def test_the_shell_neither_changes_a_job_nor_hides_it(cluster: Cluster, tmp_path: Path) -> None:
+    """The cluster file says the partition and the limit, `submit` the name."""
+    sweep = Sweep(cluster, tmp_path / "slurm", study=study(steps=3, alpha=[0.5], seed=[0]))
+    shell = {"SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1", "SBATCH_JOB_NAME": "mine", "SQUEUE_PARTITION": "high"}
+    around = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "1", "SLURM_MEM_PER_NODE": "1", "RANK": "1", "WORLD_SIZE": "2"}
+    sweep.submit(**shell, **around)
+    shown = cluster.run("squeue", "-h", "--states=all", "-o", "%j %P %l").splitlines()
+    assert [job.split()[1:] for job in shown if "light-" in job] == [["low", "10:00"]] * 3
+    sweep.wait_for_end(3)
+    assert "0 runs queued now, 3 done" in sweep.submit(**shell, **around)
+
+
 def make_checkout(folder: Path) -> Path:
     """A project of its own, in git, with one file that is not committed and one that git does not know."""
     listing = ["git", "ls-files", "-co", "--exclude-standard", "-z", "*.py", "*.yaml"]

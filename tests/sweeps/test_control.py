@@ -17,6 +17,7 @@ from runtime.errors import UserError
 from runtime.rundir import open_run
 from sweeps import __main__ as command
 from sweeps import local, processes
+from sweeps.failures import is_cancelled
 from sweeps.graph import Graph, build
 from sweeps.study import load_study
 
@@ -232,6 +233,36 @@ def test_if_slurm_does_not_answer_the_directories_count(
         assert states(capsys)[0] == "running"
         assert sweeps("status") == 3
         assert "neither sacct nor squeue answers" in capsys.readouterr().out
+
+
+def test_cancel_while_slurm_does_not_answer(
+    small: Graph, capsys: Capture, sacct: Callable[[list[str]], None], tmp_path: Path
+) -> None:
+    """Runs that may wait do not begin when their jobs do; one that failed in its job keeps its failure."""
+    folder = submitted(small)
+    for name in ("sacct", "squeue"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "bin" / "scancel").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/cancelled\n')
+    (tmp_path / "bin" / "scancel").chmod(0o755)
+    waiting, running, failed = small.points[0].evals["linear"], small.points[0].pretrain, small.points[1].pretrain
+    with pytest.raises(ValueError), open_run(failed.root, failed.identity, {}):
+        raise ValueError("no")
+    running.run.path.mkdir(parents=True)
+    (running.run.path / "lock").touch()
+    beat = {"host": "n1", "pid": 1, "job": "8", "time": time.time(), "ended": False}
+    (running.run.path / "heartbeat.json").write_text(json.dumps(beat))
+    with pytest.raises(UserError, match="SLURM does not answer about 3 runs"):
+        sweeps("cancel")
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "cancelled").exists()
+    shown = status(capsys)
+    assert shown["pretrain loss.alpha=1.0"]["failure"]["kind"] == "exception"  # type: ignore[index]
+    assert is_cancelled(waiting.run, since=(folder / "jobs.jsonl").stat().st_mtime)  # as its job will ask
+    sacct(["PENDING"] * 4)
+    assert sweeps("cancel") == 0
+    assert "cancelled 4 of" in capsys.readouterr().out
+    assert (tmp_path / "cancelled").read_text() == "--quiet 7_0 7_1 7_2 7_3\n"
 
 
 def test_gpus_are_chosen_from_the_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:

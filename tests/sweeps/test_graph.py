@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtime import config as configs
+from runtime.errors import UserError
 from runtime.rundir import open_run
 from runtime.yaml_files import parse_overrides
 from sweeps.graph import Graph, build
@@ -45,6 +46,17 @@ def test_a_run_is_named_as_its_stage_names_it(make_graph: MakeGraph) -> None:
     assert child.identity.parent == node.identity.hash
     assert child.argv()[2:4] == ["linear", str(node.run.path)]
     assert sys.executable == child.argv()[0]
+
+
+def test_the_runs_of_a_study_lie_in_one_folder(make_graph: MakeGraph, folder: Path) -> None:
+    """`submit` records their jobs, and makes them, in one: elsewhere they would never be seen as done."""
+    (folder / "pretrain.yaml").write_text("machine: {runs: scratch}\n")
+    expected = r"study.yaml: .*several folders: runs \(linear.yaml\), scratch \(pretrain.yaml\); .*machine.runs=FOLDER"
+    with pytest.raises(UserError, match=expected):
+        make_graph()
+    assert build(load_study("study.yaml"), ["machine.runs=elsewhere"]).root == "elsewhere"
+    (folder / "linear.yaml").write_text(f"machine: {{runs: {folder}/scratch}}\n")
+    assert make_graph().root == "scratch"
 
 
 def test_points_that_mean_the_same_run_share_it(edit: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_local import wait_until
 
 from runtime import PROJECT
 from runtime.errors import Unfinished
-from runtime.rundir import Run
+from runtime.rundir import Identity, Run, open_run
 from sweeps.failures import classify
 from sweeps.slurm import job
 from sweeps.slurm.job import Supervisor
@@ -75,6 +77,31 @@ def test_the_job_ends_with_the_exit_code_of_the_run(array: dict[str, Any]) -> No
     assert supervise(array, "-c", "import os; os.kill(os.getpid(), 9)").run() == 128 + 9
     run = Run(Path(array["logs"]) / "run")
     assert classify(run).kind == "lost"  # recorded by the supervisor, which saw it end
+
+
+# Tries again sooner than a job would.
+SUPERVISE = """
+import json, os, sys
+from sweeps.slurm import job
+job.BUSY_WAIT_SECONDS = 0.5
+array, task = json.loads(sys.argv[1])
+raise SystemExit(job.Supervisor(array, task, int(os.environ["RANK"])).run())
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_run_wait_for_another_that_holds_it(array: dict[str, Any], tmp_path: Path, ranks) -> None:
+    worker = PROJECT / "tests" / "runtime" / "stage_worker.py"
+    name = Identity("pretrain", "run", 1, {})  # of the worker
+    task = {"run": "pretrain/run", "path": str(Run.at(tmp_path, name).path)}
+    task |= {"argv": [sys.executable, str(worker), str(tmp_path)]}
+    started = tmp_path / "started"
+    with open_run(tmp_path, name, {}):
+        both = ranks(2, "-c", SUPERVISE, json.dumps([array, task]))
+        wait_until(lambda: started.exists() and len(started.read_text().split()) == 4)  # each for the second time
+    for code, _, errors in ranks.ended(both):
+        assert code == 0, errors
+    assert Run.at(tmp_path, name).result() == {"score": 1.0}
 
 
 def test_the_submission_s_code_comes_first(array: dict[str, Any], tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +16,10 @@ import pytest
 from runtime import PROJECT
 from runtime.errors import UserError
 from sweeps.graph import Graph, build
+from sweeps.slurm import commands as slurm_commands
 from sweeps.slurm import submit
 from sweeps.slurm.config import load_cluster
-from sweeps.slurm.records import lock, read_jobs, submissions
+from sweeps.slurm.records import Submission, lock, read_jobs, submissions
 from sweeps.study import load_study
 
 Fake = Callable[..., Path]
@@ -51,6 +54,27 @@ def test_a_job_whose_answer_was_lost_is_recorded_by_the_next_submission(
     assert submission.unrecorded() == []
 
 
+def test_an_array_that_a_full_disk_recorded_in_part_is_recorded_by_the_next_submission(
+    small_disk: Callable[[int], Path], commands: Fake
+) -> None:
+    """Else the runs whose rows are missing would get a second job."""
+    runs = small_disk(1)
+    submission = Submission.begin(runs, {"name": "fake"})
+    tasks = [{"run": f"pretrain/run{i}"} for i in range(200)]
+    submission.write_plan("array", {"part": "pretrain", "tasks": tasks, "resources": {}})
+    (runs / "filler").write_bytes(b"x" * (shutil.disk_usage(runs).free - 12_000))
+    with pytest.raises(OSError, match="No space left"):
+        submission.record("array", "7")
+    assert 0 < len(list(submission.jobs())) < 200
+    (runs / "filler").unlink()
+    assert submission.unrecorded() == ["array"]
+    commands("squeue", "7|array\n")
+    with lock(runs):
+        submit.adopt(runs)
+    assert [(job.run, job.job) for job in submission.jobs()] == [(f"pretrain/run{i}", f"7_{i}") for i in range(200)]
+    assert submission.unrecorded() == []
+
+
 @pytest.mark.parametrize("container", ["", "apptainer exec image.sif"])
 def test_a_job_begins_with_the_python_of_the_nodes(
     container: str, make_graph: Callable[[], Graph], commands: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -71,6 +95,47 @@ def test_a_job_begins_with_the_python_of_the_nodes(
     assert all(f" {supervisor} -u {submission.code}/sweeps/slurm/start.py" in script for script in scripts)
     plans = [json.loads(file.read_text()) for file in (submission.path / "arrays").iterdir()]
     assert {task["argv"][0] for plan in plans for task in plan["tasks"]} == {"/home/me/gpu/bin/python"}
+
+
+RESOURCES = {
+    "partition": "gpu",
+    "account": "vision",
+    "memory_gb": None,
+    "sbatch": {"mem-per-cpu": "4G", "reserv": "spring"},  # SLURM takes the beginning of a name for the whole
+}
+OVERRIDDEN = ("PARTITION", "ACCOUNT", "TIMELIMIT", "SIGNAL", "JOB_NAME", "ARRAY_INX", "NO_REQUEUE", "WAIT", "OUTPUT")
+OVERRIDDEN += ("GPUS", "GRES", "MEM_PER_NODE", "MEM_PER_GPU", "RESERVATION")
+OF_A_JOB = ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURM_PROCID", "RANK", "WORLD_SIZE", "MASTER_ADDR")
+
+
+def test_the_shell_overrides_nothing_of_a_job(
+    make_graph: Callable[[], Graph], commands: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what the cluster file says, nor its name; and a job around `submit` leaves nothing in it."""
+    (tmp_path / "cluster.yaml").write_text(json.dumps({"all": RESOURCES}))
+    for name in ("sacct", "squeue", "srun"):
+        commands(name)
+    commands("scontrol", "MaxArraySize = 1001\n")
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\nenv >> {tmp_path}/environment; echo Submitted batch job 7\n")
+    sbatch.chmod(0o755)
+    hidden = [*(f"SBATCH_{name}" for name in OVERRIDDEN), *OF_A_JOB]
+    kept = ["SBATCH_QOS", "SBATCH_CONSTRAINT", "SBATCH_MEM_BIND", "SLURM_CONF"]
+    for name in [*hidden, *kept]:
+        monkeypatch.setenv(name, "1")
+    submit.submit(make_graph(), load_cluster(tmp_path / "cluster.yaml"), (), None)
+    assert {name: os.environ.get(name) for name in hidden} == dict.fromkeys(hidden, "1")
+    names = [line.partition("=")[0] for line in (tmp_path / "environment").read_text().splitlines()]
+    assert [name for name in hidden if name in names] == []
+    assert {names.count(name) for name in kept} == {names.count("PATH")}
+
+
+def test_the_shell_does_not_hide_jobs(commands: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = commands("squeue").with_name("squeue")
+    squeue.write_text('#!/bin/sh\necho "7|$SQUEUE_STATES$SQUEUE_PARTITION"\n')
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    monkeypatch.setenv("SQUEUE_PARTITION", "gpu")
+    assert slurm_commands.job_ids_by_name() == {"": "7"}
 
 
 WITHOUT = """
