@@ -178,7 +178,7 @@ def cancel(graph: Graph, options: Namespace) -> int:
     """Cancel active and queued runs: of the whole study, of one pretraining with its evaluations, or one run.
 
     An active run saves first. Cancelled runs are not requeued; `retry` submits them again. Finished runs stay.
-    UserError for runs whose jobs SLURM does not answer about: those that wait will not begin.
+    If SLURM does not answer, runs that wait will not begin, and the command has to be repeated for those at work.
     """
     nodes = _choose(graph, options.subtree, options.run)
     statuses = read_status(graph)
