@@ -18,8 +18,12 @@ from torch import Tensor, nn
 from vicregl.config import BackboneConfig
 from vicregl.errors import InvalidInputError
 
-# timm's names of the feature maps before the first stage.
-STEM_MODULES = ("stem", "act1", "conv1", "bn1", "relu", "patch_embed")
+# timm's names of the feature maps before the first stage, or how they begin.
+STEM_MODULES = (
+    *("stem", "stem_dct", "act1", "conv1", "bn1", "relu", "patch_embed"),
+    *("conv_stem", "layer0", "conv0", "conv_0"),  # GhostNet; SENet; NASNet; PNASNet
+    *("features.norm0", "features.norm2", "features.conv1_1"),  # DenseNet, with its deep stem; DPN
+)
 
 
 class Backbone(nn.Module):
@@ -146,13 +150,21 @@ def _shapes(module: Any) -> Any:
 
 
 def _stage_indices(trunk: Any) -> list[int]:
-    """Return which feature maps are stages: all but the stem's, or four blocks. Empty where timm cannot give them."""
+    """Return which feature maps are stages: all but those of STEM_MODULES; of many of one size (ViT) four.
+
+    Empty where timm cannot give them.
+    """
     if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "feature_info"):
         return []
-    modules = [info["module"] for info in trunk.feature_info]
-    if all(module.startswith("blocks.") for module in modules) and len(modules) > 4:
-        return [(k + 1) * len(modules) // 4 - 1 for k in range(4)]
-    return [k for k, module in enumerate(modules) if module.partition(".")[0] not in STEM_MODULES]
+    maps = list(trunk.feature_info)
+    # Not by the name `blocks`: an EfficientNet's five stages have it too.
+    if len(maps) > 4 and len({info["reduction"] for info in maps}) == 1:
+        return [(k + 1) * len(maps) // 4 - 1 for k in range(4)]
+    return [k for k, info in enumerate(maps) if not _is_stem(info["module"])]
+
+
+def _is_stem(module: str) -> bool:
+    return module in STEM_MODULES or module.partition(".")[0] in STEM_MODULES
 
 
 def create_backbone(config: BackboneConfig) -> Backbone:

@@ -35,6 +35,7 @@ def test_names_that_pass_without_asking_timm_are_networks_of_timm(name) -> None:
         ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 12]}, [8, 8, 8, 12]),
         ("mobilenetv3_small_050", {}, [8, 16, 24, 288]),
         ("regnetx_002", {}, [24, 56, 152, 368]),
+        ("efficientnet_b0", {}, [16, 24, 40, 112, 1280]),
     ],
 )
 @torch.no_grad()
@@ -48,6 +49,28 @@ def test_any_network_with_a_map(name, args, stages) -> None:
     actual = backbone.stages(images)
     assert [m.shape[1] for m in actual] == stages
     assert torch.equal(actual[-1], feature_map)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("efficientnet_b0", [2, 4, 8, 16, 32]),  # its maps are named blocks.*, as those of a ViT
+        ("mixnet_s", [2, 4, 8, 16, 32]),
+        ("ghostnet_050", [4, 8, 16, 32]),
+        ("densenet121", [4, 8, 16, 32]),
+        ("dpn48b", [4, 8, 16, 32]),
+        ("resnet18", [4, 8, 16, 32]),
+        ("vit_tiny_patch16_224", [16, 16, 16, 16]),
+        ("convmixer_768_32", [7, 7, 7, 7]),
+    ],
+)
+def test_no_stage_is_left_out_and_no_stem_counts(name, strides) -> None:
+    """Each stride once, the stem's aside; of maps of one size, four."""
+    with torch.device("meta"):
+        backbone = create_backbone(BackboneConfig(name))
+        side = 7 * 32
+        maps = backbone.stages(torch.empty(1, 3, side, side))
+    assert [side // m.shape[-1] for m in maps] == strides
 
 
 @pytest.mark.parametrize(
