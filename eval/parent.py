@@ -22,7 +22,8 @@ from vicregl.config import BackboneConfig
 from vicregl.weights import load_weights
 
 STAGE = "pretrain"
-WEIGHTS = "backbone.safetensors"
+WEIGHTS = "backbone.safetensors"  # its keys are the network's own
+KEPT_PREFIX = "backbone.trunk."  # of the network's keys in a kept checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = N
     is_loaders = "loader" in parent.config.get("weights", {})
     backbone = call_loader(name, args) if is_loaders else create_backbone(BackboneConfig(name=name, args=args))
     if loaded is None:
-        load_weights(backbone, parent.weights, prefix="" if is_loaders else None)  # a loader's names may be any
+        # Not recognised by the keys: those of the network may begin as another project's prefix does.
+        load_weights(backbone, parent.weights, prefix="" if parent.at is None else KEPT_PREFIX)
     else:
         backbone.trunk.load_state_dict(loaded, strict=True)
     return backbone

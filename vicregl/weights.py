@@ -81,7 +81,7 @@ def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ign
     name = getattr(backbone, "name", type(trunk).__name__)
     state, container, beside = _state_dict(_read(path), path)
     wanted = trunk.state_dict()
-    state, taken_off, ignored = _backbone_part(state, PREFIXES if prefix is None else (prefix,))
+    state, taken_off, ignored = _backbone_part(state, prefix, wanted)
     if prefix and taken_off != prefix:
         raise InvalidInputError(f"weights file {path}: no key begins with {prefix!r}; keys are {_listed(list(state))}")
     heads = [key for key in state if key not in wanted and (HEADS.fullmatch(key) or key.startswith(tuple(ignore)))]
@@ -143,10 +143,17 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
-def _backbone_part(state: dict[str, Tensor], prefixes: Sequence[str]) -> tuple[dict[str, Tensor], str, list[str]]:
-    """Return the backbone's tensors, the prefix removed from their keys, and the keys of other parts."""
+def _backbone_part(
+    state: dict[str, Tensor], given: str | None, wanted: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Return the backbone's tensors, the prefix removed from their keys, and the keys of other parts.
+
+    `given` is the prefix, or None where it is to be recognised.
+    """
     prefix, ignored = "", []
-    for part in prefixes:
+    for part in PREFIXES if given is None else (given,):
+        if given is None and wanted.keys() <= state.keys():
+            break  # the network's own keys may begin as a prefix does, as "encoder."
         inside = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
         if inside:
             ignored += [prefix + key for key in state if not key.startswith(part)]

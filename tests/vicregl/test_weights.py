@@ -34,6 +34,18 @@ def test_our_own_file(backbone, state, tmp_path) -> None:
     assert report.values == sum(value.numel() for value in state.values())
 
 
+@pytest.mark.parametrize("own", ["module.", "encoder.", "backbone.", "trunk."])
+@pytest.mark.parametrize("before", ["", "module.", "backbone.trunk."])
+def test_a_network_whose_own_keys_begin_as_a_prefix_does(own, before, tmp_path) -> None:
+    """As that of a module with `self.encoder` and `self.neck`."""
+    trunk = torch.nn.ModuleDict({own[:-1]: torch.nn.Linear(3, 4), "neck": torch.nn.Linear(4, 2)})
+    state = {key: value.clone() for key, value in trunk.state_dict().items()}
+    torch.nn.init.zeros_(trunk["neck"].weight)
+    path = saved(prefixed(before, state), tmp_path / "file.pth")
+    assert load_weights(argparse.Namespace(trunk=trunk), path).prefix == before
+    assert_loaded(argparse.Namespace(trunk=trunk), state)
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "backbone.trunk."])
 @pytest.mark.parametrize("container", [None, "model", "state_dict", "backbone"])
 def test_every_layout(backbone, state, prefix, container, tmp_path) -> None:
