@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vicregl.errors import InvalidInputError
@@ -20,12 +21,14 @@ from vicregl.weight_names import to_timm
 # Where training scripts put the state dict in their checkpoints, the first that is there. DINO's, iBOT's and DINOv2's
 # hold a student beside the teacher, and are evaluated by the teacher.
 CONTAINERS = ("model", "state_dict", "backbone", "teacher")
+# MoCo 3's ViT-S, and its heads: timm's network of this width has 6, and the tensors are the same for any number.
+MOCO3_PREFIX, MOCO3_WIDTH, MOCO3_HEADS = "base_encoder.", 384, 12
 # What training scripts put before the backbone's keys; each is taken off in turn where it is there, and keys without it
 # are other networks' (a momentum encoder, projectors). Of MoCo 1 and 2 the query encoder is the one that is evaluated.
 PREFIXES = (
     "module.",  # of DistributedDataParallel
     "encoder_q.",  # MoCo 1 and 2
-    "base_encoder.",  # MoCo 3
+    MOCO3_PREFIX,
     "online_network.",  # BYOL
     "encoder.",  # SimSiam, BYOL
     "backbone.",  # VICRegL, DINO, solo-learn, lightly
@@ -74,7 +77,8 @@ def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ign
     beginnings of further keys (after the prefix) to leave out.
 
     `backbone` has the timm network as `trunk`. Raises InvalidInputError, with nothing loaded, if the file is missing,
-    cut off or no checkpoint, or if any key is missing, unexpected, of another shape, or not finite.
+    cut off or no checkpoint, if any key is missing, unexpected, of another shape, or not finite, or if the network has
+    another number of heads than MoCo 3's: what tensors do not show is not checked of other files.
     """
     path = Path(path)
     trunk: nn.Module = backbone.trunk
@@ -91,6 +95,8 @@ def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ign
     state, names = to_timm(state, trunk, unused)
     ignored += [taken_off + key for key in unused]
     _compare(state, wanted, path, name)
+    if MOCO3_PREFIX in taken_off:
+        _refuse_other_heads(trunk, path, name)
     trunk.load_state_dict(state, strict=True)
     values = sum(tensor.numel() for tensor in wanted.values())
     return LoadReport(path, len(wanted), values, container, beside, taken_off, names, ignored)
@@ -185,6 +191,19 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Pa
         f"{'; '.join(problems)}{hint}. Nothing was loaded. Where the network's keys have an unknown prefix, or the "
         "file has more of other parts, give prefix and ignore"
     )
+
+
+def _refuse_other_heads(trunk: Any, path: Path, name: str) -> None:
+    """InvalidInputError for a network of the width of MoCo 3's ViT-S whose attention has another number of heads."""
+    if not isinstance(trunk, VisionTransformer) or trunk.embed_dim != MOCO3_WIDTH:
+        return
+    heads = trunk.blocks[0].attn.num_heads
+    if heads != MOCO3_HEADS:
+        raise InvalidInputError(
+            f"weights file {path} is MoCo 3's ViT-S, with {MOCO3_HEADS} attention heads, and the backbone {name!r} has "
+            f"{heads}. Its tensors would fit, and it would be another network. Nothing was loaded; make the network "
+            f"with num_heads: {MOCO3_HEADS}"
+        )
 
 
 def _listed(keys: list[str]) -> str:

@@ -212,6 +212,22 @@ def test_other_projects_checkpoints(project, tmp_path) -> None:
     assert "left out" in str(report) or project == "solo-learn" or not report.ignored
 
 
+def test_moco_3s_vit_needs_its_number_of_heads(tmp_path) -> None:
+    """It has 12, timm's network 6: the tensors are the same, so only its prefix tells it."""
+    args = {"depth": 1}
+    with_6, with_12 = (
+        create_backbone(BackboneConfig("vit_small_patch16_224", args | more)) for more in ({}, {"num_heads": 12})
+    )
+    state = dict(with_12.trunk.state_dict())
+    file = saved({"state_dict": prefixed("module.base_encoder.", state | head("head.0"))}, tmp_path / "vit-s.pth.tar")
+    assert "has 6" in (message := error_of(with_6, file))
+    assert "num_heads: 12" in message
+    load_weights(with_12, file)
+    load_weights(with_6, saved(state, tmp_path / "plain.pth"))  # of anyone else's training
+    base = create_backbone(BackboneConfig("vit_tiny_patch16_224", args))
+    load_weights(base, saved(prefixed("module.base_encoder.", base.trunk.state_dict()), tmp_path / "base.pth"))
+
+
 def test_a_norm_of_the_head_is_no_head(backbone, state, tmp_path) -> None:
     """head.norm is part of a ConvNeXt's features: where the network has none, the file is of another one."""
     path = saved(state | head("head.norm") | head("head.fc"), tmp_path / "file.pth")
