@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import to_2tuple
 from timm.models import register_model
 from timm.models._builder import build_model_with_cfg
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from vicregl.config import BackboneConfig
 from vicregl.errors import InvalidInputError
 
+M = TypeVar("M", bound=nn.Module)
 # timm's names of the feature maps before the first stage, or how they begin.
 STEM_MODULES = (
     *("stem", "stem_dct", "act1", "conv1", "bn1", "relu", "patch_embed"),
@@ -36,15 +38,17 @@ class Backbone(nn.Module):
 
     trunk: Any  # timm's networks share no class that has forward_features
 
-    def __init__(self, name: str, trunk: nn.Module) -> None:
+    def __init__(self, name: str, trunk: nn.Module, size: tuple[int, int] | None = None) -> None:
+        """`size` is the height and width in pixels that the network was made for; None: that of timm's description."""
         super().__init__()
         self.name = name
         self.trunk = trunk
-        self._grids: dict[int, tuple[int, int]] = {}
+        self._grids: dict[tuple[int, int], tuple[int, int]] = {}
         self._has_tokens = False
         self._token_norm = True
         self._stage_indices = _stage_indices(trunk)
-        self.channels, self.stage_channels = self._probe()
+        usual = self.trunk.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+        self.channels, self.stage_channels = self._probe(size or usual)
 
     def forward(self, images: Tensor, stages: Sequence[int] = ()) -> tuple[Tensor, ...]:
         """images (B, 3, H, W) -> map (B, C, h, w), pooled (B, C), and the maps of `stages()` with these numbers."""
@@ -87,13 +91,24 @@ class Backbone(nn.Module):
         last, maps = self.trunk.forward_intermediates(images, indices=self._stage_indices)
         return [*maps[:-1], self._final_norm(last) if final_norm else last]
 
-    def grid_size(self, side: int) -> tuple[int, int]:
-        """Return (h, w) of the map of a square image with this side in pixels, from the network's own output."""
-        if side not in self._grids:
-            with torch.no_grad():
-                feature_map = _shapes(self).forward(torch.empty(1, 3, side, side, device="meta"))[0]
-            self._grids[side] = (feature_map.shape[2], feature_map.shape[3])
-        return self._grids[side]
+    def grid_size(self, side: int, width: int | None = None) -> tuple[int, int]:
+        """Return (h, w) of the map of a square image with this side in pixels, from the network's own output.
+
+        With `width`, of an image that is `side` high and so wide. InvalidInputError for a size that the network, made
+        for one size, does not take.
+        """
+        size = (side, side if width is None else width)
+        if size not in self._grids:
+            try:
+                with torch.no_grad():
+                    feature_map = _shapes(self).forward(torch.empty(1, 3, *size, device="meta"))[0]
+            except (AssertionError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise InvalidInputError(
+                    f"backbone {self.name!r} takes no images of {size[0]} x {size[1]} pixels: {reason}"
+                ) from error
+            self._grids[size] = (feature_map.shape[2], feature_map.shape[3])
+        return self._grids[size]
 
     def _final_norm(self, feature_map: Tensor) -> Tensor:
         norm = getattr(getattr(self.trunk, "head", None), "norm", None)
@@ -115,20 +130,19 @@ class Backbone(nn.Module):
             return images
         return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
-    def _probe(self) -> tuple[int, list[int]]:
+    def _probe(self, size: tuple[int, int]) -> tuple[int, list[int]]:
         """Return the channels of the last map and of each stage. InvalidInputError for a network without maps."""
-        side = self.trunk.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
-        images = torch.empty(1, 3, side, side, device="meta")
+        images = torch.empty(1, 3, *size, device="meta")
         with torch.no_grad():
             features = _shapes(self.trunk).forward_features(images)
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             if not isinstance(features, Tensor) or features.dim() != 4 or features.shape[1] != self.trunk.num_features:
                 self._has_tokens = True
-                features = self._probe_tokens(images, side, shape)
+                features = self._probe_tokens(images, shape)
             stages = _shapes(self).stages(images) if self._stage_indices else []
         return features.shape[1], [stage.shape[1] for stage in stages]
 
-    def _probe_tokens(self, images: Tensor, side: int, shape: Any) -> Tensor:
+    def _probe_tokens(self, images: Tensor, shape: Any) -> Tensor:
         """Return the shape of a transformer's map; some (Hiera) norm only what they pool, so their map has no norm."""
         for self._token_norm in (True, False):
             try:
@@ -138,8 +152,8 @@ class Backbone(nn.Module):
             if feature_map.dim() == 4 and feature_map.shape[1] == self.trunk.num_features:
                 return feature_map
         raise InvalidInputError(
-            f"backbone {self.name!r} has no map: at {side} pixels its features are {shape}, and timm gives no map "
-            f"(B, {self.trunk.num_features}, h, w) of it. Choose another network, for example resnet50 or "
+            f"backbone {self.name!r} has no map: of images {tuple(images.shape)} its features are {shape}, and timm "
+            f"gives no map (B, {self.trunk.num_features}, h, w) of it. Choose another network, for example resnet50 or "
             "vit_small_patch16_224"
         )
 
@@ -175,7 +189,21 @@ def create_backbone(config: BackboneConfig) -> Backbone:
         trunk = _make(make, config.args)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InvalidInputError(f"backbone {config.name!r} cannot be made with args {config.args}: {error}") from error
-    return Backbone(config.name, trunk)
+    size = config.args.get("img_size")
+    return Backbone(config.name, trunk, None if size is None else to_2tuple(size))
+
+
+def without_storage(make: Callable[[], M]) -> M:
+    """Return what `make` makes of networks, on the meta device; with storage where a network computes with values."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except RuntimeError:  # NotImplementedError too
+        return make()
+    except InvalidInputError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            raise
+        return make()
 
 
 def _make(make: Callable[..., nn.Module], args: dict[str, Any]) -> nn.Module:

@@ -3,8 +3,9 @@ import timm
 import torch
 
 from runtime.errors import UserError
-from vicregl.backbones import create_backbone
+from vicregl.backbones import create_backbone, without_storage
 from vicregl.config import KNOWN_BACKBONES, BackboneConfig
+from vicregl.errors import InvalidInputError
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,46 @@ def test_the_scenes_network() -> None:
     assert backbone.grid_size(32) == (8, 8)
     assert backbone.channels == 128
     assert [tuple(m.shape) for m in backbone.stages(torch.zeros(2, 3, 32, 32))] == [(2, 32, 16, 16), (2, 128, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("beitv2_base_patch16_224", 256), ("levit_128s", 96), ("coatnet_nano_rw_224", 96), ("maxvit_tiny_rw_224", 96)],
+)
+def test_a_size_that_the_network_does_not_take_is_named(name, side) -> None:
+    with torch.device("meta"):
+        backbone = create_backbone(BackboneConfig(name))
+    with pytest.raises(UserError, match=rf"backbone '{name}' takes no images of {side} x {side} pixels: \S") as caught:
+        backbone.grid_size(side)
+    assert "\n" not in str(caught.value)
+    assert backbone.grid_size(224)
+
+
+def test_the_grid_of_an_image_that_is_not_square() -> None:
+    backbone = create_backbone(BackboneConfig("beit_base_patch16_224", {"depth": 1, "img_size": (32, 64)}))
+    assert backbone.grid_size(32, 64) == (2, 4)
+    with pytest.raises(UserError, match="no images of 64 x 32 pixels"):
+        backbone.grid_size(64, 32)
+
+
+def test_networks_that_compute_with_values_are_made_with_storage() -> None:
+    """As those with `[rate.item() for rate in torch.linspace(...)]`, which the meta device cannot do."""
+
+    def make() -> torch.nn.Module:
+        rates = [rate.item() for rate in torch.linspace(0, 0.1, 3)]
+        return torch.nn.Linear(len(rates), 1)
+
+    def wrapped() -> torch.nn.Module:
+        try:
+            return make()
+        except RuntimeError as error:
+            raise InvalidInputError("cannot be made") from error
+
+    for each in (make, wrapped):
+        assert without_storage(each).weight.device.type == "cpu"
+    assert without_storage(lambda: torch.nn.Linear(3, 1)).weight.device.type == "meta"
+    with pytest.raises(InvalidInputError, match="no_such"):
+        without_storage(lambda: create_backbone(BackboneConfig("resnet18", {"no_such": 1})))
 
 
 def test_grid_size_leaves_the_network_as_it_was() -> None:
