@@ -33,7 +33,8 @@ class Backbone(nn.Module):
 
     The map of a convolutional network is after its last norm where that norm comes before the classifier (ConvNeXt), as
     in the published code. The map of a transformer holds its patch tokens, normed; class and register tokens stay out.
-    pooled is the mean of the map over its positions.
+    pooled is the mean of the map over its positions. (BEiT and others pool first and norm then; here every token is
+    normed, by the same weights.)
     """
 
     trunk: Any  # timm's networks share no class that has forward_features
@@ -68,7 +69,8 @@ class Backbone(nn.Module):
         images = self._whole_patches(images)
         options = {"norm": self._token_norm, "return_prefix_tokens": True, "intermediates_only": True}
         ((feature_map, prefix),) = self.trunk.forward_intermediates(images, indices=1, output_fmt="NCHW", **options)
-        return feature_map, prefix[:, 0]  # registers and other tokens stand after it
+        class_token = prefix[:, 0]  # registers and other tokens stand after it
+        return self._late_norm(feature_map), self._late_norm(class_token)
 
     def last_map(self, images: Tensor, final_norm: bool = True) -> Tensor:
         """images (B, 3, H, W) -> the last map (B, C, h, w); without `final_norm`, before the network's last norm."""
@@ -118,7 +120,15 @@ class Backbone(nn.Module):
         images = self._whole_patches(images)
         options = {"norm": norm and self._token_norm, "output_fmt": "NCHW", "intermediates_only": True}
         maps: list[Tensor] = self.trunk.forward_intermediates(images, indices=indices, **options)
-        return maps
+        return [self._late_norm(each) for each in maps] if norm else maps
+
+    def _late_norm(self, tokens: Tensor) -> Tensor:
+        """Norm tokens (B, C, ...) where the network's last norm stands after the pooling (BEiT): maps lack it."""
+        norm = getattr(self.trunk, "fc_norm", None)
+        if norm is None or not isinstance(getattr(self.trunk, "norm", None), nn.Identity):
+            return tokens
+        normed: Tensor = norm(tokens.movedim(1, -1)).movedim(-1, 1)
+        return normed
 
     def _whole_patches(self, images: Tensor) -> Tensor:
         """Enlarge images, by less than a patch, to whole patches: the map then covers exactly the image."""

@@ -142,6 +142,37 @@ def test_class_and_register_tokens_stay_out_of_the_map(name, args, side, tokens)
 @pytest.mark.parametrize(
     ("name", "args"),
     [
+        ("beit_base_patch16_224", {"img_size": 64}),
+        ("beitv2_base_patch16_224", {"img_size": 64}),
+        ("eva02_tiny_patch14_224", {}),
+        ("vit_tiny_patch16_224", {"fc_norm": True}),
+        ("vit_tiny_patch16_224", {}),
+    ],
+)
+@torch.no_grad()
+def test_a_norm_after_the_pooling_norms_the_tokens(name, args) -> None:
+    """The truth is timm's head, which norms what it pools: one token, whichever is put first."""
+    torch.manual_seed(0)
+    backbone = create_backbone(BackboneConfig(name, {"depth": 5, "embed_dim": 48, "num_heads": 4} | args)).eval()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(2, 3, *(2 * [4 * backbone.trunk.patch_embed.patch_size[0]]))
+    tokens = backbone.trunk.forward_features(images)
+    backbone.trunk.reset_classifier(0, "token")
+    expected = [backbone.trunk.forward_head(tokens[:, k:], pre_logits=True) for k in range(tokens.shape[1])]
+    feature_map, pooled = backbone(images)
+    torch.testing.assert_close(feature_map.flatten(2), torch.stack(expected[1:], dim=2))
+    torch.testing.assert_close(pooled, torch.stack(expected[1:]).mean(dim=0))
+    same_map, class_token = backbone.map_and_class_token(images)
+    assert torch.equal(same_map, feature_map)
+    torch.testing.assert_close(class_token, expected[0])
+    assert torch.equal(backbone.stages(images)[-1], feature_map)
+    assert not torch.allclose(backbone.last_map(images, final_norm=False), feature_map, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
         ("vit_tiny_patch16_224", {"depth": 4}),
         ("vit_small_patch16_dinov3", {"depth": 4}),
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}),
