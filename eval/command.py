@@ -22,6 +22,7 @@ from eval.parent import (
     normalisation_source,
     open_parent,
     require_class_token,
+    require_size,
 )
 from eval.published import published_score
 from eval.segmentation_config import SegmentationConfig
@@ -66,6 +67,7 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
     if place.result() is None:
         if getattr(config, "pooled", "mean") == "class_token":
             require_class_token(parent)
+        refuse_size(config, parent)
         dataset, notes = preflight(config.data, masks=issubclass(schema, SegmentationConfig | DenseKnnConfig))
         for note in notes:
             print(note, flush=True)
@@ -85,6 +87,15 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
         return scores | weights | arguments.published(parent, schema.stage, config.data, scores)
 
     run_stage(config, name, scored, world, weights)
+
+
+def refuse_size(config: Any, parent: Parent) -> None:
+    """Raise UserError where the network does not take the images that the config makes."""
+    if isinstance(config, SegmentationConfig):
+        key = "crop_width" if config.crop_width else "crop_size"
+        require_size(parent, f"{key} = {getattr(config, key)}", *config.crop)
+    elif isinstance(side := getattr(config, "image_size", None), int):
+        require_size(parent, f"image_size = {side}", side, side)
 
 
 @dataclass(frozen=True)

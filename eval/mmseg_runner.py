@@ -188,7 +188,8 @@ class TrainingWatch(Hook):
         """Make dropout and drop path functions of (seed, iteration, process), so that a resumed run repeats them."""
         stream = sample_generator(self.config.seed, runner.iter, get_rank(), Purpose.DROPOUT)
         torch.manual_seed(int(stream.integers(2**63)))
-        self.learning_rate = runner.optim_wrapper.get_lr()["lr"][0]  # of this iteration; its hooks set the next one's
+        # The head's, which is the optimiser's last group, in this iteration; its hooks set the next one's.
+        self.learning_rate = runner.optim_wrapper.get_lr()["lr"][-1]
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done, last = runner.iter + 1, runner.iter + 1 == runner.max_iters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from runtime.config import kept_checkpoint
 from runtime.errors import UserError
 from runtime.imports import import_recorded
 from runtime.rundir import Run, finished_run
-from vicregl.backbones import Backbone, create_backbone
+from vicregl.backbones import Backbone, create_backbone, without_storage
 from vicregl.config import BackboneConfig
+from vicregl.errors import InvalidInputError
 from vicregl.weights import load_weights
 
 STAGE = "pretrain"
-WEIGHTS = "backbone.safetensors"
+WEIGHTS = "backbone.safetensors"  # its keys are the network's own
+KEPT_PREFIX = "backbone.trunk."  # of the network's keys in a kept checkpoint
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,39 @@ def load_parent_backbone(parent: Parent, loaded: Mapping[str, Tensor] | None = N
     `loaded` are its tensors, if they were read already: the file is not read again. UserError if the file is cut
     off, is no checkpoint, or is of another architecture: the weights are never random.
     """
-    described = parent.config["model"]["backbone"]
-    name, args = described["name"], {**described.get("args", {}), **overrides}
-    is_loaders = "loader" in parent.config.get("weights", {})
-    backbone = call_loader(name, args) if is_loaders else create_backbone(BackboneConfig(name=name, args=args))
+    backbone = _make_backbone(parent, **overrides)
     if loaded is None:
-        load_weights(backbone, parent.weights, prefix="" if is_loaders else None)  # a loader's names may be any
+        # Not recognised by the keys: those of the network may begin as another project's prefix does.
+        load_weights(backbone, parent.weights, prefix="" if parent.at is None else KEPT_PREFIX)
     else:
         backbone.trunk.load_state_dict(loaded, strict=True)
     return backbone
+
+
+def _make_backbone(parent: Parent, **overrides: Any) -> Backbone:
+    """Make the parent's network, without its weights unless they are a loader's."""
+    described = parent.config["model"]["backbone"]
+    name, args = described["name"], {**described.get("args", {}), **overrides}
+    if _is_loaders(parent):
+        return call_loader(name, args)
+    return create_backbone(BackboneConfig(name=name, args=args))
+
+
+def _is_loaders(parent: Parent) -> bool:
+    return "loader" in parent.config.get("weights", {})
+
+
+def require_size(parent: Parent, option: str, height: int, width: int) -> None:
+    """Raise UserError where the parent's network, made for one size, takes no images of the option's pixels."""
+    make = partial(_make_backbone, parent)
+    backbone = make() if _is_loaders(parent) else without_storage(make)
+    try:
+        backbone.grid_size(height, width)
+    except InvalidInputError as error:
+        raise UserError(
+            f"config: {option} is not possible: {error}; choose the size that it takes or, where its weights fit, make "
+            f"it for this one (--weights FILE --arch-arg img_size={height})"
+        ) from error
 
 
 def require_class_token(parent: Parent) -> None:

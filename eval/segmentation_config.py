@@ -93,6 +93,13 @@ class SegmentationConfig(ComputeConfig):
             require(1 <= self.slide_stride <= side, "slide_stride", self.slide_stride, allowed)
         warmup, most = self.optimizer.warmup_iterations, self.iterations - 2
         require(warmup <= most, "optimizer.warmup_iterations", warmup, f"0 to {most}, fewer than iterations")
+        # mmengine's schedulers lead every rate to end_lr, the backbone's too.
+        end, rate = self.optimizer.end_lr, self.optimizer.lr * self.backbone_lr_multiplier
+        falls = (
+            f"0 to {rate:g}, the backbone's rate (optimizer.lr * backbone_lr_multiplier), or it would rise; lower "
+            "end_lr, or raise one of those"
+        )
+        require(not self.finetune or end <= rate, "optimizer.end_lr", end, falls)
 
     @property
     def crop(self) -> tuple[int, int]:

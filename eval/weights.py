@@ -82,8 +82,8 @@ def _load_file(config: WeightsConfig, backbone: Backbone) -> LoadReport:
             warnings.filterwarnings("ignore", ".*parameter in the checkpoint to a meta parameter.*")
             return load_weights(backbone, config.path, config.prefix, config.ignore)
     except UserError as error:
-        hint = ": --arch-arg ls_init_value=null" if "ls_init_value" in str(error) else ""
-        raise UserError(f"{error}{hint}") from error
+        hints = {"ls_init_value": ": --arch-arg ls_init_value=null", "num_heads": ": --arch-arg num_heads=12"}
+        raise UserError(f"{error}{''.join(hint for key, hint in hints.items() if key in str(error))}") from error
 
 
 def _import(config: WeightsConfig, name: Identity) -> None:

@@ -52,7 +52,8 @@ def export(run: Run, names: str, out: Path) -> str:
     import_recorded(document["config"], run.path)  # one of them may have registered the network
     network = document["config"]["model"]["backbone"]
     backbone = create_backbone(BackboneConfig(network["name"], network.get("args", {})))
-    load_weights(backbone, weights)  # strict, so that incomplete weights or another network are refused
+    # Strict, so that incomplete weights or another network are refused; the file's keys are the network's own.
+    load_weights(backbone, weights, prefix="")
     state = published_state(backbone) if names == "published" else load_file(weights)
     files.write_atomic(out, lambda temporary: save(state, temporary))
     return f"{out}: {len(state)} tensors of {network['name']}, {names} names, from {run.name}"

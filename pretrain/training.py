@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.catalog import Dataset, open_dataset
+from data.config import ViewsConfig
 from data.loader import PretrainLoader
 from data.views import GridSize
 from pretrain.checkpoint import TrainingState, drop_old_checkpoints, keep_checkpoint, seed_process
@@ -25,6 +26,8 @@ from runtime.errors import UserError
 from runtime.progress import describe_bytes
 from runtime.rundir import Run
 from runtime.world import World
+from vicregl.backbones import Backbone, without_storage
+from vicregl.errors import InvalidInputError
 from vicregl.model import ModelOutput, VICRegLModel
 from vicregl.sync_norm import synchronise
 
@@ -130,19 +133,30 @@ def preflight(config: PretrainConfig) -> Dataset:
     """Check a new run before its directory is made, and return its dataset, so that it is listed only once.
 
     UserError for a dataset that is missing or too small for the batch or the warm-up, and for a network that does not
-    fit in memory.
+    fit in memory or does not take the views' sizes.
     """
     dataset = open_dataset(config.data)
     durations(config, dataset.steps_per_epoch(len(dataset.images("train")), config.train.batch_size))
-    try:
-        with torch.device("meta"):  # allocates no weights
-            model = VICRegLModel(config.model, config.loss.global_weight)
-    except (NotImplementedError, RuntimeError):
-        return dataset  # some timm networks cannot be built on meta; their errors are raised by `Training.build`
+    model = without_storage(lambda: VICRegLModel(config.model, config.loss.global_weight))
+    refuse_sizes(config.views, model.backbone)
     if config.train.accumulate > 1:
         refuse_batch_statistics(model)
     refuse_too_large(model, config, choose_device(config.machine))
     return dataset
+
+
+def refuse_sizes(views: ViewsConfig, backbone: Backbone) -> None:
+    """Raise UserError for views of a size that the network, made for one size, does not take."""
+    for key in ("large_size", "small_size"):
+        side = getattr(views, key)
+        try:
+            if side in views.sides():
+                backbone.grid_size(side)
+        except InvalidInputError as error:
+            raise UserError(
+                f"config: views.{key} = {side} is not possible: {error}; choose the size that it takes for all views "
+                f"(views.small_count=0), or another network, or one made for it: model.backbone.args.img_size={side}"
+            ) from error
 
 
 def refuse_batch_statistics(model: VICRegLModel) -> None:

@@ -197,7 +197,9 @@ def load(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()
     UserError for a file that is missing or not YAML, an unknown key, a wrong type, or an impossible value.
     """
     layers = [] if path is None else file_layers(find_file(schema, path))
-    return from_layers(schema, [*layers, ("command line", parse_overrides(overrides))])
+    # One at a time: `args={} args.depth=2` clears first, which would be lost where the two are merged.
+    given = [("command line", parse_overrides([override])) for override in overrides]
+    return from_layers(schema, [*layers, *(given or [("command line", {})])])
 
 
 def find_file(schema: type[Config], name: str | Path) -> Path:

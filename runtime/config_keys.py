@@ -19,11 +19,14 @@ Layer = tuple[str, dict[str, Any]]  # where the values come from, and the values
 
 
 def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` updated by `changes`: mappings are merged key by key, anything else is replaced."""
+    """Return `values` updated by `changes`: mappings are merged key by key, anything else is replaced.
+
+    An empty mapping replaces too: merged, it would change nothing.
+    """
     merged = dict(values)
     for key, change in changes.items():
         both = isinstance(change, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], change) if both else change
+        merged[key] = merge(merged[key], change) if both and change else change
     return merged
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import to_2tuple
 from timm.models import register_model
 from timm.models._builder import build_model_with_cfg
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
@@ -18,8 +19,13 @@ from torch import Tensor, nn
 from vicregl.config import BackboneConfig
 from vicregl.errors import InvalidInputError
 
-# timm's names of the feature maps before the first stage.
-STEM_MODULES = ("stem", "act1", "conv1", "bn1", "relu", "patch_embed")
+M = TypeVar("M", bound=nn.Module)
+# timm's names of the feature maps before the first stage, or how they begin.
+STEM_MODULES = (
+    *("stem", "stem_dct", "act1", "conv1", "bn1", "relu", "patch_embed"),
+    *("conv_stem", "layer0", "conv0", "conv_0"),  # GhostNet; SENet; NASNet; PNASNet
+    *("features.norm0", "features.norm2", "features.conv1_1"),  # DenseNet, with its deep stem; DPN
+)
 
 
 class Backbone(nn.Module):
@@ -27,20 +33,23 @@ class Backbone(nn.Module):
 
     The map of a convolutional network is after its last norm where that norm comes before the classifier (ConvNeXt), as
     in the published code. The map of a transformer holds its patch tokens, normed; class and register tokens stay out.
-    pooled is the mean of the map over its positions.
+    pooled is the mean of the map over its positions. (BEiT and others pool first and norm then; here every token is
+    normed, by the same weights.)
     """
 
     trunk: Any  # timm's networks share no class that has forward_features
 
-    def __init__(self, name: str, trunk: nn.Module) -> None:
+    def __init__(self, name: str, trunk: nn.Module, size: tuple[int, int] | None = None) -> None:
+        """`size` is the height and width in pixels that the network was made for; None: that of timm's description."""
         super().__init__()
         self.name = name
         self.trunk = trunk
-        self._grids: dict[int, tuple[int, int]] = {}
+        self._grids: dict[tuple[int, int], tuple[int, int]] = {}
         self._has_tokens = False
         self._token_norm = True
         self._stage_indices = _stage_indices(trunk)
-        self.channels, self.stage_channels = self._probe()
+        usual = self.trunk.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+        self.channels, self.stage_channels = self._probe(size or usual)
 
     def forward(self, images: Tensor, stages: Sequence[int] = ()) -> tuple[Tensor, ...]:
         """images (B, 3, H, W) -> map (B, C, h, w), pooled (B, C), and the maps of `stages()` with these numbers."""
@@ -60,7 +69,8 @@ class Backbone(nn.Module):
         images = self._whole_patches(images)
         options = {"norm": self._token_norm, "return_prefix_tokens": True, "intermediates_only": True}
         ((feature_map, prefix),) = self.trunk.forward_intermediates(images, indices=1, output_fmt="NCHW", **options)
-        return feature_map, prefix[:, 0]  # registers and other tokens stand after it
+        class_token = prefix[:, 0]  # registers and other tokens stand after it
+        return self._late_norm(feature_map), self._late_norm(class_token)
 
     def last_map(self, images: Tensor, final_norm: bool = True) -> Tensor:
         """images (B, 3, H, W) -> the last map (B, C, h, w); without `final_norm`, before the network's last norm."""
@@ -83,13 +93,24 @@ class Backbone(nn.Module):
         last, maps = self.trunk.forward_intermediates(images, indices=self._stage_indices)
         return [*maps[:-1], self._final_norm(last) if final_norm else last]
 
-    def grid_size(self, side: int) -> tuple[int, int]:
-        """Return (h, w) of the map of a square image with this side in pixels, from the network's own output."""
-        if side not in self._grids:
-            with torch.no_grad():
-                feature_map = _shapes(self).forward(torch.empty(1, 3, side, side, device="meta"))[0]
-            self._grids[side] = (feature_map.shape[2], feature_map.shape[3])
-        return self._grids[side]
+    def grid_size(self, side: int, width: int | None = None) -> tuple[int, int]:
+        """Return (h, w) of the map of a square image with this side in pixels, from the network's own output.
+
+        With `width`, of an image that is `side` high and so wide. InvalidInputError for a size that the network, made
+        for one size, does not take.
+        """
+        size = (side, side if width is None else width)
+        if size not in self._grids:
+            try:
+                with torch.no_grad():
+                    feature_map = _shapes(self).forward(torch.empty(1, 3, *size, device="meta"))[0]
+            except (AssertionError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise InvalidInputError(
+                    f"backbone {self.name!r} takes no images of {size[0]} x {size[1]} pixels: {reason}"
+                ) from error
+            self._grids[size] = (feature_map.shape[2], feature_map.shape[3])
+        return self._grids[size]
 
     def _final_norm(self, feature_map: Tensor) -> Tensor:
         norm = getattr(getattr(self.trunk, "head", None), "norm", None)
@@ -99,7 +120,15 @@ class Backbone(nn.Module):
         images = self._whole_patches(images)
         options = {"norm": norm and self._token_norm, "output_fmt": "NCHW", "intermediates_only": True}
         maps: list[Tensor] = self.trunk.forward_intermediates(images, indices=indices, **options)
-        return maps
+        return [self._late_norm(each) for each in maps] if norm else maps
+
+    def _late_norm(self, tokens: Tensor) -> Tensor:
+        """Norm tokens (B, C, ...) where the network's last norm stands after the pooling (BEiT): maps lack it."""
+        norm = getattr(self.trunk, "fc_norm", None)
+        if norm is None or not isinstance(getattr(self.trunk, "norm", None), nn.Identity):
+            return tokens
+        normed: Tensor = norm(tokens.movedim(1, -1)).movedim(-1, 1)
+        return normed
 
     def _whole_patches(self, images: Tensor) -> Tensor:
         """Enlarge images, by less than a patch, to whole patches: the map then covers exactly the image."""
@@ -111,20 +140,19 @@ class Backbone(nn.Module):
             return images
         return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
-    def _probe(self) -> tuple[int, list[int]]:
+    def _probe(self, size: tuple[int, int]) -> tuple[int, list[int]]:
         """Return the channels of the last map and of each stage. InvalidInputError for a network without maps."""
-        side = self.trunk.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
-        images = torch.empty(1, 3, side, side, device="meta")
+        images = torch.empty(1, 3, *size, device="meta")
         with torch.no_grad():
             features = _shapes(self.trunk).forward_features(images)
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             if not isinstance(features, Tensor) or features.dim() != 4 or features.shape[1] != self.trunk.num_features:
                 self._has_tokens = True
-                features = self._probe_tokens(images, side, shape)
+                features = self._probe_tokens(images, shape)
             stages = _shapes(self).stages(images) if self._stage_indices else []
         return features.shape[1], [stage.shape[1] for stage in stages]
 
-    def _probe_tokens(self, images: Tensor, side: int, shape: Any) -> Tensor:
+    def _probe_tokens(self, images: Tensor, shape: Any) -> Tensor:
         """Return the shape of a transformer's map; some (Hiera) norm only what they pool, so their map has no norm."""
         for self._token_norm in (True, False):
             try:
@@ -134,8 +162,8 @@ class Backbone(nn.Module):
             if feature_map.dim() == 4 and feature_map.shape[1] == self.trunk.num_features:
                 return feature_map
         raise InvalidInputError(
-            f"backbone {self.name!r} has no map: at {side} pixels its features are {shape}, and timm gives no map "
-            f"(B, {self.trunk.num_features}, h, w) of it. Choose another network, for example resnet50 or "
+            f"backbone {self.name!r} has no map: of images {tuple(images.shape)} its features are {shape}, and timm "
+            f"gives no map (B, {self.trunk.num_features}, h, w) of it. Choose another network, for example resnet50 or "
             "vit_small_patch16_224"
         )
 
@@ -146,13 +174,21 @@ def _shapes(module: Any) -> Any:
 
 
 def _stage_indices(trunk: Any) -> list[int]:
-    """Return which feature maps are stages: all but the stem's, or four blocks. Empty where timm cannot give them."""
+    """Return which feature maps are stages: all but those of STEM_MODULES; of many of one size (ViT) four.
+
+    Empty where timm cannot give them.
+    """
     if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "feature_info"):
         return []
-    modules = [info["module"] for info in trunk.feature_info]
-    if all(module.startswith("blocks.") for module in modules) and len(modules) > 4:
-        return [(k + 1) * len(modules) // 4 - 1 for k in range(4)]
-    return [k for k, module in enumerate(modules) if module.partition(".")[0] not in STEM_MODULES]
+    maps = list(trunk.feature_info)
+    # Not by the name `blocks`: an EfficientNet's five stages have it too.
+    if len(maps) > 4 and len({info["reduction"] for info in maps}) == 1:
+        return [(k + 1) * len(maps) // 4 - 1 for k in range(4)]
+    return [k for k, info in enumerate(maps) if not _is_stem(info["module"])]
+
+
+def _is_stem(module: str) -> bool:
+    return module in STEM_MODULES or module.partition(".")[0] in STEM_MODULES
 
 
 def create_backbone(config: BackboneConfig) -> Backbone:
@@ -163,7 +199,21 @@ def create_backbone(config: BackboneConfig) -> Backbone:
         trunk = _make(make, config.args)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InvalidInputError(f"backbone {config.name!r} cannot be made with args {config.args}: {error}") from error
-    return Backbone(config.name, trunk)
+    size = config.args.get("img_size")
+    return Backbone(config.name, trunk, None if size is None else to_2tuple(size))
+
+
+def without_storage(make: Callable[[], M]) -> M:
+    """Return what `make` makes of networks, on the meta device; with storage where a network computes with values."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except RuntimeError:  # NotImplementedError too
+        return make()
+    except InvalidInputError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            raise
+        return make()
 
 
 def _make(make: Callable[..., nn.Module], args: dict[str, Any]) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vicregl.errors import InvalidInputError
@@ -20,12 +21,14 @@ from vicregl.weight_names import to_timm
 # Where training scripts put the state dict in their checkpoints, the first that is there. DINO's, iBOT's and DINOv2's
 # hold a student beside the teacher, and are evaluated by the teacher.
 CONTAINERS = ("model", "state_dict", "backbone", "teacher")
+# MoCo 3's ViT-S, and its heads: timm's network of this width has 6, and the tensors are the same for any number.
+MOCO3_PREFIX, MOCO3_WIDTH, MOCO3_HEADS = "base_encoder.", 384, 12
 # What training scripts put before the backbone's keys; each is taken off in turn where it is there, and keys without it
 # are other networks' (a momentum encoder, projectors). Of MoCo 1 and 2 the query encoder is the one that is evaluated.
 PREFIXES = (
     "module.",  # of DistributedDataParallel
     "encoder_q.",  # MoCo 1 and 2
-    "base_encoder.",  # MoCo 3
+    MOCO3_PREFIX,
     "online_network.",  # BYOL
     "encoder.",  # SimSiam, BYOL
     "backbone.",  # VICRegL, DINO, solo-learn, lightly
@@ -74,14 +77,15 @@ def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ign
     beginnings of further keys (after the prefix) to leave out.
 
     `backbone` has the timm network as `trunk`. Raises InvalidInputError, with nothing loaded, if the file is missing,
-    cut off or no checkpoint, or if any key is missing, unexpected, of another shape, or not finite.
+    cut off or no checkpoint, if any key is missing, unexpected, of another shape, or not finite, or if the network has
+    another number of heads than MoCo 3's: what tensors do not show is not checked of other files.
     """
     path = Path(path)
     trunk: nn.Module = backbone.trunk
     name = getattr(backbone, "name", type(trunk).__name__)
     state, container, beside = _state_dict(_read(path), path)
     wanted = trunk.state_dict()
-    state, taken_off, ignored = _backbone_part(state, PREFIXES if prefix is None else (prefix,))
+    state, taken_off, ignored = _backbone_part(state, prefix, wanted)
     if prefix and taken_off != prefix:
         raise InvalidInputError(f"weights file {path}: no key begins with {prefix!r}; keys are {_listed(list(state))}")
     heads = [key for key in state if key not in wanted and (HEADS.fullmatch(key) or key.startswith(tuple(ignore)))]
@@ -91,6 +95,8 @@ def load_weights(backbone: Any, path: str | Path, prefix: str | None = None, ign
     state, names = to_timm(state, trunk, unused)
     ignored += [taken_off + key for key in unused]
     _compare(state, wanted, path, name)
+    if MOCO3_PREFIX in taken_off:
+        _refuse_other_heads(trunk, path, name)
     trunk.load_state_dict(state, strict=True)
     values = sum(tensor.numel() for tensor in wanted.values())
     return LoadReport(path, len(wanted), values, container, beside, taken_off, names, ignored)
@@ -143,10 +149,17 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
-def _backbone_part(state: dict[str, Tensor], prefixes: Sequence[str]) -> tuple[dict[str, Tensor], str, list[str]]:
-    """Return the backbone's tensors, the prefix removed from their keys, and the keys of other parts."""
+def _backbone_part(
+    state: dict[str, Tensor], given: str | None, wanted: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Return the backbone's tensors, the prefix removed from their keys, and the keys of other parts.
+
+    `given` is the prefix, or None where it is to be recognised.
+    """
     prefix, ignored = "", []
-    for part in prefixes:
+    for part in PREFIXES if given is None else (given,):
+        if given is None and wanted.keys() <= state.keys():
+            break  # the network's own keys may begin as a prefix does, as "encoder."
         inside = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
         if inside:
             ignored += [prefix + key for key in state if not key.startswith(part)]
@@ -178,6 +191,19 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Pa
         f"{'; '.join(problems)}{hint}. Nothing was loaded. Where the network's keys have an unknown prefix, or the "
         "file has more of other parts, give prefix and ignore"
     )
+
+
+def _refuse_other_heads(trunk: Any, path: Path, name: str) -> None:
+    """InvalidInputError for a network of the width of MoCo 3's ViT-S whose attention has another number of heads."""
+    if not isinstance(trunk, VisionTransformer) or trunk.embed_dim != MOCO3_WIDTH:
+        return
+    heads = trunk.blocks[0].attn.num_heads
+    if heads != MOCO3_HEADS:
+        raise InvalidInputError(
+            f"weights file {path} is MoCo 3's ViT-S, with {MOCO3_HEADS} attention heads, and the backbone {name!r} has "
+            f"{heads}. Its tensors would fit, and it would be another network. Nothing was loaded; make the network "
+            f"with num_heads: {MOCO3_HEADS}"
+        )
 
 
 def _listed(keys: list[str]) -> str:

@@ -133,6 +133,21 @@ def test_a_kept_checkpoint_is_read_in_place_of_the_last(parent, kept):
     assert not torch.equal(last["stem.conv.weight"], kept["stem.conv.weight"])
 
 
+def test_a_network_whose_keys_begin_with_encoder(make_parent):
+    """As the prefix that is taken off the files of other projects; at the end of training and at a kept checkpoint."""
+    name, args = "qwen3_vit_88m", {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    parent = make_parent(name, args=args)
+    expected = load_file(parent / "backbone.safetensors")
+    assert all(key.startswith("encoder.") for key in expected)
+    (parent / "checkpoints").mkdir()
+    whole = {f"backbone.trunk.{key}": value for key, value in expected.items()} | {"expander.0.weight": torch.ones(3)}
+    torch.save({"format": 2, "step": 3, "model": whole}, parent / "checkpoints" / "step-00000003.pt")
+    for at in (None, "3 steps"):
+        loaded = load_parent_backbone(open_parent(parent, at)).trunk.state_dict()
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
 def test_a_checkpoint_that_was_not_kept_is_refused(parent, kept):
     with pytest.raises(UserError, match=r"kept no checkpoint after 2 epochs; it kept step-00000003.*machine\.keep_at"):
         open_parent(parent, "2 epochs")

@@ -11,7 +11,7 @@ from PIL import Image
 from data.catalog import open_dataset
 from data.config import DataConfig
 from data.transforms import LabelledDataset, eval_transform
-from eval import knn, linear, segmentation
+from eval import dense_knn, knn, linear, segmentation
 from eval.features import ImageBatches
 from runtime.errors import UserError
 
@@ -50,6 +50,29 @@ def test_an_evaluation_of_a_damaged_dataset_makes_nothing(stage, tree, parent, e
     code, error, run = evaluate(stage.main, parent, f"eval/configs/{CONFIGS[stage]}.yaml", *data)
     assert (code, run) == (2, None)
     assert words in error
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pretrain"]
+
+
+BEIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "sizes", "words"),
+    [
+        (knn, "knn_scenes", ["resize=48", "image_size=48"], "image_size = 48"),
+        (dense_knn, "dense_knn_scenes", ["image_size=48"], "image_size = 48"),
+        (linear, "linear_scenes", ["resize=48", "image_size=48"], "image_size = 48"),
+        (segmentation, "seg_scenes", ["crop_size=48"], "crop_size = 48"),
+        (segmentation, "seg_scenes", ["crop_width=48"], "crop_width = 48"),
+    ],
+)
+def test_a_size_that_the_network_does_not_take_makes_nothing(
+    stage, config, sizes, words, make_parent, evaluate, scenes, tmp_path
+):
+    parent = make_parent("beitv2_base_patch16_224", args=BEIT)
+    code, error, _ = evaluate(stage.main, parent, f"eval/configs/{config}.yaml", *scenes, *sizes)
+    assert (code, error.count("\n")) == (2, 1), error
+    assert all(part in error for part in (words, "beitv2_base_patch16_224", "48 pixels", "--arch-arg img_size")), error
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pretrain"]
 
 

@@ -123,6 +123,7 @@ def test_backbone_changes_only_when_finetuned(finetune, scenes, parent, evaluate
     assert changed == (set(expected) if finetune else set())
     assert ("frozen check" in seen) is not finetune
     assert run.result()["protocol"] == ("finetuned linear" if finetune else "frozen linear")
+    assert run.metrics()[0]["learning_rate"] == pytest.approx(0.03)  # the head's
     in_checkpoint = [key for key in head_of(run) if key.startswith("backbone.")]
     assert bool(in_checkpoint) is finetune
     if finetune:

@@ -26,6 +26,8 @@ CONFIGS = sorted(path.name for path in Path("eval/configs").glob("seg_*.yaml"))
         ("optimizer.name=lars", "sgd or adamw"),
         ("optimizer.warmup_iterations=500", "fewer than iterations"),
         ("optimizer.end_lr=1.0", "optimizer.end_lr"),
+        ("finetune=true optimizer.end_lr=0.01", "0 to 0.003, the backbone's rate"),
+        ("finetune=true backbone_lr_multiplier=0.003", "lower end_lr, or raise one"),
         ("batch_size=1", "BatchNorm"),
         ("output_stride=5", "8, 16 or 32"),
         ("image_scale=[32]", "longest, shortest"),

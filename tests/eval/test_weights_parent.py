@@ -171,13 +171,17 @@ def test_weights_that_do_not_fit_are_never_scored(started, small_file, tmp_path)
     assert (code, "is not a folder" in err) == (2, True), err  # machine.runs=... stands where a run should
 
 
-def test_a_published_convnext_says_which_argument_it_needs(tmp_path):
+def test_files_say_which_argument_their_network_needs(tmp_path):
     args = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
     without = create_backbone(BackboneConfig("convnext_atto", args | {"ls_init_value": None}))
     torch.save(without.trunk.state_dict(), tmp_path / "model.pth")
     with pytest.raises(UserError, match="--arch-arg ls_init_value=null"):
         imported(tmp_path / "runs", tmp_path / "model.pth", "convnext_atto", args)
     assert not (tmp_path / "runs").exists()
+    vit = create_backbone(BackboneConfig("vit_small_patch16_224", {"depth": 1})).trunk.state_dict()
+    torch.save({f"module.base_encoder.{key}": value for key, value in vit.items()}, tmp_path / "moco.pth")
+    with pytest.raises(UserError, match="--arch-arg num_heads=12"):
+        imported(tmp_path / "runs", tmp_path / "moco.pth", "vit_small_patch16_224", {"depth": 1})
     given = parse_args(["depths=[1,1,1,1]", "dims=[8,8,8,8]", "ls_init_value=null"])
     parent = imported(tmp_path / "runs", tmp_path / "model.pth", "convnext_atto", given)
     assert parent.config["model"]["backbone"]["args"] == args | {"ls_init_value": None}

@@ -62,6 +62,13 @@ def test_there_and_back(make_run, tmp_path, name, args, names) -> None:
     assert_same(other.trunk.state_dict(), backbone.trunk.state_dict())
 
 
+def test_a_network_whose_keys_begin_with_encoder(make_run, tmp_path) -> None:
+    """As the prefix that is taken off the files of other projects."""
+    run, backbone = make_run("qwen3_vit_88m", {"embed_dim": 32, "depth": 1, "num_heads": 2})
+    export(run, "--format", "timm", "--out", str(tmp_path / "file.pth"))
+    assert_same(torch.load(tmp_path / "file.pth", weights_only=True), dict(backbone.trunk.state_dict()))
+
+
 def test_a_resnet_loads_into_torchvision(make_run) -> None:
     """The network of other people's scripts, strictly, its classifier apart; and it computes the same."""
     from torchvision.models import resnet18

@@ -28,6 +28,7 @@ from tests.pretrain.conftest import only_run
         (["train.precision=half"], 2, ["half", "float16"]),
         (["loss.local_stage_weights=[1,2]"], 2, ["loss.local_stage_weights", "[1.0, 2.0]", "1 model.local_stages"]),
         (["model.backbone.name=crossvit_tiny_240"], 2, ["crossvit_tiny_240", "no map", "resnet50"]),
+        (["model.backbone.name=levit_128s"], 2, ["views.large_size", "levit_128s", "32 x 32 pixels", "args.img_size"]),
         (["train.duration=10"], 2, ["train.duration", "steps"]),
         (["optimizer.warmup=14 steps"], 2, ["optimizer.warmup", "14"]),
         (["model.backbone.name=resnet51"], 2, ["resnet51", "resnet50"]),

@@ -1,6 +1,7 @@
 """Configs: what passes, and what the messages of the rest say."""
 
 from argparse import ArgumentParser
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,11 +28,23 @@ class Outer(Config):
     machine: MachineConfig = MachineConfig()
 
 
+class Opened(Config):
+    open: dict[str, Any] = {}
+
+
 def test_file_base_and_overrides_win_in_that_order(tmp_path):
     (tmp_path / "base.yaml").write_text("steps: 1\ninner: {rate: 0.1}\n")
     (tmp_path / "top.yaml").write_text("base: base.yaml\nsteps: 2\n")
     config = configs.load(Outer, tmp_path / "top.yaml", ["inner.names=[x,y]"])
     assert config == Outer(inner=Inner(rate=0.1, names=["x", "y"]), steps=2)
+
+
+def test_an_empty_mapping_clears_what_the_file_has(tmp_path):
+    (tmp_path / "file.yaml").write_text("open: {a: {b: 1}, c: 2}\n")
+    for override, expected in (("open={}", {}), ("open.a={}", {"a": {}, "c": 2}), ("open={d: 3}", None)):
+        config = configs.load(Opened, tmp_path / "file.yaml", [override])
+        assert config.open == (expected if expected is not None else {"a": {"b": 1}, "c": 2, "d": 3})
+    assert configs.load(Opened, tmp_path / "file.yaml", ["open={}", "open.e=4"]).open == {"e": 4}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@ import timm
 import torch
 
 from runtime.errors import UserError
-from vicregl.backbones import create_backbone
+from vicregl.backbones import create_backbone, without_storage
 from vicregl.config import KNOWN_BACKBONES, BackboneConfig
+from vicregl.errors import InvalidInputError
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,7 @@ def test_names_that_pass_without_asking_timm_are_networks_of_timm(name) -> None:
         ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 12]}, [8, 8, 8, 12]),
         ("mobilenetv3_small_050", {}, [8, 16, 24, 288]),
         ("regnetx_002", {}, [24, 56, 152, 368]),
+        ("efficientnet_b0", {}, [16, 24, 40, 112, 1280]),
     ],
 )
 @torch.no_grad()
@@ -48,6 +50,28 @@ def test_any_network_with_a_map(name, args, stages) -> None:
     actual = backbone.stages(images)
     assert [m.shape[1] for m in actual] == stages
     assert torch.equal(actual[-1], feature_map)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("efficientnet_b0", [2, 4, 8, 16, 32]),  # its maps are named blocks.*, as those of a ViT
+        ("mixnet_s", [2, 4, 8, 16, 32]),
+        ("ghostnet_050", [4, 8, 16, 32]),
+        ("densenet121", [4, 8, 16, 32]),
+        ("dpn48b", [4, 8, 16, 32]),
+        ("resnet18", [4, 8, 16, 32]),
+        ("vit_tiny_patch16_224", [16, 16, 16, 16]),
+        ("convmixer_768_32", [7, 7, 7, 7]),
+    ],
+)
+def test_no_stage_is_left_out_and_no_stem_counts(name, strides) -> None:
+    """Each stride once, the stem's aside; of maps of one size, four."""
+    with torch.device("meta"):
+        backbone = create_backbone(BackboneConfig(name))
+        side = 7 * 32
+        maps = backbone.stages(torch.empty(1, 3, side, side))
+    assert [side // m.shape[-1] for m in maps] == strides
 
 
 @pytest.mark.parametrize(
@@ -118,6 +142,37 @@ def test_class_and_register_tokens_stay_out_of_the_map(name, args, side, tokens)
 @pytest.mark.parametrize(
     ("name", "args"),
     [
+        ("beit_base_patch16_224", {"img_size": 64}),
+        ("beitv2_base_patch16_224", {"img_size": 64}),
+        ("eva02_tiny_patch14_224", {}),
+        ("vit_tiny_patch16_224", {"fc_norm": True}),
+        ("vit_tiny_patch16_224", {}),
+    ],
+)
+@torch.no_grad()
+def test_a_norm_after_the_pooling_norms_the_tokens(name, args) -> None:
+    """The truth is timm's head, which norms what it pools: one token, whichever is put first."""
+    torch.manual_seed(0)
+    backbone = create_backbone(BackboneConfig(name, {"depth": 5, "embed_dim": 48, "num_heads": 4} | args)).eval()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(2, 3, *(2 * [4 * backbone.trunk.patch_embed.patch_size[0]]))
+    tokens = backbone.trunk.forward_features(images)
+    backbone.trunk.reset_classifier(0, "token")
+    expected = [backbone.trunk.forward_head(tokens[:, k:], pre_logits=True) for k in range(tokens.shape[1])]
+    feature_map, pooled = backbone(images)
+    torch.testing.assert_close(feature_map.flatten(2), torch.stack(expected[1:], dim=2))
+    torch.testing.assert_close(pooled, torch.stack(expected[1:]).mean(dim=0))
+    same_map, class_token = backbone.map_and_class_token(images)
+    assert torch.equal(same_map, feature_map)
+    torch.testing.assert_close(class_token, expected[0])
+    assert torch.equal(backbone.stages(images)[-1], feature_map)
+    assert not torch.allclose(backbone.last_map(images, final_norm=False), feature_map, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
         ("vit_tiny_patch16_224", {"depth": 4}),
         ("vit_small_patch16_dinov3", {"depth": 4}),
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}),
@@ -160,6 +215,46 @@ def test_the_scenes_network() -> None:
     assert backbone.grid_size(32) == (8, 8)
     assert backbone.channels == 128
     assert [tuple(m.shape) for m in backbone.stages(torch.zeros(2, 3, 32, 32))] == [(2, 32, 16, 16), (2, 128, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("beitv2_base_patch16_224", 256), ("levit_128s", 96), ("coatnet_nano_rw_224", 96), ("maxvit_tiny_rw_224", 96)],
+)
+def test_a_size_that_the_network_does_not_take_is_named(name, side) -> None:
+    with torch.device("meta"):
+        backbone = create_backbone(BackboneConfig(name))
+    with pytest.raises(UserError, match=rf"backbone '{name}' takes no images of {side} x {side} pixels: \S") as caught:
+        backbone.grid_size(side)
+    assert "\n" not in str(caught.value)
+    assert backbone.grid_size(224)
+
+
+def test_the_grid_of_an_image_that_is_not_square() -> None:
+    backbone = create_backbone(BackboneConfig("beit_base_patch16_224", {"depth": 1, "img_size": (32, 64)}))
+    assert backbone.grid_size(32, 64) == (2, 4)
+    with pytest.raises(UserError, match="no images of 64 x 32 pixels"):
+        backbone.grid_size(64, 32)
+
+
+def test_networks_that_compute_with_values_are_made_with_storage() -> None:
+    """As those with `[rate.item() for rate in torch.linspace(...)]`, which the meta device cannot do."""
+
+    def make() -> torch.nn.Module:
+        rates = [rate.item() for rate in torch.linspace(0, 0.1, 3)]
+        return torch.nn.Linear(len(rates), 1)
+
+    def wrapped() -> torch.nn.Module:
+        try:
+            return make()
+        except RuntimeError as error:
+            raise InvalidInputError("cannot be made") from error
+
+    for each in (make, wrapped):
+        assert without_storage(each).weight.device.type == "cpu"
+    assert without_storage(lambda: torch.nn.Linear(3, 1)).weight.device.type == "meta"
+    with pytest.raises(InvalidInputError, match="no_such"):
+        without_storage(lambda: create_backbone(BackboneConfig("resnet18", {"no_such": 1})))
 
 
 def test_grid_size_leaves_the_network_as_it_was() -> None:

@@ -23,7 +23,8 @@ from vicregl.weights import load_weights
     ],
 )
 def test_vision_transformers(prefix, more, tmp_path) -> None:
-    config = BackboneConfig("vit_small_patch16_224", {"depth": 2})
+    heads = {"num_heads": 12} if "base_encoder" in prefix else {}
+    config = BackboneConfig("vit_small_patch16_224", {"depth": 2} | heads)
     torch.manual_seed(1)
     state = create_backbone(config).trunk.state_dict()
     container, _, before = prefix.rpartition("/")

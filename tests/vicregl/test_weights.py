@@ -34,6 +34,18 @@ def test_our_own_file(backbone, state, tmp_path) -> None:
     assert report.values == sum(value.numel() for value in state.values())
 
 
+@pytest.mark.parametrize("own", ["module.", "encoder.", "backbone.", "trunk."])
+@pytest.mark.parametrize("before", ["", "module.", "backbone.trunk."])
+def test_a_network_whose_own_keys_begin_as_a_prefix_does(own, before, tmp_path) -> None:
+    """As that of a module with `self.encoder` and `self.neck`."""
+    trunk = torch.nn.ModuleDict({own[:-1]: torch.nn.Linear(3, 4), "neck": torch.nn.Linear(4, 2)})
+    state = {key: value.clone() for key, value in trunk.state_dict().items()}
+    torch.nn.init.zeros_(trunk["neck"].weight)
+    path = saved(prefixed(before, state), tmp_path / "file.pth")
+    assert load_weights(argparse.Namespace(trunk=trunk), path).prefix == before
+    assert_loaded(argparse.Namespace(trunk=trunk), state)
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "backbone.trunk."])
 @pytest.mark.parametrize("container", [None, "model", "state_dict", "backbone"])
 def test_every_layout(backbone, state, prefix, container, tmp_path) -> None:
@@ -198,6 +210,22 @@ def test_other_projects_checkpoints(project, tmp_path) -> None:
     assert report.beside == (["student"] if project == "DINO, whole" else [])
     assert ("from 'teacher' (beside it: student)" in str(report)) == (project == "DINO, whole")
     assert "left out" in str(report) or project == "solo-learn" or not report.ignored
+
+
+def test_moco_3s_vit_needs_its_number_of_heads(tmp_path) -> None:
+    """It has 12, timm's network 6: the tensors are the same, so only its prefix tells it."""
+    args = {"depth": 1}
+    with_6, with_12 = (
+        create_backbone(BackboneConfig("vit_small_patch16_224", args | more)) for more in ({}, {"num_heads": 12})
+    )
+    state = dict(with_12.trunk.state_dict())
+    file = saved({"state_dict": prefixed("module.base_encoder.", state | head("head.0"))}, tmp_path / "vit-s.pth.tar")
+    assert "has 6" in (message := error_of(with_6, file))
+    assert "num_heads: 12" in message
+    load_weights(with_12, file)
+    load_weights(with_6, saved(state, tmp_path / "plain.pth"))  # of anyone else's training
+    base = create_backbone(BackboneConfig("vit_tiny_patch16_224", args))
+    load_weights(base, saved(prefixed("module.base_encoder.", base.trunk.state_dict()), tmp_path / "base.pth"))
 
 
 def test_a_norm_of_the_head_is_no_head(backbone, state, tmp_path) -> None:
