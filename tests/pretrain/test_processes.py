@@ -137,6 +137,13 @@ def test_three_processes_with_local_stages_and_clipping(tmp_path, arguments, ran
 
 
 @pytest.mark.slow
+def test_two_processes_with_an_earlier_stage_alone(tmp_path, arguments, ranks) -> None:
+    """At alpha 0 the loss depends on no layer after that stage, and DDP waits for none of them."""
+    options = ["loss.alpha=0", "model.local_stages=[-2]", "train.duration=3 steps"]
+    finished(ranks, tmp_path, arguments(tmp_path, *options), 2)
+
+
+@pytest.mark.slow
 def test_two_processes_of_three_parts_each(tmp_path, arguments, ranks) -> None:
     """Gradients are added up over the parts and averaged over the processes, once."""
     network = "{name: convnext_atto, args: {depths: [1, 1, 1, 1], dims: [8, 8, 8, 8], ls_init_value: 0.5}}"
