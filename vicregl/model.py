@@ -52,6 +52,9 @@ class VICRegLModel(nn.Module):
             self.projector = mlp(width, config.projector, norm)
         elif alpha < 1:
             self.stages = [self._stage(k) for k in config.local_stages]
+            once = len(set(self.stages)) == len(self.stages)
+            allowed = f"each stage once; of the {len(self.backbone.stage_channels)}, -1 is the last"
+            require(once, "local_stages", config.local_stages, allowed)
             widths = [self.backbone.stage_channels[k] for k in self.stages]
             self.projector = nn.ModuleList(mlp(w, config.projector, norm) for w in widths)
 

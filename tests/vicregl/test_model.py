@@ -118,6 +118,8 @@ def test_heads(norm, kind) -> None:
         {"projector_norm": "group"},
         {"local_stages": []},
         {"local_stages": [5]},
+        {"local_stages": [-1, -1]},
+        {"local_stages": [-1, 1]},
     ],
 )
 def test_impossible_configs(changed) -> None:
