@@ -88,7 +88,9 @@ class TrainingLog:
         step, total = training.state.step, training.total_steps
         images_per_second, waited = self.line_meter.read()
         left = (self.printed - training.started) / (step - training.first_step) * (total - step)
-        parts = [f"step {step}/{total}", f"loss {loss:.3f}"]
+        # VICRegL's loss is that of the whole batch in every process, one of the user's own that of its share.
+        share = " in process 0" if training.config.loss.is_own and training.world.size > 1 else ""
+        parts = [f"step {step}/{total}", f"loss {loss:.3f}{share}"]
         if training.state.probe is not None:
             parts.append(f"probe top-1 {training.state.probe.accuracy():.1f} %")
         parts += [f"{images_per_second:.0f} images/s", f"{waited:.0f} % waiting for data"]
