@@ -59,7 +59,7 @@ class BatchPlan:
 def plan_batch(plans: Sequence[ViewChoices]) -> BatchPlan:
     """Group the rows of a batch by operation."""
     jitters = [(row, plan.jitter) for row, plan in enumerate(plans) if plan.jitter is not None]
-    jittered = [[row for row, j in jitters if j.order[position] == n] for position in range(4) for n in range(4)]
+    jittered = [[row for row, j in jitters if j.order[p : p + 1] == (n,)] for p in range(4) for n in range(4)]
     groups = [
         [row for row, plan in enumerate(plans) if plan.mirrored],
         *jittered,

@@ -92,8 +92,10 @@ def root_of(config: DataConfig) -> Path:
 
 def _open_scenes(config: DataConfig) -> Dataset:
     root = scenes.prepare(config.scenes) if config.root is None else root_of(config)
-    if config.root and (damage := scenes.damage(root)):
-        raise UserError(f"scenes at {root}: {damage}; leave data.root out to have the dataset made")
+    if config.root:
+        if damage := scenes.damage(root):
+            raise UserError(f"scenes at {root}: {damage}; leave data.root out to have the dataset made")
+        scenes.refuse_other(config.scenes, root)
     classes, palette = ["background", *DIGITS], VOC_PALETTE[:11]
     layout = SegmentationLayout("scenes", root, *voc_splits(root, "train"), classes, palette, img_suffix=".png")
     return Dataset(

@@ -27,7 +27,10 @@ cv2.setNumThreads(0)  # the loader's workers run views in parallel, so a single 
 
 @dataclass(frozen=True, slots=True)
 class Jitter:
-    """Factors as torchvision's ColorJitter draws them; `order` holds 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    """Factors as torchvision's ColorJitter draws them.
+
+    `order` holds what is done: 0 brightness, 1 contrast, 2 saturation, 3 hue.
+    """
 
     brightness: float
     contrast: float
@@ -37,7 +40,7 @@ class Jitter:
 
 
 def jitter(image: Pixels, amounts: Jitter) -> Pixels:
-    """(H, W, 3) -> (H, W, 3), the four operations in the drawn order."""
+    """(H, W, 3) -> (H, W, 3), the operations in the drawn order."""
     for operation in amounts.order:
         if operation == 0:
             # convertScaleAbs takes the absolute value, which changes nothing here: the level nearest to -0.4999 is 0

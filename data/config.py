@@ -138,7 +138,7 @@ class DataConfig(Config):
 class ViewsConfig(Config):
     """What the views are. The defaults are the published recipe for ResNet-50 (two crops of 224)."""
 
-    large_count: Annotated[int, Field(ge=2, description="each view needs a pair")] = 2
+    large_count: Literal[2] = 2  # the paper's; for the criterion the first two views are large, whatever their size
     large_size: Side = 224  # pixels
     large_scale: list[float] = [0.08, 1.0]  # share of the image's area
     small_count: NonNegativeInt = 0  # 6 in the published recipe with small crops

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ class WorkerBatch:
     locations: list[torch.Tensor]
     labels: torch.Tensor | None
     step: int
-    bad_files: set[Path]
+    skipped: set[int]  # all that the worker could not read so far
 
 
 class BufferPool:
@@ -132,7 +131,7 @@ class BatchMaker(torch.utils.data.Dataset[WorkerBatch]):
             [maker.locations(plans_of_view, view) for view, plans_of_view in enumerate(by_view)],
             None if labels is None else torch.tensor([labels[number] for number in numbers]),
             step,
-            self.store.bad_files,
+            self.store.skipped,
         )
 
 
@@ -151,7 +150,7 @@ class PretrainLoader:
     Raises UserError if the dataset is smaller than one batch, and for an image that cannot be read: immediately for a
     dataset that fits in `memory_bytes` when decoded (it is read at once), else when its turn comes. With
     on_bad_image="skip" such images are left out (small dataset) or replaced by the next readable one (large);
-    `skipped` counts them.
+    `skipped` has the numbers of those that this process has met.
     """
 
     def __init__(
@@ -182,12 +181,7 @@ class PretrainLoader:
         self._device, self._compiled = torch.device(device), compiled
         self._pool = BufferPool()
         self.wait_seconds = 0.0
-        self.bad_files = self._store.bad_files
-
-    @property
-    def skipped(self) -> int:
-        """Return the number of unreadable images so far."""
-        return len(self.bad_files)
+        self.skipped = self._store.skipped
 
     def batches(self, first_step: int, last_step: int) -> Generator[ViewBatch]:
         """Yield the batches of steps first_step, ..., last_step - 1; step numbers continue across epochs."""
@@ -211,7 +205,7 @@ class PretrainLoader:
 
     def finish(self, batch: WorkerBatch) -> ViewBatch:
         """Copy to the device, colour if the workers have not, and normalise, which turns one byte into four."""
-        self.bad_files |= batch.bad_files
+        self.skipped |= batch.skipped
         images, config = [], self._views
         for number, view in enumerate(batch.views):
             levels = self._to_device(view)

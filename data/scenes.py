@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -35,7 +36,7 @@ from data.segmentation_sets import VOC_PALETTE
 from runtime import config as configs
 from runtime import files
 from runtime.console import make_parser
-from runtime.errors import run_command
+from runtime.errors import UserError, run_command
 
 
 def prepare(config: ScenesConfig, parent: Path | None = None) -> Path:
@@ -81,6 +82,24 @@ def damage(folder: Path) -> str | None:
         if expected != got:
             return f"{name} holds {_describe(got)}, expected {_describe(expected)}"
     return None
+
+
+def refuse_other(config: ScenesConfig, folder: Path) -> None:
+    """Raise UserError if an undamaged scenes folder was made with other options."""
+    complete = folder / "complete.json"
+    recorded = (files.read_json_object(complete) or {}).get("config", {})
+    made = configs.to_dict(configs.from_layers(ScenesConfig, [(str(complete), recorded)]))
+    wanted = configs.to_dict(config)
+    differing = [key for key in wanted if made[key] != wanted[key]]
+    if differing:
+        has, asked = (
+            " ".join(f"data.scenes.{key}={json.dumps(values[key], separators=(',', ':'))}" for key in differing)
+            for values in (made, wanted)
+        )
+        raise UserError(
+            f"scenes at {folder} were made with {has}, and the config says {asked}; say what they were made with, or "
+            "leave data.root out to have the config's made"
+        )
 
 
 def _describe(content: dict[str, int] | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class ImageStore:
         source: Callable[[int], Pixels] | None = None,
     ) -> None:
         self.images = images
-        self.bad_files: set[Path] = set()
+        self.skipped: set[int] = set()  # numbers of unreadable images, among all that were given
         self._source = source or FileSource(images)
         self._skip = on_bad_image == "skip"
         self._kept: list[Pixels] | None = None
@@ -57,17 +56,17 @@ class ImageStore:
         read = {number: self._try(number) for number in range(len(self))}
         kept = {number: image for number, image in read.items() if image is not None}
         self._kept = list(kept.values())
-        if self.bad_files:
+        if self.skipped:
             self.images = self.images.select(list(kept))
 
     def _try(self, number: int) -> Pixels | None:
-        """Read an image; None, and a note of the file, if it is unreadable and such images are skipped."""
+        """Read an image; None, and a note of its number, if it is unreadable and such images are skipped."""
         try:
             return self._source(number)
         except UserError:
             if not self._skip:
                 raise
-            self.bad_files.add(self.images.paths[number])
+            self.skipped.add(number)
             return None
 
     def read(self, index: int) -> tuple[int, Pixels]:

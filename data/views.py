@@ -152,12 +152,14 @@ class ViewMaker:
 
     def _draw_jitter(self, u: list[float]) -> colour.Jitter:
         config = self.config
+        # Without hue it is left out, as in torchvision: a shift by 0 would still round colours to those of 8-bit HSV.
+        operations = range(4) if config.hue else range(3)
         return colour.Jitter(
             brightness=1 + (2 * u[0] - 1) * config.brightness,
             contrast=1 + (2 * u[1] - 1) * config.contrast,
             saturation=1 + (2 * u[2] - 1) * config.saturation,
             hue=(2 * u[3] - 1) * config.hue,
-            order=tuple(sorted(range(4), key=u[4:8].__getitem__)),
+            order=tuple(sorted(operations, key=u[4:8].__getitem__)),
         )
 
     def crop(self, image: Pixels, plan: ViewPlan, side: int, out: Pixels | None = None) -> Pixels:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pretrain.diagnostics import OnlineProbe
 from runtime import files
 from runtime.config import kept_checkpoint
+from runtime.distributed import gather_objects
 from runtime.errors import CHECKPOINT_ERRORS, UserError, unreadable_checkpoint
 from runtime.world import World
 from vicregl.model import VICRegLModel
@@ -39,12 +39,14 @@ class TrainingState:
     world: World
     precision: str  # of the network; a resumed run keeps it
     criterion: nn.Module  # VICRegL's has no state of its own
+    skipped: set[int] = field(default_factory=set)  # unreadable images that were met: the loader's set, which grows
     step: int = 0  # finished steps
     seconds: float = 0.0  # of training, over all attempts
 
     def save(self, path: Path) -> None:
-        """Write the state. Every process calls this, for its random state; process 0 writes."""
-        random = gather_random_states(self.device, self.world)
+        """Write the state. Every process calls this, for its random state and skipped images; process 0 writes."""
+        random = gather_objects(random_state(self.device), self.world)
+        skipped = self.gather_skipped()
         if not self.world.is_main:
             return
         contents = {
@@ -60,7 +62,12 @@ class TrainingState:
             "random": random,  # a list with one entry per process
         }
         contents |= {"criterion": state} if (state := self.criterion.state_dict()) else {}
+        contents |= {"skipped": skipped} if skipped else {}
         files.write_atomic(path, lambda temporary: torch.save(contents, temporary))
+
+    def gather_skipped(self) -> list[int]:
+        """Return the numbers of all images that were skipped, by any process in any attempt; [] but for process 0."""
+        return sorted({number for part in gather_objects(sorted(self.skipped), self.world) for number in part})
 
     def load(self, path: Path) -> bool:
         """Load the file; return whether it restored this process's random state too.
@@ -82,6 +89,7 @@ class TrainingState:
             raise UserError(f"{path} is a checkpoint of another network or optimiser: {error}") from error
         self.step, self.seconds = contents["step"], contents["seconds"]
         self.precision = contents.get("precision", self.precision)
+        self.skipped.update(contents.get("skipped", []))
         random = _random_states(contents)
         if len(random) != self.world.size:
             return False
@@ -146,13 +154,3 @@ def set_random_state(state: RandomState, device: torch.device) -> None:
 def seed_process(seed: int, step: int, world: World) -> None:
     """Seed each process differently, so that drop path does not drop the same positions in every process."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, world.rank)).generate_state(1, np.uint64)[0] >> 1))
-
-
-def gather_random_states(device: torch.device, world: World) -> list[RandomState]:
-    """Gather the random states of all processes at process 0; elsewhere return an empty list."""
-    own = random_state(device)
-    if world.size == 1:
-        return [own]
-    states: list[Any] | None = [None] * world.size if world.is_main else None
-    dist.gather_object(own, states, dst=0)
-    return states or []

@@ -66,6 +66,7 @@ class TrainingLog:
         # VICRegL's are those of the whole batch in each; those of the user's own are each share's.
         terms = torch.stack([value.detach().double().reshape(()) for value in losses.values()])
         terms = gather_rows(terms[None], training.world)
+        skipped = len(state.gather_skipped())
         if not training.world.is_main:
             return
         images_per_second, waited = self.row_meter.read()
@@ -76,8 +77,8 @@ class TrainingLog:
             values["peak_gpu_gb"] = peak_memory(training.device) / GB
         if state.probe is not None:
             values["probe_top1"] = state.probe.accuracy()
-        if training.loader.skipped:
-            values["images_skipped"] = training.loader.skipped
+        if skipped:
+            values["images_skipped"] = skipped
         training.run.append_metrics({"step": state.step, "epoch": batch.epoch, "time": time.time(), **values})
 
     def print_line(self, loss: float) -> None:
@@ -88,7 +89,9 @@ class TrainingLog:
         step, total = training.state.step, training.total_steps
         images_per_second, waited = self.line_meter.read()
         left = (self.printed - training.started) / (step - training.first_step) * (total - step)
-        parts = [f"step {step}/{total}", f"loss {loss:.3f}"]
+        # VICRegL's loss is that of the whole batch in every process, one of the user's own that of its share.
+        share = " in process 0" if training.config.loss.is_own and training.world.size > 1 else ""
+        parts = [f"step {step}/{total}", f"loss {loss:.3f}{share}"]
         if training.state.probe is not None:
             parts.append(f"probe top-1 {training.state.probe.accuracy():.1f} %")
         parts += [f"{images_per_second:.0f} images/s", f"{waited:.0f} % waiting for data"]

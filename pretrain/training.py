@@ -72,7 +72,7 @@ class Training:
         precision = broadcast(choose_precision(config.train.precision, device))
         own = prepare_criterion(config, device, world)
         optimizer = make_optimizer(nn.ModuleList([model, own]), config.optimizer)
-        state = TrainingState(model, optimizer, probe, scaler, device, world, precision, own)
+        state = TrainingState(model, optimizer, probe, scaler, device, world, precision, own, loader.skipped)
         has_gradients = world.size > 1 and any(p.requires_grad for p in own.parameters())
         criterion = DistributedDataParallel(own) if has_gradients else own
         training = cls(config, run, device, world, loader, criterion, state, network, total, warmup, launched)

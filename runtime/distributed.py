@@ -218,6 +218,15 @@ def broadcast(value: T) -> T:
     return values[0]
 
 
+def gather_objects(value: T, world: World) -> list[T]:
+    """Gather a value of every process at process 0, in order of rank; elsewhere return an empty list. It is pickled."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] | None = [None] * world.size if world.is_main else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
 def gather_rows(rows: torch.Tensor, world: World) -> torch.Tensor:
     """Gather (n, ...) of every process into (world size * n, ...), in order of rank; without gradient."""
     if world.size == 1:

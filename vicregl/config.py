@@ -83,7 +83,10 @@ class CriterionConfig:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Return the options on which the loss does not depend, because of the values of others."""
+        """Return the options on which the loss does not depend, because of the values of others.
+
+        Except alpha, on which it does not depend with `local: none`: there are runs whose names have it.
+        """
         if self.alpha == 1:
             return ("local", *LOCAL_OPTIONS)
         if self.local == "none":

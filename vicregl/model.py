@@ -21,7 +21,7 @@ class ModelOutput:
 
     embeddings: list[Tensor]  # over views: (B, D); empty at alpha 0
     maps: list[Tensor] | list[list[Tensor]]  # over views: (B, P, C); over stages, then views: (B, h, w, C); see below
-    pooled: list[Tensor]  # over views: (B, F)
+    pooled: list[Tensor]  # over views: (B, F), detached: what the expander made of it is in `embeddings`
     features: list[Tensor]  # over views: the backbone's last map (B, P, F), detached, for diagnostics
 
     def criterion_inputs(self) -> list[Tensor]:
@@ -52,6 +52,9 @@ class VICRegLModel(nn.Module):
             self.projector = mlp(width, config.projector, norm)
         elif alpha < 1:
             self.stages = [self._stage(k) for k in config.local_stages]
+            once = len(set(self.stages)) == len(self.stages)
+            allowed = f"each stage once; of the {len(self.backbone.stage_channels)}, -1 is the last"
+            require(once, "local_stages", config.local_stages, allowed)
             widths = [self.backbone.stage_channels[k] for k in self.stages]
             self.projector = nn.ModuleList(mlp(w, config.projector, norm) for w in widths)
 
@@ -102,7 +105,8 @@ class VICRegLModel(nn.Module):
             maps = [project(m) for project, m in zip(self.projector, channels_last, strict=True)]
         elif self.projector is not None:
             maps = [self.projector(positions)]
-        return embedding, maps, pooled, positions.detach()
+        # With their graphs, DDP would wait for gradients of layers that no criterion's input depends on.
+        return embedding, maps, pooled.detach(), positions.detach()
 
     def called_modules(self) -> list[nn.Module]:
         """Return the modules that `forward` calls, each a graph of its own for torch.compile."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import functional as tf
 from view_statistics import KINDS, SIZE, SMALL_SCALE, SMALL_SIZE, VIEWS, smallest_p, statistics
 
 from data import colour
+from data.batch_colour import mirror_and_colour, normalise_batch, plan_batch
 from data.config import ViewsConfig
 from data.images import resize
 from data.views import ViewMaker, sample_generator
@@ -41,6 +45,36 @@ def test_hue_equals_pil(photos: list[np.ndarray], shift: float) -> None:
     for photo in photos:
         # PIL and OpenCV quantise hue and saturation to 256 levels differently: about a level
         assert mean_difference(colour.shift_hue(photo, shift), tf.adjust_hue(Image.fromarray(photo), shift)) < 1.5
+
+
+@pytest.mark.parametrize("execution", ["cpu", "device", "compiled"])
+def test_a_jitter_of_nothing_changes_nothing(monkeypatch: pytest.MonkeyPatch, execution: str) -> None:
+    """As torchvision's, which leaves the operations out; a shift of hue by 0 would round every colour."""
+    monkeypatch.setattr("data.batch_colour.compiled_version", lambda operation: operation)
+    config = CONFIG.replace(jitter_probability=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    noise = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3)).astype(np.uint8)
+    maker = ViewMaker(config, lambda side: (1, 1))
+    plans = [maker.draw(SIZE, SIZE, sample_generator(0, 0, index))[0] for index in range(len(noise))]
+    plans = [replace(plan, mirrored=False, gray=False, blur_sigma=0.0, solarized=False) for plan in plans]
+    if execution == "cpu":
+        assert all((maker.colour(image, plan) == image).all() for image, plan in zip(noise, plans, strict=True))
+        return
+    levels = torch.from_numpy(noise)
+    coloured = mirror_and_colour(levels, plan_batch(plans), config, execution == "compiled")
+    assert torch.equal(coloured, normalise_batch(levels, config))
+
+
+def test_without_hue_all_else_is_drawn_as_with_it() -> None:
+    with_hue, without = (
+        ViewMaker(CONFIG.replace(hue=hue), lambda side: (1, 1)).draw(60, 60, sample_generator(0, 0, 1))
+        for hue in (0.1, 0.0)
+    )
+    assert any(plan.jitter for plan in without)
+    for one, other in zip(with_hue, without, strict=True):
+        if one.jitter is not None:
+            order = tuple(number for number in one.jitter.order if number != 3)
+            assert other.jitter == replace(one.jitter, hue=other.jitter.hue, order=order)
+        assert replace(other, jitter=None) == replace(one, jitter=None)
 
 
 @pytest.mark.parametrize("sigma", [0.113, 0.517, 0.997, 1.42, 1.983])

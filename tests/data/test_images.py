@@ -116,7 +116,7 @@ def test_a_small_set_is_read_at_once(three: ImageList) -> None:
     store = ImageStore(three, "skip")
     assert store.images.labels == [5, 7]
     assert [store.read(n)[1].shape[1] for n in range(2)] == [10, 12]
-    assert store.bad_files == {three.paths[1]}
+    assert store.skipped == {1}
 
 
 def test_a_large_set_is_read_as_needed(three: ImageList) -> None:
@@ -126,7 +126,7 @@ def test_a_large_set_is_read_as_needed(three: ImageList) -> None:
         store.read(1)
     store = ImageStore(three, "skip", memory_bytes=0)
     assert store.read(1)[0] == 2  # the next readable one replaces it
-    assert store.bad_files == {three.paths[1]}
+    assert store.skipped == {1}
     for path in three.paths:
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 3 images"):

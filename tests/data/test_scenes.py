@@ -186,6 +186,18 @@ def test_a_damaged_dataset_is_noticed(tmp_path: Path, spoil: str, monkeypatch: p
     assert every_file(open_dataset(config).root) == before  # our own cache is made again
 
 
+def test_a_folder_of_other_options_is_refused(made: Path) -> None:
+    options = {"train": 600, "val": 200}
+    assert open_dataset(DataConfig(root=str(made), scenes=ScenesConfig(**options))).root == made
+    with pytest.raises(UserError) as caught:
+        open_dataset(DataConfig(root=str(made), scenes=ScenesConfig(**options | {"train": 500}, digit=[14, 22])))
+    expected = (
+        f"scenes at {made} were made with data.scenes.train=600 data.scenes.digit=[20,28], and the config says "
+        "data.scenes.train=500 data.scenes.digit=[14,22]; say what they were made with, or leave data.root out"
+    )
+    assert str(caught.value).startswith(expected)
+
+
 def test_options_that_cannot_be_are_refused(command) -> None:
     done = command("data.scenes", "digit=[28,18]")
     assert done.returncode == 2

@@ -107,7 +107,8 @@ def test_normalisation_is_the_configs(execution: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"large_count": 1}, "views.large_count"),
+        ({"large_count": 1}, "views.large_count = 1 is not possible; allowed: 2"),
+        ({"large_count": 3}, "views.large_count = 3 is not possible; allowed: 2"),
         ({"large_scale": [0.5, 0.1]}, "views.large_scale"),
         ({"large_scale": [0.0, 1.0]}, "views.large_scale"),
         ({"hue": 0.7}, "views.hue"),

@@ -119,8 +119,9 @@ def test_in_parts_of_the_batch_it_is_the_same(arguments, tmp_path, double) -> No
 def test_two_processes_are_one(arguments, tmp_path, ranks, double) -> None:
     """Its mean over samples, its gathered variance, its BatchNorm and its predictor, in float64."""
     one, two = (arguments(tmp_path / name, PREDICTED, "train.clip_norm=0.1") for name in ("one", "two"))
-    for code, _, errors in ranks.ended(ranks(2, WORKER, "double", *two, PYTHONPATH=f"{Path.cwd()}:{FOLDER}")):
-        assert code == 0, errors
+    ended = ranks.ended(ranks(2, WORKER, "double", *two, PYTHONPATH=f"{Path.cwd()}:{FOLDER}"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert " in process 0, " in ended[0][1]  # the printed loss is that of its share
     main(one)
     assert only_run(tmp_path / "one").path.name == only_run(tmp_path / "two").path.name
     rows = [only_run(tmp_path / name).metrics() for name in ("one", "two")]

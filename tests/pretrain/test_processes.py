@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import data.loader
 from data.loader import PretrainLoader
 from pretrain.__main__ import main
 from runtime.errors import run_command
@@ -119,6 +120,25 @@ def test_two_processes_are_one_and_each_goes_on_with_the_other_s_run(tmp_path, a
 
 
 @pytest.mark.slow
+def test_skipped_images_are_counted_over_processes_and_attempts(
+    tmp_path, arguments, image_folder, ranks, monkeypatch
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "images")
+    for image in (tmp_path / "images").glob("train/*/7.png"):
+        image.write_bytes(b"not an image")
+    # One epoch.
+    options = [f"data.root={tmp_path / 'images'}", "data.on_bad_image=skip", "train.duration=4 steps"]
+    two, resumed = tmp_path / "two", tmp_path / "resumed"
+    finished(ranks, two, arguments(two, *options), 2, "large")
+    back_to_step(two, resumed, 3)
+    monkeypatch.setattr(data.loader, "open_store", data.loader.open_store)  # undone at the end
+    runpy.run_path(str(WORKER))["large"]()
+    main(arguments(resumed, *options))
+    for runs in (two, resumed):
+        assert only_run(runs).result()["images_skipped"] == 4
+
+
+@pytest.mark.slow
 def test_auto_precision_is_that_of_process_0_in_all(tmp_path, arguments, ranks) -> None:
     started = ranks(2, WORKER, "mixed", *arguments(tmp_path, "train.precision=auto"))
     for code, _, errors in ranks.ended(started):
@@ -134,6 +154,13 @@ def test_three_processes_with_local_stages_and_clipping(tmp_path, arguments, ran
     alone(arguments(one, *options))
     finished(ranks, three, arguments(three, *options), 3)
     assert_same(one, three)
+
+
+@pytest.mark.slow
+def test_two_processes_with_an_earlier_stage_alone(tmp_path, arguments, ranks) -> None:
+    """At alpha 0 the loss depends on no layer after that stage, and DDP waits for none of them."""
+    options = ["loss.alpha=0", "model.local_stages=[-2]", "train.duration=3 steps"]
+    finished(ranks, tmp_path, arguments(tmp_path, *options), 2)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 double     everything in float64, so that two ways of computing the same can be distinguished from two different things
 fail=R:S   process R fails at step S
 hold=S     step S is never done, so that a kill is met between S - 1 and it
+large      no image is kept in memory, so that an unreadable one is met when its turn comes
 mixed      process 0 alone has a processor that computes bfloat16; each prints the precision that it takes
 """
 
@@ -12,6 +13,7 @@ import time
 
 import torch
 
+import data.loader
 import pretrain.train
 from data.loader import PretrainLoader
 from pretrain import training
@@ -54,6 +56,11 @@ def hold(step: int) -> None:
     pretrain.train.training_step = wait_at_step
 
 
+def large() -> None:
+    open_store = data.loader.open_store
+    data.loader.open_store = lambda *arguments: open_store(*arguments[:-1], 0)
+
+
 def mixed() -> None:
     training.computes_bfloat16 = lambda device: os.environ["RANK"] == "0"
     resume = training.Training.resume
@@ -69,6 +76,8 @@ if __name__ == "__main__":
     change, sys.argv = sys.argv[1], ["pretrain", *sys.argv[2:]]
     if change == "double":
         double()
+    elif change == "large":
+        large()
     elif change == "mixed":
         mixed()
     elif change.startswith("fail="):

@@ -24,7 +24,7 @@ def test_shapes() -> None:
     assert [tuple(m.shape) for m in output.maps] == [(4, 64, 10), (4, 64, 10), (4, 16, 10)]
     assert [tuple(p.shape) for p in output.pooled] == [(4, 32)] * 3
     assert [tuple(f.shape) for f in output.features] == [(4, 64, 32), (4, 64, 32), (4, 16, 32)]
-    assert not any(f.requires_grad for f in output.features)
+    assert not any(t.requires_grad for t in (*output.pooled, *output.features))
 
 
 def test_maps_are_row_by_row() -> None:
@@ -118,6 +118,8 @@ def test_heads(norm, kind) -> None:
         {"projector_norm": "group"},
         {"local_stages": []},
         {"local_stages": [5]},
+        {"local_stages": [-1, -1]},
+        {"local_stages": [-1, 1]},
     ],
 )
 def test_impossible_configs(changed) -> None:
