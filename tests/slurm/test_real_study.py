@@ -16,6 +16,7 @@ from cluster import Cluster
 from sweep import CLUSTER, PROJECT, Sweep, is_measured
 
 from analysis.results import load_results
+from runtime.rundir import open_run
 from sweeps.graph import build
 from sweeps.study import load_study
 
@@ -137,3 +138,23 @@ def test_the_tables_are_those_of_this_machine_alone(
     shared = [file for file in sweep.folder.glob("runs/[kl]*/*/run.yaml") if "processes: 2" in file.read_text()]
     assert sorted(file.parts[-3] for file in shared) == ["knn", "linear"]
     assert all(Path(attempt["snapshot"]).is_relative_to(sweep.folder) for attempt in attempts)
+
+
+def test_all_processes_of_a_pretraining_wait_for_another_that_holds_it(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is done in the same job, and its evaluations have kept their place in the queue."""
+    sweep = RealSweep(cluster, tmp_path / "slurm", study=ONE)
+    sweep.write(
+        "cluster.yaml",
+        {"all": {**CLUSTER["all"], "memory_gb": 1.5}, "pretrain": {"nodes": 2, "sbatch": {"hold": True}}},
+    )
+    sweep.submit()
+    (job,) = [line.split()[1] for line in sweep.jobs() if "-pretrain-" in line]
+    monkeypatch.chdir(sweep.folder)
+    pretraining = build(load_study("study.yaml"), ["machine.device=cpu"]).nodes[0]
+    with open_run(pretraining.root, pretraining.identity, {}):
+        cluster.run("scontrol", "release", job)
+        sweep.wait_for(lambda: sweep.logs().count("is in use by process") >= 2, "both processes have found it held")
+    sweep.wait_for_end(3)
+    assert "restart 1" not in sweep.logs()
