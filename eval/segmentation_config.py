@@ -99,7 +99,7 @@ class SegmentationConfig(ComputeConfig):
             f"0 to {rate:g}, the backbone's rate (optimizer.lr * backbone_lr_multiplier), or it would rise; lower "
             "end_lr, or raise one of those"
         )
-        require(not self.finetune or end <= rate, "optimizer.end_lr", end, falls)
+        require(not self.finetune or end <= rate * (1 + 1e-9), "optimizer.end_lr", end, falls)  # equal, but rounded
 
     @property
     def crop(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from eval.parent import WEIGHTS, Parent, open_parent
 from eval.sources import assumed_images, call_loader, digest_of_tensors, load_tag
@@ -97,7 +97,8 @@ def _import(config: WeightsConfig, name: Identity) -> None:
         try:
             with open_run(config.machine.runs, name, source) as run:
                 if run.result() is None:
-                    files.write_atomic(run.path / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+                    # Not by save_file: only the owner could read the file.
+                    files.write_atomic(run.path / WEIGHTS, lambda temporary: temporary.write_bytes(save(tensors)))
                     run.write_result(_describe(config, backbone, report, run))
             print(report, flush=True)
             if config.timm and (assumed := assumed_images(config.timm)):

@@ -52,6 +52,12 @@ def test_wrong_config_stops_before_anything_is_made(override, words, parent, eva
     assert not (tmp_path / "runs" / "segmentation").exists()
 
 
+def test_a_backbone_whose_rate_stays_is_taken():
+    """In floats 0.7 * 0.1 is a little below 0.07."""
+    stays = ["finetune=true", "optimizer.lr=0.7", "backbone_lr_multiplier=0.1", "optimizer.end_lr=0.07"]
+    assert configs.load(SegmentationConfig, CONFIG, stays).finetune
+
+
 def test_dataset_without_masks(image_folder, parent, evaluate):
     data = ["data.name=imagefolder", f"data.root={image_folder}"]
     code, message, _ = evaluate(segmentation.main, parent, CONFIG, *data)

@@ -129,6 +129,12 @@ def test_the_same_weights_by_another_name_are_the_same_parent(small_file, tmp_pa
     assert json.loads((first.run.path / "result.json").read_text())["left_out"] == 2  # the heads
 
 
+def test_members_of_a_group_may_evaluate_imported_weights(small_file, tmp_path):
+    made = imported(tmp_path / "runs", small_file, "scenes_resnet", {}).run.path
+    open_to = {(made / name).stat().st_mode & 0o777 for name in ("backbone.safetensors", "result.json")}
+    assert len(open_to) == 1
+
+
 def test_prefix_and_ignore_are_part_of_the_name(tmp_path):
     state = create_backbone(BackboneConfig("scenes_resnet")).trunk.state_dict()
     file = tmp_path / "other.pth"
