@@ -103,8 +103,9 @@ def test_the_shell_neither_changes_a_job_nor_hides_it(cluster: Cluster, tmp_path
     shell = {"SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1", "SBATCH_JOB_NAME": "mine", "SQUEUE_PARTITION": "high"}
     around = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "1", "SLURM_MEM_PER_NODE": "1", "RANK": "1", "WORLD_SIZE": "2"}
     sweep.submit(**shell, **around)
-    shown = cluster.run("squeue", "-h", "--states=all", "-o", "%j %P %l").splitlines()
-    assert [job.split()[1:] for job in shown if "light-" in job] == [["low", "10:00"]] * 3
+    own = {job.split()[2] for job in sweep.jobs()}
+    shown = map(str.split, cluster.run("squeue", "-h", "--states=all", "-o", "%j %P %l").splitlines())
+    assert [options for name, *options in shown if name in own] == [["low", "10:00"]] * 3
     sweep.wait_for_end(3)
     assert "0 runs queued now, 3 done" in sweep.submit(**shell, **around)
 
