@@ -73,8 +73,8 @@ def _gain(summary: Summary, rows: Sequence[Row]) -> str:
         f"{f'Of {len(gains)} values, ' if several else ''}{_setting(summary, row)} {verb}{extreme if several else ''} "
         f"{score_name(report.y)} {over} {_setting(summary, base)}: {_gap_text(summary, row, base, report.y)}"
     )
-    ahead_of = [r for r in rows if id(r) in gains and r is not row]
-    if close := [r.varied for r in ahead_of if _is_open(summary.difference(row, r, report.y))]:
+    rivals = [r for r in rows if id(r) in gains and r is not row]
+    if close := [r.varied for r in rivals if _is_open(summary.difference(row, r, report.y))]:
         text += f"; its lead over {_values(summary, close)} is undecided"
     if (other := summary.difference(row, base, report.x)) is not None and report.x != report.y:
         text += f"; {score_name(report.x)} there: {_gap_text(summary, row, base, report.x)}"

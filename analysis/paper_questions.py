@@ -42,8 +42,9 @@ def answers(reports: Sequence[ReportData]) -> list[tuple[Question, ReportData | 
 
 
 def _answer(question: Question, reports: Sequence[ReportData]) -> tuple[ReportData | None, str]:
-    asked = [d for d in reports if d.study.report.vary == question.vary and not d.summary.own_criterion]
-    asked = [d for d in asked if not d.summary.split]  # rows of several versions are not to be compared
+    # The questions are VICRegL's, and rows of several versions of the code are not to be compared.
+    usable = [data for data in reports if not (data.summary.own_criterion or data.summary.split)]
+    asked = [data for data in usable if data.study.report.vary == question.vary]
     for data in sorted(asked, key=_strength, reverse=True):
         if text := question.answer(data):
             return data, text

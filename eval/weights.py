@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save
 
 from eval.parent import WEIGHTS, Parent, open_parent
 from eval.sources import assumed_images, call_loader, digest_of_tensors, load_tag
@@ -97,8 +96,7 @@ def _import(config: WeightsConfig, name: Identity) -> None:
         try:
             with open_run(config.machine.runs, name, source) as run:
                 if run.result() is None:
-                    # Not by save_file: only the owner could read the file.
-                    files.write_atomic(run.path / WEIGHTS, lambda temporary: temporary.write_bytes(save(tensors)))
+                    files.write_tensors(run.path / WEIGHTS, tensors)
                     run.write_result(_describe(config, backbone, report, run))
             print(report, flush=True)
             if config.timm and (assumed := assumed_images(config.timm)):

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pretrain.diagnostics import OnlineProbe
@@ -136,8 +135,7 @@ def drop_old_checkpoints(checkpoint: Path, count: int, moments: Sequence[str]) -
 def save_backbone(model: VICRegLModel, path: Path) -> None:
     """Write the weights of the timm network alone, with timm's key names."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.backbone.trunk.state_dict().items()}
-    # Not by save_file: a kill would leave its temporary file, and only the owner could read the result.
-    files.write_atomic(path, lambda temporary: temporary.write_bytes(save(tensors)))
+    files.write_tensors(path, tensors)
 
 
 def random_state(device: torch.device) -> RandomState:

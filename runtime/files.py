@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -124,6 +124,14 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     """Return the file's mapping; None also where it holds another value, which none of our files does."""
     value = read_json(path)
     return value if isinstance(value, dict) else None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write tensors by name as safetensors."""
+    from safetensors.torch import save  # loads torch, which a login node does without
+
+    # Not by save_file: a kill would leave its temporary file, and only the owner could read the result.
+    write_atomic(path, lambda temporary: temporary.write_bytes(save(dict(tensors))))
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
