@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vicregl.errors import InvalidInputError
+from vicregl.terms import chunks
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,23 @@ def squared_distances(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def nearest(x: Sequence[Tensor], y: Sequence[Tensor]) -> tuple[Nearest, Nearest]:
-    """Find for K pairs of maps the nearest positions x -> y (K, ..., P) and y -> x (K, ..., Q).
+    """Find for K pairs of maps (B, P, C), (B, Q, C) the nearest positions x -> y (K, B, P) and y -> x (K, B, Q).
 
-    One matrix of distances serves both directions, and the pairs are searched together.
+    One matrix of distances serves both directions. The pairs are searched together, a few samples at a time while the
+    distances lie in the cache: all of them at once may be many times the maps.
     """
-    distances = squared_distances(x, y)
-    return _smallest(distances), _smallest(distances.mT.contiguous())
+    (batch, p, _), q = x[0].shape, y[0].shape[1]
+    parts = []
+    for part in chunks(batch, len(x) * p * q, x[0].device):
+        samples = {m: m[part] for m in (*x, *y)}  # a map is in several pairs
+        distances = squared_distances([samples[m] for m in x], [samples[m] for m in y])
+        parts.append((_smallest(distances), _smallest(distances.mT.contiguous())))
+    there, back = zip(*parts, strict=True)
+    return _joined(there), _joined(back)
+
+
+def _joined(parts: Sequence[Nearest]) -> Nearest:
+    return Nearest(torch.cat([n.distance for n in parts], 1), torch.cat([n.index for n in parts], 1))
 
 
 def _smallest(distances: Tensor) -> Nearest:

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from vicregl.batch import ProcessBatch
 
 EPSILON = 1e-4  # under the square root of the variance, as published
-# Numbers of a chunk of slots: about what a core's cache holds; on a GPU, what keeps it busy (0.25 GB in float32).
+# Numbers of a chunk: about what a core's cache holds; on a GPU, what keeps it busy (0.25 GB in float32).
 CHUNK_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}
 MESSAGE_NUMBERS = 1 << 26  # of a chunk that processes sum: few messages, and little memory
 INDEX_BYTES = 4  # positions are gathered as int32
@@ -221,11 +221,11 @@ def _product(x: Tensor, y: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
 
 
-def chunks(slots: int, numbers_a_slot: int, device: torch.device, least: int = 0) -> Iterator[slice]:
-    """Yield slices of independent slots, each small enough to stay in the cache, or with `least` numbers."""
-    step = max(1, max(least, CHUNK_NUMBERS.get(device.type, 1 << 26)) // numbers_a_slot)
-    for start in range(0, slots, step):
-        yield slice(start, min(start + step, slots))
+def chunks(count: int, numbers_each: int, device: torch.device, least: int = 0) -> Iterator[slice]:
+    """Yield slices of independent slots or samples, each small enough to stay in the cache, or with `least` numbers."""
+    step = max(1, max(least, CHUNK_NUMBERS.get(device.type, 1 << 26)) // numbers_each)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def with_gradient(value: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:

@@ -1,6 +1,8 @@
-"""Counts the multiply-adds of matrix products, in-place ones and those with an output argument included."""
+"""Counts the multiply-adds of matrix products, in-place and with an output argument too, and sizes of results."""
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Arguments of x and y in x @ y.
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "baddbmm_": (1, 2)}
@@ -22,3 +24,17 @@ def multiply_adds(work) -> int:
     with CountProducts() as counter:
         work()
     return counter.multiply_adds
+
+
+class LargestResult(TorchDispatchMode):
+    """Keeps the numbers of the largest tensor that any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [r.numel() for r in tree_leaves(result) if isinstance(r, torch.Tensor)]
+        self.numbers = max([self.numbers, *sizes])
+        return result

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from criterion_cases import fast, random_inputs
-from products import multiply_adds
+from products import LargestResult, multiply_adds
 
 from benchmarks import definitions
+from vicregl.matching import nearest
+from vicregl.terms import CHUNK_NUMBERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*matches were asked for")
 
@@ -74,6 +76,16 @@ def test_far_below_the_definitions() -> None:
     options = {"profile": "reference", "alpha": 0.5}
     by_definition = multiply_adds(lambda: definitions.criterion(*inputs, **options)["loss"].backward())
     assert work(fast(**options), inputs) < by_definition / 15
+
+
+@pytest.mark.parametrize(("chunk", "most"), [(200, 2 * 81), (1, 81), (1 << 19, 16 * 81)])
+def test_distances_are_never_all_there_at_once(monkeypatch, chunk, most) -> None:
+    """Of 16 samples with 9 positions each, as many at a time as a chunk holds, one at least."""
+    monkeypatch.setitem(CHUNK_NUMBERS, "cpu", chunk)
+    maps = torch.randn(2, 16, 9, 1)
+    with LargestResult() as largest:
+        nearest([maps[0]], [maps[1]])
+    assert largest.numbers == max(most, 16 * 9)  # the result is 16 x 9
 
 
 def test_the_count_itself() -> None:

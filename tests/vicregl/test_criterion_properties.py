@@ -1,5 +1,7 @@
 """What must hold whatever the numbers are."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from criterion_cases import fast, losses_and_gradients, random_inputs, relative_error
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks import definitions
 from vicregl.matching import keep_nearest, nearest
+from vicregl.terms import CHUNK_NUMBERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*matches were asked for")
 
@@ -72,19 +75,21 @@ def test_equal_views_have_no_invariance(sizes, options) -> None:
     st.sampled_from([2, 3, 8]),
     st.integers(0, 999),
     st.integers(1, 9),
+    st.integers(1, 300),
 )
-def test_matches_of_brute_force_with_ties(batch, p, q, channels, seed, count) -> None:
+def test_matches_of_brute_force_with_ties(batch, p, q, channels, seed, count, chunk) -> None:
     """Coordinates of 0, 1 and 2 are full of ties: of equal ones the first counts, in searching and in ranking."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randint(0, 3, (batch, p, channels), generator=random).float()
     y = torch.randint(0, 3, (batch, q, channels), generator=random).float()
     count = min(count, p, q)
-    actual = nearest(x, y)
+    with patch.dict(CHUNK_NUMBERS, cpu=chunk):  # one sample to all of them at a time
+        actual = nearest([x], [y])
     for (source, target), near in zip([(x, y), (y, x)], actual, strict=True):
-        kept = keep_nearest(near, count)
+        kept = keep_nearest(near, count)[0]
         for sample in range(batch):
             distance, index = definitions.nearest(source[sample], target[sample])
-            assert near.index[sample].tolist() == index.tolist()
+            assert near.index[0, sample].tolist() == index.tolist()
             assert kept[sample].tolist() == definitions.kept_positions(distance, count).tolist()
 
 
@@ -92,11 +97,11 @@ def test_grids_of_two_crops_are_full_of_ties() -> None:
     """A small crop's cells inside a large one's: what the first-of-equals rule is for."""
     coarse = torch.cartesian_prod(torch.arange(3) * 2.0, torch.arange(3) * 2.0)[None]
     fine = torch.cartesian_prod(torch.arange(5) * 1.0, torch.arange(5) * 1.0)[None]
-    near = nearest(fine, coarse)[0]
+    near = nearest([fine], [coarse])[0]
     distance, index = definitions.nearest(fine[0], coarse[0])
-    assert near.index[0].tolist() == index.tolist()
+    assert near.index[0, 0].tolist() == index.tolist()
     for count in range(1, 26):
-        assert keep_nearest(near, count)[0].tolist() == definitions.kept_positions(distance, count).tolist()
+        assert keep_nearest(near, count)[0, 0].tolist() == definitions.kept_positions(distance, count).tolist()
 
 
 def test_a_pair_swapped_has_the_same_local_loss_with_unequal_maps() -> None:
