@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from data.catalog import open_dataset
-from data.check import preflight
+from data.check import BRIEF, preflight
+from data.check_files import sample
 from data.config import DataConfig
+from data.images import read_header
+from data.layout import SegmentationLayout
 from data.record import EVALUATION, record_data, refuse_other_data
 from eval.config import EVALUATIONS, DenseKnnConfig, EvalConfig, identity, own_protocol
 from eval.parent import (
@@ -22,7 +25,7 @@ from eval.parent import (
     normalisation_source,
     open_parent,
     require_class_token,
-    require_size,
+    require_sizes,
 )
 from eval.published import published_score
 from eval.segmentation_config import SegmentationConfig
@@ -69,6 +72,8 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
             require_class_token(parent)
         refuse_size(config, parent)
         dataset, notes = preflight(config.data, masks=issubclass(schema, SegmentationConfig | DenseKnnConfig))
+        if isinstance(config, SegmentationConfig):
+            refuse_predicted_sizes(config, parent, dataset.segmentation())
         for note in notes:
             print(note, flush=True)
 
@@ -92,10 +97,36 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
 def refuse_size(config: Any, parent: Parent) -> None:
     """Raise UserError where the network does not take the images that the config makes."""
     if isinstance(config, SegmentationConfig):
-        key = "crop_width" if config.crop_width else "crop_size"
-        require_size(parent, f"{key} = {getattr(config, key)}", *config.crop)
-    elif isinstance(side := getattr(config, "image_size", None), int):
-        require_size(parent, f"image_size = {side}", side, side)
+        key, size = "crop_width" if config.crop_width else "crop_size", config.crop
+    elif isinstance(getattr(config, "image_size", None), int):
+        key, size = "image_size", (config.image_size, config.image_size)
+    else:
+        return
+    advice = (
+        "choose the size that it takes or, where its weights fit, make it for this one "
+        f"(--weights FILE --arch-arg img_size={size[0]})"
+    )
+    require_sizes(parent, {size: f"{key} = {getattr(config, key)}"}, advice)
+
+
+def refuse_predicted_sizes(config: SegmentationConfig, parent: Parent, layout: SegmentationLayout) -> None:
+    """Raise UserError where the network does not take the validation images, or windows of them: they come last.
+
+    Of BRIEF images, as the check of the dataset.
+    """
+    from mmcv.image import rescale_size
+
+    options: dict[tuple[int, int], str] = {}
+    for name in sample(layout.names("val"), BRIEF):
+        header = read_header(layout.image("val", name))
+        width, height = header.width, header.height
+        if config.image_scale is not None:
+            width, height = rescale_size((width, height), tuple(config.image_scale))
+        if config.inference == "slide":  # a window is no larger than the image
+            height, width = min(height, config.crop[0]), min(width, config.crop[1])
+        options.setdefault((height, width), f"inference = {config.inference!r} of the validation image {name}")
+    advice = "choose slide with a crop_size that it takes, and an image_scale that makes no image smaller than that"
+    require_sizes(parent, options, advice)
 
 
 @dataclass(frozen=True)

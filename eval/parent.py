@@ -99,17 +99,18 @@ def _is_loaders(parent: Parent) -> bool:
     return "loader" in parent.config.get("weights", {})
 
 
-def require_size(parent: Parent, option: str, height: int, width: int) -> None:
-    """Raise UserError where the parent's network, made for one size, takes no images of the option's pixels."""
+def require_sizes(parent: Parent, options: Mapping[tuple[int, int], str], advice: str) -> None:
+    """Raise UserError where the parent's network, made for one size, does not take one of several.
+
+    options: for each size, height and width in pixels, the option that makes images of it.
+    """
     make = partial(_make_backbone, parent)
     backbone = make() if _is_loaders(parent) else without_storage(make)
-    try:
-        backbone.grid_size(height, width)
-    except InvalidInputError as error:
-        raise UserError(
-            f"config: {option} is not possible: {error}; choose the size that it takes or, where its weights fit, make "
-            f"it for this one (--weights FILE --arch-arg img_size={height})"
-        ) from error
+    for (height, width), option in options.items():
+        try:
+            backbone.grid_size(height, width)
+        except InvalidInputError as error:
+            raise UserError(f"config: {option} is not possible: {error}; {advice}") from error
 
 
 def require_class_token(parent: Parent) -> None:

@@ -76,6 +76,28 @@ def test_a_size_that_the_network_does_not_take_makes_nothing(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pretrain"]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["image_scale=null"], ("inference = 'whole' of the validation image", "40 x 56 pixels")),
+        (["image_scale=[46,32]"], ("inference = 'whole'", "32 x 45 pixels")),
+        (["image_scale=[28,28]", "inference=slide", "slide_stride=16"], ("inference = 'slide'", "20 x 28 pixels")),
+        (["image_scale=null", "inference=slide", "slide_stride=16"], None),
+    ],
+)
+def test_validation_images_that_the_network_does_not_take_make_nothing(options, words, make_parent, evaluate, tmp_path):
+    """They are seen after the training, which would be lost. Images of 40 x 56 pixels; a window is 32 x 32 at most."""
+    trees.vocfolder_tree(tmp_path / "voc", ["floor", "wall", "door"])
+    data = ["data.name=vocfolder", f"data.root={tmp_path / 'voc'}", "iterations=2", "batch_size=2"]
+    parent = make_parent("beitv2_base_patch16_224", args=BEIT)
+    code, error, run = evaluate(segmentation.main, parent, "eval/configs/seg_scenes.yaml", *data, *options)
+    if words is None:
+        assert (code, run.state()) == (0, "done"), error
+        return
+    assert (code, error.count("\n"), run) == (2, 1, None), error
+    assert all(part in error for part in (*words, "beitv2_base_patch16_224", "choose slide")), error
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_is_damaged_later_is_named(workers, tree):
     """Of a set too large to be read at once; a worker's error arrives without its traceback."""
