@@ -73,7 +73,8 @@ def explain(error: OSError, path: str | Path | None = None, otherwise: str = "")
     """
     named = path if path is not None else error.filename2 or error.filename
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the disk ({named}); free some and repeat the command"
+        place = "" if named is None else f" ({named})"  # writing to an open file does not name it
+        return f"no space left on the disk{place}; free some and repeat the command"
     if not isinstance(named, str | Path):  # of a process or a socket, say
         return None
     otherwise = otherwise or "choose another place"

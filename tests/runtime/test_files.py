@@ -62,6 +62,12 @@ def test_an_error_that_is_not_about_a_file_keeps_its_traceback():
     assert explain(FileExistsError(17, "File exists", "/tmp")) is None
 
 
+def test_a_full_disk_is_named_only_where_it_is_known():
+    full = "no space left on the disk"
+    assert explain(OSError(28, "No space left", "/a")) == f"{full} (/a); free some and repeat the command"
+    assert explain(OSError(28, "No space left")) == f"{full}; free some and repeat the command"  # of an open file
+
+
 def test_a_command_ends_on_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     code = "from runtime.errors import run_command; run_command(lambda argv: open(argv[0]))"
