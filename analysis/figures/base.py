@@ -175,7 +175,8 @@ def describe_varied_axis(axes: Axes, data: ReportData, positions: Mapping[object
     axes.set_xlabel(symbol(data.study.report.vary))
     texts = [data.summary.label(value) for value in positions]
     if max(map(len, texts)) * len(texts) > TICK_LETTERS:
-        width = TICK_LETTERS // len(texts) + 1
+        # Numbers with a unit break alike, names where they must.
+        width = TICK_LETTERS // len(texts) + 1 if data.summary.order is None else 1
         texts = ["\n".join(wrap(text, width, break_long_words=False, break_on_hyphens=False)) for text in texts]
     axes.set_xticks(list(positions.values()), texts)
     if data.summary.order is None:
