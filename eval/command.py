@@ -110,9 +110,9 @@ def refuse_size(config: Any, parent: Parent) -> None:
 
 
 def refuse_predicted_sizes(config: SegmentationConfig, parent: Parent, layout: SegmentationLayout) -> None:
-    """Raise UserError where the network does not take the validation images, or windows of them: they come last.
+    """Raise UserError where the network does not take validation images or, with slide inference, windows of them.
 
-    Of BRIEF images, as the check of the dataset.
+    Otherwise the first of them would end the evaluation after its training. Looks at BRIEF images, as `preflight` does.
     """
     from mmcv.image import rescale_size
 

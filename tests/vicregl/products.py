@@ -1,4 +1,4 @@
-"""Counts the multiply-adds of matrix products, in-place and with an output argument too, and sizes of results."""
+"""Watch a computation: multiply-adds of its matrix products, in place and with `out` too, and its largest tensor."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +27,7 @@ def multiply_adds(work) -> int:
 
 
 class LargestResult(TorchDispatchMode):
-    """Keeps the numbers of the largest tensor that any operation returned."""
+    """Remembers how many numbers the largest tensor holds that any operation returned."""
 
     def __init__(self) -> None:
         super().__init__()
