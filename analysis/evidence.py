@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.labels import NONE, is_percent, label, score_name, short_labels
 from analysis.report_data import ReportData
+from analysis.settings import precisions
 from analysis.statistics import Estimate, decided_together
 from analysis.summary import Row, Summary
 from analysis.tables import estimate_text
@@ -75,10 +76,11 @@ def seeds(data: ReportData) -> str:
 
 
 def strength(data: ReportData) -> str:
-    """Return how much the answer rests on: seeds, length of training, and whether the scores still moved at its end."""
+    """Return how much the answer rests on: seeds, length and precision of training, and whether scores still moved."""
     count, lengths = data.summary.most_seeds, _lengths(data.frame)
-    length = f", {' to '.join(lengths)}" if lengths else ""
-    return f"{count} seed{'s' * (count != 1)}{length}; {plateau(data)}"
+    length, precision = " to ".join(lengths), " and ".join(precisions(data.frame))
+    known = ", ".join(filter(None, [f"{count} seed{'s' * (count != 1)}", length, precision]))
+    return f"{known}; {plateau(data)}"
 
 
 def _lengths(frame: pd.DataFrame) -> list[str]:

@@ -23,7 +23,7 @@ from analysis.findings import answers, collapse_verdict, findings
 from analysis.labels import project_path, value_text
 from analysis.report_data import ReportData, add_measured, load_report_data
 from analysis.results import commit_text, commits, load_results, marks_of, provenance, score_column
-from analysis.settings import settings_table
+from analysis.settings import mixed_precisions, settings_table
 from runtime import files
 from runtime.errors import UserError
 from sweeps.checkpoints import PRETRAIN
@@ -135,6 +135,7 @@ def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: An
         several_seeds=summary.most_seeds > 1,
         plots=plots,
         settings=settings_table(frame, data.study),
+        mixed_precisions=mixed_precisions(frame),
         pictures=pictures,
         outdated_pictures=outdated_pictures,
         diagnostics=tables.diagnostics_table(diagnostics),

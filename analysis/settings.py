@@ -1,14 +1,17 @@
-"""The table of settings: what a reader has to know of the configs of each stage."""
+"""The table of settings: what a reader has to know of the configs of each stage, and of what a machine chose."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from analysis.labels import NONE, value_text
 from analysis.render import Column, Table
+from runtime.config import added_defaults
 from sweeps.checkpoints import PRETRAIN
+from sweeps.stages import get_stage
 from sweeps.study import Study
 
 PROTOCOL = "score.protocol"
@@ -24,6 +27,7 @@ SETTINGS = {
     "length": ("train.duration", "epochs", "iterations"),
     "batch (images)": ("train.batch_size", "batch_size"),
     "crop or image (pixels)": ("views.large_size", "crop_size", "image_size"),
+    "precision": ("result.precision", "train.precision", "precision"),  # what `auto` chose, before `auto`
     "neighbours": ("neighbours",),
 }
 SETTING_TEXTS = {
@@ -42,20 +46,46 @@ def settings_table(frame: pd.DataFrame, study: Study) -> Table | None:
     """
     grid = frame[frame["control"].isna()]
     parts = {PRETRAIN: grid} | {name: grid[grid["eval.name"] == name] for name in study.evals}
-    stages = [_stage_column(part, rows) for part, rows in parts.items()]
+    stages = [_stage_column(part, rows, study) for part, rows in parts.items()]
     titles = [title for title in SETTINGS if any(stage.text(title) != NONE for stage in stages)]
     return Table.of([Column[str]("setting", str), *stages], titles) if titles else None
 
 
-def _stage_column(part: str, rows: pd.DataFrame) -> Column[str]:
-    return Column(part, lambda title: _setting_text(rows, part, SETTINGS[title]))
+def precisions(frame: pd.DataFrame, chosen: bool = False) -> dict[str, int]:
+    """Return how many pretrainings computed in each precision; with `chosen`, of those alone that left it to `auto`."""
+    column = "pretrain.result.precision"
+    if column not in frame:
+        return {}
+    runs = frame.drop_duplicates("pretrain.hash")
+    runs = runs[runs["pretrain.train.precision"] == "auto"] if chosen else runs
+    return {str(name): int(count) for name, count in runs[column].value_counts(sort=False).items()}
 
 
-def _setting_text(rows: pd.DataFrame, part: str, names: Sequence[str]) -> str:
+def mixed_precisions(frame: pd.DataFrame) -> str:
+    """Say in which precisions `auto` had the pretrainings compute, where they are not all of one; else empty."""
+    counts = precisions(frame, chosen=True)
+    if len(counts) < 2:
+        return ""
+    named = " and ".join(f"{count} in {name}" for name, count in counts.items())
+    return (
+        f"Its pretrainings had train.precision = auto on machines that differ: {named}. So what is compared here may "
+        f"differ by rounding too. One precision for all ({' or '.join(counts)}) needs it in the study's file"
+    )
+
+
+def _stage_column(part: str, rows: pd.DataFrame, study: Study) -> Column[str]:
+    stage = PRETRAIN if part == PRETRAIN else study.evals[part].stage
+    defaults = added_defaults(get_stage(stage, part).schema())
+    return Column(part, lambda title: _setting_text(rows, part, SETTINGS[title], defaults))
+
+
+def _setting_text(rows: pd.DataFrame, part: str, names: Sequence[str], defaults: Mapping[str, Any]) -> str:
     side = "pretrain" if part == PRETRAIN else "eval"
     for name in names:
         column = f"{side}.{name}" if name != PROTOCOL else name if side == "eval" else ""
-        values = [value_text(value) for value in dict.fromkeys(rows[column].dropna())] if column in rows else []
-        if values:
+        known = rows[column] if column in rows else pd.Series(None, rows.index, dtype=object)
+        if name in defaults and f"{side}.stage" in rows:  # a run that has the default does not record it
+            known = known.astype(object).where(known.notna(), defaults[name])
+        if values := [value_text(value) for value in dict.fromkeys(known.dropna())]:
             return SETTING_TEXTS.get(name, "{}").format("varied" if len(values) > FEW else ", ".join(values))
     return NONE

@@ -24,6 +24,7 @@ from analysis import report as report_module
 from analysis.figures import tradeoff
 from analysis.pictures.__main__ import source
 from analysis.report import CAPTION, SOURCE, of_one_type, write_report
+from analysis.report_data import load_report_data
 from analysis.results import load_results
 from runtime import PROJECT, provenance
 from runtime.errors import UserError
@@ -151,6 +152,17 @@ def test_runs_of_two_commits_are_told_apart(fill: Callable[..., Graph], folder: 
     assert "| abababa" in rows[0]  # the first seed of alpha 0 has a row of its own
     assert "| 50.0 " in rows[0]
     assert "51.0 " in rows[1]
+
+
+def test_two_precisions_are_said_above_the_findings(fill: Callable[..., Graph], folder: Path) -> None:
+    fill(top1, top5)
+    data = load_report_data("study.yaml")
+    chosen = data.frame["grid.seed"].map({0: "bfloat16"}).fillna("float32")
+    data.frame = data.frame.assign(**{"pretrain.train.precision": "auto", "pretrain.result.precision": chosen})
+    page = report_module.texts_of(data, folder, ())["README.md"]
+    assert 0 < page.index("**Not all in one precision.**") < page.index("## Findings")
+    data.frame["pretrain.result.precision"] = "float32"
+    assert "one precision" not in report_module.texts_of(data, folder, ())["README.md"]
 
 
 def test_pictures_are_shown_while_they_are_of_these_runs(fill: Callable[..., Graph], folder: Path) -> None:

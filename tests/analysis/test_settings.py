@@ -7,7 +7,7 @@ import pytest
 
 from analysis.changes import changes
 from analysis.results import load_results, results_of
-from analysis.settings import settings_table
+from analysis.settings import mixed_precisions, precisions, settings_table
 from runtime import PROJECT
 from runtime.yaml_files import read_yaml
 from sweeps.graph import build
@@ -88,6 +88,34 @@ def test_the_settings_are_those_of_the_configs(study: Study, table: pd.DataFrame
     }
     assert cells["batch (images)"]["segmentation"] == str(segmentation["batch_size"])
     assert cells["crop or image (pixels)"]["segmentation"] == str(segmentation["crop_size"])
+    # No run yet says what auto chose; an evaluation at its default does not record it.
+    assert cells["precision"] == {"pretrain": "auto", "linear": "float32", "segmentation": "float32"}
+
+
+def _trained(table: pd.DataFrame, precision: dict[int, str]) -> pd.DataFrame:
+    """The planned pretrainings, as if trained: by seed, the precision that `auto` chose."""
+    return table.assign(**{"pretrain.result.precision": table["grid.seed"].map(precision)})
+
+
+def test_the_precision_is_that_which_was_computed_in(study: Study, table: pd.DataFrame) -> None:
+    found = settings_table(_trained(table, dict.fromkeys(range(5), "bfloat16")), study)
+    assert found is not None
+    assert found.blocks[0][-1] == ["precision", "bfloat16", "float32", "float32"]
+    set_for_segmentation = table["eval.name"].eq("segmentation") & table["grid.seed"].eq(1)
+    some = table.assign(**{"eval.precision": set_for_segmentation.map({True: "bfloat16", False: None})})
+    found = settings_table(some, study)
+    assert found is not None
+    assert found.blocks[0][-1] == ["precision", "auto", "float32", "float32, bfloat16"]
+
+
+def test_two_precisions_that_auto_chose_are_counted(table: pd.DataFrame) -> None:
+    runs = table["pretrain.hash"].nunique()
+    mixed = _trained(table, {0: "bfloat16"} | dict.fromkeys(range(1, 5), "float32"))
+    assert precisions(mixed) == {"bfloat16": runs // 5, "float32": runs - runs // 5}
+    assert f"{runs // 5} in bfloat16 and {runs - runs // 5} in float32" in mixed_precisions(mixed)
+    assert mixed_precisions(_trained(table, {0: "bfloat16", 1: "bfloat16"})) == ""  # the others are not done
+    assert mixed_precisions(mixed.assign(**{"pretrain.train.precision": "float32"})) == ""  # asked for, so no surprise
+    assert mixed_precisions(table) == ""
 
 
 def test_a_table_without_configs_has_no_settings(study: Study) -> None:

@@ -165,6 +165,11 @@ def test_a_plateau_is_measured_by_kept_checkpoints() -> None:
 
     at_plateau = "3 seeds, 100 steps; at a plateau (last quarter, at most: linear top-1 +0.5)"
     assert strength(with_checkpoint({1.0: 0.5, 0.5: 0.2})) == at_plateau
+    computed = with_checkpoint({1.0: 0.5, 0.5: 0.2})
+    computed.frame["pretrain.result.precision"] = computed.frame["grid.loss.alpha"].map(
+        {1.0: "float32", 0.5: "bfloat16"}
+    )
+    assert strength(computed).startswith("3 seeds, 100 steps, float32 and bfloat16; at a plateau")
     moved = "no plateau yet (last quarter, at most: linear top-1 −4.0)"
     assert plateau(with_checkpoint({1.0: 3.9, 0.5: -4.0})) == moved  # in both ways, as one mean would hide
     # These moments say nothing of the last quarter.
