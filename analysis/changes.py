@@ -15,13 +15,11 @@ from typing import Any
 import pandas as pd
 
 from analysis.labels import value_text
-from runtime.config import added_defaults
+from runtime.config import COLUMNS, added_defaults
 from runtime.config_keys import flatten
 from sweeps.graph import Graph, Node, Point
 from sweeps.keys import as_text
 
-# Columns of a run, after "pretrain." or "eval.", that are not fields of its config.
-_NOT_FIELDS = {"name", "stage", "run", "hash", "format", "state", "config_file", "result", "provenance"}
 Row = Mapping[Hashable, Any]
 Key = tuple[Any, ...]  # of a row: control, evaluation, values of the grid
 
@@ -96,7 +94,7 @@ def _changes_of_a_run(node: Node, row: Row) -> list[str]:
 def _fields(row: Row, side: str) -> Iterator[tuple[str, Any]]:
     for column, value in row.items():
         prefix, _, name = str(column).partition(".")
-        if prefix == side and name.partition(".")[0] not in _NOT_FIELDS:
+        if prefix == side and name.partition(".")[0] not in COLUMNS:
             yield name, value
 
 

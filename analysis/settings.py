@@ -75,7 +75,7 @@ def mixed_precisions(frame: pd.DataFrame) -> str:
 
 def _stage_column(part: str, rows: pd.DataFrame, study: Study) -> Column[str]:
     stage = PRETRAIN if part == PRETRAIN else study.evals[part].stage
-    defaults = added_defaults(get_stage(stage, part).schema())
+    defaults = added_defaults(get_stage(stage, part).schema())  # type: ignore[arg-type]  # a class can be hashed
     return Column(part, lambda title: _setting_text(rows, part, SETTINGS[title], defaults))
 
 

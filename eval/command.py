@@ -17,7 +17,7 @@ from data.config import DataConfig
 from data.images import read_header
 from data.layout import SegmentationLayout
 from data.record import EVALUATION, record_data, refuse_other_data
-from eval.config import EVALUATIONS, DenseKnnConfig, EvalConfig, identity, own_protocol
+from eval.config import EVALUATIONS, DenseKnnConfig, EvalConfig, check_class, identity, own_protocol
 from eval.parent import (
     Parent,
     choose_normalisation,
@@ -58,6 +58,7 @@ def evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work) -> None:
 
 def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: World) -> None:
     arguments = EvalArguments.parse(argv, schema.stage)
+    check_class(schema)
     config = configs.load(schema, arguments.config, arguments.overrides)
     if arguments.cfg:
         print(configs.as_yaml(config), end="")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_origin
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -17,6 +17,7 @@ from data.config import DataConfig, Interpolation, NormalisationChoice
 from eval.segmentation_config import SegmentationConfig
 from eval.subset import digest
 from runtime.config import (
+    COLUMNS,
     ComputeConfig,
     EvalMachineConfig,
     Fraction,
@@ -28,6 +29,7 @@ from runtime.config import (
     require,
     split_machine,
 )
+from runtime.config_keys import types_of
 from runtime.errors import UserError
 from runtime.rundir import Identity
 
@@ -228,7 +230,26 @@ class Evaluation(NamedTuple):
 
 EVALUATIONS: dict[str, Evaluation] = {}  # of imported packages, by their stage
 _NEEDED = ("label", "format_version", "data", "seed", "normalisation", "machine")
-_RESERVED = ("pretrain", "all", "evals", "imports", "max_array_size")  # keys of cluster files, which stages are too
+# Keys of cluster files, which stages are too; and a method that a key would hide.
+_RESERVED = ("pretrain", "all", "evals", "imports", "max_array_size", "check")
+
+
+def check_class(schema: type[Any]) -> None:
+    """Raise UserError where the config class of an own evaluation cannot name its runs, or hides what a table says."""
+    name = schema.__name__
+    missing = [key for key in _NEEDED if not hasattr(schema, key) and key not in schema.model_fields]
+    if missing or not issubclass(schema, ComputeConfig):
+        raise UserError(f"{name} lacks {', '.join(missing) or 'imports'}; derive it from KnnConfig, or as that")
+    for key, field in schema.model_fields.items():
+        if field.is_required():
+            raise UserError(f"{name}.{key}: expected a default, as every key of a config has one")
+        if key in COLUMNS:
+            raise UserError(f"{name}.{key}: a table of results has this column of every run; choose another name")
+    for key, kind in types_of(schema).items():
+        if (get_origin(kind) or kind) in (set, frozenset):
+            raise UserError(f"{name}.{key}: a set has no order, so each process would name its run anew; take a list")
+    if isinstance(label := getattr(schema, "label", None), str) and not re.fullmatch(r"[\w.+-]+", label):
+        raise UserError(f"{name}.label = {label!r}: expected letters, digits and .+-_, as it names runs")
 
 
 def register_evaluation(
@@ -243,16 +264,7 @@ def register_evaluation(
     name = vars(schema).get("stage", "")
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise UserError(f'{schema.__name__}: expected a line `stage: ClassVar[str] = "name"`, of letters, digits and _')
-    missing = [key for key in _NEEDED if not hasattr(schema, key) and key not in schema.model_fields]
-    if missing or not issubclass(schema, ComputeConfig):
-        raise UserError(
-            f"{schema.__name__} lacks {', '.join(missing) or 'imports'}; derive it from KnnConfig, or as that"
-        )
-    for key, field in schema.model_fields.items():
-        if field.is_required():
-            raise UserError(f"{schema.__name__}.{key}: expected a default, as every key of a config has one")
-    if isinstance(label := getattr(schema, "label", None), str) and not re.fullmatch(r"[\w.+-]+", label):
-        raise UserError(f"{schema.__name__}.label = {label!r}: expected letters, digits and .+-_, as it names runs")
+    check_class(schema)
     known = EVALUATIONS.get(name)
     if name in _RESERVED or find_spec(f"eval.{name}") is not None or (known is not None and known.schema is not schema):
         raise UserError(f"evaluation {name!r} is registered already; choose another name")
@@ -262,5 +274,5 @@ def register_evaluation(
 def own_protocol(stage: str, scores: dict[str, Any]) -> str:
     """Return the protocol of an evaluation of the user's own, with its stage: a plain "knn" would be ours."""
     protocol = str(scores.get("protocol", ""))
-    named = protocol.replace(" ", "_").startswith(stage)
+    named = re.split("[,:]", protocol)[0].replace(" ", "_") == stage
     return protocol if named else ": ".join(filter(None, [stage, protocol]))

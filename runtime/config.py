@@ -43,6 +43,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 HeldOut = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something to train on
+# What a table of results says of every run, beside its config: no key of a config may have such a name.
+COLUMNS = {"name", "stage", "run", "hash", "format", "state", "config_file", "result", "provenance"}
 ADDED_LATER: dict[str, Any] = {"added_later": True}  # also the metadata of a dataclass's field; see `added_later`
 
 
@@ -218,7 +220,9 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
         values = merge(values, layer)
     try:
         # As JSON, a list may fill a tuple and a mapping a section; otherwise no type is converted into another.
-        return schema.model_validate_json(json.dumps(values, ensure_ascii=False).encode())
+        config = schema.model_validate_json(json.dumps(values, ensure_ascii=False).encode())
+        json.dumps(values, allow_nan=False)  # in a mapping of any content: recorded as null, .inf would be another run
+        return config
     except ValidationError as error:
         raise UserError(explain(error.errors()[0], layers, schema)) from error
     except UnicodeEncodeError as error:

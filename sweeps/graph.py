@@ -283,8 +283,10 @@ class _Builder:
         label = ", ".join([*([control] if control else []), *several])
         overrides = tuple(as_override(k, v) for k, v in changes.items())
         stage = self.pretrain_stage
+        # One at a time, as the job reads them: `args: {}` clears what `args.depth: 2` adds to.
+        layers = [("command line", nested({key: value})) for key, value in changes.items()]
         with errors_at(f"{self.study.file}: pretrain ({label})"):
-            config = configs.from_layers(stage.schema(), [base, ("command line", nested(changes))])
+            config = configs.from_layers(stage.schema(), [base, *layers])
         pretrain = self._node(PRETRAIN, label, _Loaded(stage, base[0], overrides, config))
         resolved = split_machine(config)[0]  # not the identity's, which leaves out what has no effect
         values = {key: lookup(resolved, key, varied[key]) if key in varied else None for key in part.grid}

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from eval.config import EVALUATIONS
+from eval.config import EVALUATIONS, check_class
 from runtime import config as configs
 from runtime.config import Duration, require
 from runtime.console import own_evaluations
@@ -45,6 +45,7 @@ class Stage:
             return getattr(module, self.config_class)
         classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
         if named := [kind for kind in classes if vars(kind).get("stage") == self.name]:
+            check_class(named[0])
             return named[0]
         raise UserError(
             f'{module.__file__}: expected a config class with the line `stage: ClassVar[str] = "{self.name}"`'

@@ -9,13 +9,15 @@ from typing import ClassVar
 
 import pytest
 import yaml
+from pydantic import create_model
 
 from data.config import DataConfig
 from eval import knn
 from eval.__main__ import main
-from eval.config import own_protocol
+from eval.config import EVALUATIONS, KnnConfig, own_protocol, register_evaluation
 from eval.published import figure_of
 from runtime.config import ComputeConfig
+from runtime.errors import UserError
 from sweeps.graph import build
 from sweeps.study import load_study
 
@@ -81,10 +83,29 @@ def test_weights_of_an_own_network_name_its_package(parent, scenes, evaluate, tm
         ({"protocol": "knn"}, "class_mean: knn"),
         ({}, "class_mean"),
         ({"protocol": "class mean, bfloat16"}, "class mean, bfloat16"),
+        ({"protocol": "class"}, "class_mean: class"),
     ],
 )
 def test_its_protocol_is_none_of_the_checkout_s(scores, expected) -> None:
     assert own_protocol("class_mean", scores) == expected
+    assert own_protocol("dense", {"protocol": "dense kNN"}) == "dense: dense kNN"  # ours, though it begins alike
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"state": "fresh"}, "Own.state: a table of results has this column of every run; choose another name"),
+        ({"names": {"a", "b"}}, "Own.names: a set has no order, .*take a list"),
+        ({"answers": ...}, "Own.answers: expected a default"),
+    ],
+)
+def test_a_config_that_would_hide_its_runs_is_refused(fields, expected) -> None:
+    typed = {key: (set[str] if isinstance(value, set) else str, value) for key, value in fields.items()}
+    own = create_model("Own", __base__=KnnConfig, **typed)
+    own.stage = "spread"
+    with pytest.raises(UserError, match=expected):
+        register_evaluation(own, knn.classify)
+    assert "spread" not in EVALUATIONS
 
 
 def test_no_published_figure_is_of_its_measure() -> None:

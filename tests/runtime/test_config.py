@@ -112,6 +112,15 @@ def test_a_field_added_later_leaves_former_runs_their_names():
     assert configs.added_defaults(Grown) == {"inner.shape": [1, 2], "precision": "float32"}
 
 
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_a_number_that_no_record_can_hold_is_refused_in_a_mapping_of_any_content(value):
+    class Open(Config):
+        args: dict[str, Any] = {}
+
+    with pytest.raises(UserError, match=r"command line: expected text, numbers, lists and mappings: .*JSON"):
+        configs.load(Open, None, [f"args={{margin: {value}}}"])
+
+
 @pytest.mark.parametrize("device", ["meta", "mps", "xpu", "vulkan", "cuda:x", "cuda:99999", "CPU", "cpu:1", ""])
 def test_a_device_that_no_stage_can_use_is_refused_by_the_config(device):
     with pytest.raises(UserError, match=r"machine.device = .* allowed: auto, cpu, cuda or cuda:N"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from runtime import config as configs
 from runtime.errors import UserError
 from runtime.rundir import open_run
-from runtime.yaml_files import parse_overrides
+from runtime.yaml_files import dump_yaml, parse_overrides
 from sweeps.graph import Graph, build
 from sweeps.keys import as_override
 from sweeps.study import load_study
@@ -46,6 +46,25 @@ def test_a_run_is_named_as_its_stage_names_it(make_graph: MakeGraph) -> None:
     assert child.identity.parent == node.identity.hash
     assert child.argv()[2:4] == ["linear", str(node.run.path)]
     assert sys.executable == child.argv()[0]
+
+
+def test_a_cleared_mapping_is_cleared_for_the_plan_and_for_the_job_alike(tmp_path: Path) -> None:
+    study = {
+        "name": "cleared",
+        "question": "?",
+        "pretrain": {
+            "config": "convnext_small",
+            "set": {"model.backbone.args": {}},
+            "grid": {"model.backbone.args.drop_path_rate": [0.0, 0.2]},
+        },
+        "evals": {"knn": {"stage": "knn", "config": "knn_scenes"}},
+        "report": {"vary": "model.backbone.args.drop_path_rate", "x": "knn.top1", "y": "knn.top1"},
+    }
+    (tmp_path / "study.yaml").write_text(dump_yaml(study))
+    node, other = (point.pretrain for point in build(load_study(tmp_path / "study.yaml")).points)
+    assert node.identity.config["model"]["backbone"]["args"] == {"drop_path_rate": 0.0}
+    assert node.identity == node.stage.identity(node.stage.load(node.config_file, node.overrides))
+    assert node.identity.hash != other.identity.hash
 
 
 def test_the_runs_of_a_study_lie_in_one_folder(make_graph: MakeGraph, folder: Path) -> None:
