@@ -7,6 +7,7 @@ of the checkout calls `register`, and configs name it in `imports`.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -162,7 +163,12 @@ _OPENERS: dict[str, Callable[[DataConfig], Dataset]] = {
 
 
 def register(name: str, opener: Callable[[DataConfig], Dataset]) -> None:
-    """Add a dataset of your own, which `imports` of a config loads. UserError where the name is another's."""
+    """Add a dataset of your own, which `imports` of a config loads.
+
+    UserError where the name is another's, or could not name a folder and a variable (VICREGL_<NAME>).
+    """
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        raise UserError(f"dataset {name!r}: expected a name of letters, digits, _ and -, as it names runs")
     if name in _OPENERS and _OPENERS[name] is not opener:
         raise UserError(f"dataset {name!r} is registered already; choose another name")
     if name not in DATASETS:

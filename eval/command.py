@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.catalog import open_dataset
@@ -83,7 +85,7 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
     def scored(run: Run, device: torch.device, world: World) -> dict[str, Any]:
         if world.is_main:
             record_data(run.path, config.data, dataset or open_dataset(config.data), EVALUATION)
-        scores = work(config, parent, run, device, world)
+        scores = plain_scores(work(config, parent, run, device, world))
         scores |= {"protocol": own_protocol(schema.stage, scores)} if schema.stage in EVALUATIONS else {}
         scores |= {} if parent.at is None else {"at": parent.at}
         mean, std = map(list, parent.normalisation)
@@ -93,6 +95,28 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
         return scores | weights | arguments.published(parent, schema.stage, config.data, scores)
 
     run_stage(config, name, scored, world, weights)
+
+
+def plain_scores(scores: Any) -> dict[str, Any]:
+    """Return scores as JSON can hold them: a number for a tensor or a NumPy scalar of one value.
+
+    UserError, with the name of the score, for anything else that JSON does not have.
+    """
+    if not isinstance(scores, dict) or not all(isinstance(name, str) for name in scores):
+        raise UserError(f"scores = {scores!r}: expected a mapping from the name of each score to its value")
+    plain = {name: _plain(value) for name, value in scores.items()}
+    for name, value in plain.items():
+        try:
+            json.dumps(value, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            kind = type(value).__name__
+            raise UserError(f"score {name!r}, a {kind}: expected numbers, text, lists or mappings ({error})") from error
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    scalar = isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0
+    return value.item() if scalar else value
 
 
 def refuse_size(config: Any, parent: Parent) -> None:

@@ -163,10 +163,10 @@ def _loader_function(loader: str) -> Callable[..., Any]:
     module, _, name = loader.partition(":")
     try:
         function: Callable[..., Any] = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's code raises
         raise UserError(
-            f"loader {loader} cannot be imported: {error}; expected my_module:function, in the working directory or on "
-            "the Python path"
+            f"loader {loader} cannot be imported: {type(error).__name__}: {error}; expected my_module:function, in the "
+            "working directory or on the Python path"
         ) from error
     return function
 

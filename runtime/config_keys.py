@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
 from pydantic import BaseModel
@@ -173,5 +173,10 @@ def _section(schema: Any, path: Sequence[str]) -> Any:
             schema = get_args(schema)[1]
         else:
             schema = get_type_hints(schema).get(name) if isinstance(schema, type) else None
-    others = [kind for kind in get_args(schema) if kind is not NoneType]
-    return others[0] if isinstance(schema, UnionType) and len(others) == 1 else schema
+    return without_null(schema)
+
+
+def without_null(kind: Any) -> Any:
+    """Return X for X | None, in either spelling; any other type as it is."""
+    others = [other for other in get_args(kind) if other is not NoneType]
+    return others[0] if get_origin(kind) in (UnionType, Union) and len(others) == 1 else kind

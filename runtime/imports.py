@@ -73,7 +73,8 @@ def _version(name: str) -> str:
         for distribution in metadata.packages_distributions().get(name, []):
             return metadata.version(distribution)
     digest = hashlib.sha256()
-    sources = [(folder, source) for folder in folders for source in sorted(folder.rglob("*.py"))]
+    # An editor's lock may be a link to nothing, named .#module.py.
+    sources = [(folder, source) for folder in folders for source in sorted(folder.rglob("*.py")) if source.is_file()]
     for folder, source in sources or [(file.parent, file)]:
         content = source.read_bytes()
         digest.update(f"{source.relative_to(folder)}\0{len(content)}\0".encode() + content)

@@ -1,7 +1,8 @@
 """Loggers of a run beside metrics.jsonl: machine.loggers=[tensorboard,wandb]. They get its rows, then its scores.
 
 To add a logger, write a class with the methods of `Logger`, made from a LoggedRun and a step, and name it in LoggerName
-and LOGGERS. One that fails gives a warning and is left out from then on: it never stops a run.
+and LOGGERS by the name of the package that it needs. One that fails gives a warning and is left out from then on: it
+never stops a run.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, get_origin
 
 import yaml
 
-from runtime.config_keys import types_of
+from runtime.config_keys import types_of, without_null
 from runtime.errors import UserError
 from runtime.yaml_files import parse_yaml
 
@@ -45,7 +45,8 @@ def check_keys(where: str, values: dict[str, Any], schema: type) -> None:
     """
     types = types_of(schema)
     known = list(types)
-    open_mappings = [key for key, kind in types.items() if get_origin(kind) is dict]
+    kinds = {key: without_null(kind) for key, kind in types.items()}
+    open_mappings = [key for key, kind in kinds.items() if (get_origin(kind) or kind) is dict]
     for key in values:
         if key.split(".")[0] == "machine":
             raise UserError(

@@ -42,13 +42,16 @@ class Backbone(nn.Module):
     def __init__(self, name: str, trunk: nn.Module, size: tuple[int, int] | None = None) -> None:
         """`size` is the height and width in pixels that the network was made for; None: that of timm's description."""
         super().__init__()
+        if lacking := [part for part in ("forward_features", "num_features") if not hasattr(trunk, part)]:
+            raise InvalidInputError(f"backbone {name!r} has no {' and no '.join(lacking)}; expected timm's interface")
         self.name = name
         self.trunk = trunk
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
         self._has_tokens = False
         self._token_norm = True
         self._stage_indices = _stage_indices(trunk)
-        usual = self.trunk.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+        described = getattr(trunk, "pretrained_cfg", None) or {}  # a network of the user's own may have none
+        usual = described.get("input_size", (3, 224, 224))[1:]
         self.channels, self.stage_channels = self._probe(size or usual)
 
     def forward(self, images: Tensor, stages: Sequence[int] = ()) -> tuple[Tensor, ...]:

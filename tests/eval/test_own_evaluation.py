@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from pydantic import create_model
 
 from data.config import DataConfig
 from eval import knn
 from eval.__main__ import main
+from eval.command import plain_scores
 from eval.config import EVALUATIONS, KnnConfig, own_protocol, register_evaluation
 from eval.published import figure_of
 from runtime.config import ComputeConfig
@@ -106,6 +110,24 @@ def test_a_config_that_would_hide_its_runs_is_refused(fields, expected) -> None:
     with pytest.raises(UserError, match=expected):
         register_evaluation(own, knn.classify)
     assert "spread" not in EVALUATIONS
+
+
+def test_its_scores_may_be_scalars_of_torch_and_numpy() -> None:
+    scores = {"a": torch.tensor(1.5), "b": np.float32(0.5), "c": np.bool_(True), "d": [1, 2], "protocol": "own"}
+    assert json.dumps(plain_scores(scores)) == '{"a": 1.5, "b": 0.5, "c": true, "d": [1, 2], "protocol": "own"}'
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"each": torch.ones(2)}, "score 'each', a Tensor: expected numbers, text, lists or mappings"),
+        ({"each": {1: 2.0, "mean": 1.0}}, "score 'each', a dict: expected"),
+        (None, "scores = None: expected a mapping"),
+    ],
+)
+def test_a_score_that_no_result_can_hold_is_named(scores, expected) -> None:
+    with pytest.raises(UserError, match=expected):
+        plain_scores(scores)
 
 
 def test_no_published_figure_is_of_its_measure() -> None:

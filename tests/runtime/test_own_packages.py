@@ -98,6 +98,8 @@ def test_a_folder_without_an_init_has_the_version_of_all_its_sources(write: Writ
     versions = []
     for source in ("A = 1", "A = 2"):
         (folder / "part.py").write_text(source, encoding="utf-8")
+        (folder / ".#part.py").unlink(missing_ok=True)
+        (folder / ".#part.py").symlink_to("user@host.1234")  # an editor's lock, which leads nowhere
         versions += imports.import_packages(["own_package", "own_package.part"]).values()
         imports._import_package.cache_clear()
     sys.modules.pop("own_package.part")
@@ -115,6 +117,7 @@ def test_a_folder_without_an_init_has_the_version_of_all_its_sources(write: Writ
         ("", "imports=own_package", "a list of packages, as [my_package]"),
         ("", "data.name=own_image", "data.name = 'own_image' is not possible; allowed: scenes, imagefolder"),
         (SOURCE.replace("own_images", "scenes"), "imports=[own_package]", "dataset 'scenes' is registered already"),
+        (SOURCE.replace("own_images", "own/images"), "imports=[own_package]", "expected a name of letters, digits, _"),
     ],
 )
 def test_an_error_is_named(write: Write, source: str, override: str, expected: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import fake_stages
 import pytest
@@ -13,11 +13,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtime import config as configs
+from runtime.config import Config
 from runtime.errors import UserError
 from runtime.rundir import open_run
 from runtime.yaml_files import dump_yaml, parse_overrides
 from sweeps.graph import Graph, build
-from sweeps.keys import as_override
+from sweeps.keys import as_override, check_keys
 from sweeps.study import load_study
 
 MakeGraph = Callable[[], Graph]
@@ -136,3 +137,19 @@ def test_an_override_carries_any_value(value: Any) -> None:
     parsed = parse_overrides([as_override("some.key", value)])
     assert parsed == {"some": {"key": value}}
     assert type(parsed["some"]["key"]) is type(value)
+
+
+class Section(Config):
+    width: int = 1
+
+
+class Optionals(Config):
+    section: Optional[Section] = None  # noqa: UP045  # a user's code may spell it so
+    args: dict[str, Any] | None = None
+    extra: dict = {}  # type: ignore[type-arg]  # as a user's code may have it
+
+
+@pytest.mark.parametrize("key", ["section.width", "args.depth", "extra.depth"])
+def test_a_study_takes_the_keys_that_the_command_line_takes(key: str) -> None:
+    configs.load(Optionals, None, [f"{key}=3"])
+    check_keys("study", {key: 3}, Optionals)

@@ -3,7 +3,7 @@ import timm
 import torch
 
 from runtime.errors import UserError
-from vicregl.backbones import create_backbone, without_storage
+from vicregl.backbones import Backbone, create_backbone, without_storage
 from vicregl.config import KNOWN_BACKBONES, BackboneConfig
 from vicregl.errors import InvalidInputError
 
@@ -21,6 +21,26 @@ from vicregl.errors import InvalidInputError
 def test_what_cannot_be_a_backbone(arguments, expected) -> None:
     with pytest.raises(UserError, match=expected):
         create_backbone(BackboneConfig(*arguments))
+
+
+class Plain(torch.nn.Module):
+    """A network of one's own, of which timm has no description."""
+
+    num_features = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.convolution(images)
+
+
+def test_a_network_without_timms_description() -> None:
+    backbone = Backbone("plain", Plain())
+    assert backbone(torch.zeros(2, 3, 32, 32))[0].shape == (2, 4, 8, 8)
+    with pytest.raises(InvalidInputError, match="backbone 'bare' has no forward_features and no num_features"):
+        Backbone("bare", torch.nn.Conv2d(3, 4, 4))
 
 
 @pytest.mark.parametrize("name", KNOWN_BACKBONES)
