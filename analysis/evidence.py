@@ -41,7 +41,7 @@ def row_label(summary: Summary, row: Row) -> str:
 def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
     """Say whether rows differ as expected, in the score of the first pair, and by how much in every score.
 
-    All the differences are decided together (Holm's procedure).
+    All the differences are decided together (Holm's procedure). Another score that loses is named beside the answer.
     """
     summary = data.summary
     differences = {i: summary.difference(a, b, score) for i, (score, a, b) in enumerate(expected)}
@@ -50,11 +50,15 @@ def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
     main = [i for i, (score, _, _) in enumerate(expected) if score == expected[0][0]]
     held = [i for i in main if i in decided and means[i] > 0]
     against = [i for i in main if i in decided and means[i] < 0]
-    word = (
-        "Yes" if held else "No" if against else f"Undecided ({_why_undecided(summary, expected[0][0], len(expected))})"
-    )
-    if held or against:
-        word += "" if len(main) in (len(held), len(against)) else ", in part"
+    if held and against:
+        word = "In part"
+    elif held or against:
+        word = ("Yes" if held else "No") + ("" if len(main) in (len(held), len(against)) else ", in part")
+    else:
+        word = f"Undecided ({_why_undecided(summary, expected[0][0], len(expected))})"
+    lost = dict.fromkeys(score_name(s) for i, (s, _, _) in enumerate(expected) if i in decided and means[i] < 0)
+    lost.pop(score_name(expected[0][0]), None)
+    word += f", but {' and '.join(lost)} loses" if held and lost else ""
     texts: dict[str, list[str]] = {}
     for i, (score, a, b) in enumerate(expected):
         doubt = "" if i in decided or not decided else " (undecided)"

@@ -68,22 +68,32 @@ def _gain(summary: Summary, rows: Sequence[Row]) -> str:
         return ""
     row = max((row for row in rows if id(row) in gains), key=lambda row: gains[id(row)].mean)
     gain, several = gains[id(row)], len(gains) > 1
-    verb, extreme, over = ("gains", " the most", "over") if gain.mean > 0 else ("loses", " the least", "against")
+    verb, over = ("gains the most", "over") if gain.mean > 0 else ("loses the least", "against")
+    verb = (verb if several else verb.partition(" ")[0]) if gain.mean else "neither gains nor loses"
     text = (
-        f"{f'Of {len(gains)} values, ' if several else ''}{_setting(summary, row)} {verb}{extreme if several else ''} "
+        f"{f'Of {len(gains)} values, ' if several else ''}{_setting(summary, row)} {verb} "
         f"{score_name(report.y)} {over} {_setting(summary, base)}: {_gap_text(summary, row, base, report.y)}"
     )
-    rivals = [r for r in rows if id(r) in gains and r is not row]
-    if close := [r.varied for r in rivals if _is_open(summary.difference(row, r, report.y))]:
+    has_intervals = any(difference.half is not None for difference in gains.values())
+    close = [r.varied for r in summary.open_leads(row, rows, report.y) if id(r) in gains] if has_intervals else []
+    if close:
         text += f"; its lead over {_values(summary, close)} is undecided"
     if (other := summary.difference(row, base, report.x)) is not None and report.x != report.y:
         text += f"; {score_name(report.x)} there: {_gap_text(summary, row, base, report.x)}"
         gain = other if other.half is None else gain
-    return f"{text}.{_caveat([gain])}"
+    return f"{text}.{_unlearnt(summary, base)}{_caveat([gain])}"
 
 
-def _is_open(lead: Estimate | None) -> bool:
-    return lead is not None and lead.half is not None and lead.sign <= 0
+def _unlearnt(summary: Summary, base: Row) -> str:
+    """Say which scores of the baseline do not beat those of untrained weights: a gain over it says little then."""
+    report = summary.study.report
+    texts = [
+        f"{score_name(score)} of {_setting(summary, base)} does not beat {control.control!r}"
+        for control in summary.controls_of(base.group)
+        for score in dict.fromkeys([report.x, report.y])
+        if _is_untrained(summary, control) and (gap := summary.difference(base, control, score)) and gap.mean <= 0
+    ]
+    return f" But {' and '.join(texts)}." if texts else ""
 
 
 def _setting(summary: Summary, row: Row) -> str:
@@ -120,12 +130,12 @@ def seeds_text(differences: Sequence[float], comparisons: int = 1, scatter: floa
 
 def _highest(summary: Summary, rows: Sequence[Row]) -> str:
     """Say which setting has the highest scores, for a study without a baseline."""
-    parts = []
-    means = []
+    parts, means, counts = [], [], set()
     for score in dict.fromkeys([summary.study.report.y, summary.study.report.x]):
         scored = [row for row in rows if row.scores[score].by_seed]
         if len(scored) < 2:
             return ""
+        counts.add(len(scored))
         row, mean = max(((r, e) for r in scored if (e := r.scores[score].estimate)), key=lambda pair: pair[1].mean)
         open_question = mean.half is not None and summary.best(rows, score) is not row
         doubt = ", not decided among them" if open_question else ""
@@ -136,7 +146,8 @@ def _highest(summary: Summary, rows: Sequence[Row]) -> str:
     text = ", the highest ".join(parts)
     vary = summary.study.report.vary
     kinds = "checkpoints" if vary == CHECKPOINT else f"values of {vary}"
-    return f"Of {len(rows)} {kinds}, the highest {text}.{_caveat(means)}"
+    among = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{counts.pop()}"
+    return f"Of {among} {kinds}, the highest {text}.{_caveat(means)}"
 
 
 def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: str) -> str:
@@ -254,6 +265,10 @@ def _caveat(differences: Iterable[Estimate]) -> str:
 
 # Below these a representation says little; the untrained network's own values are the comparison where there is one.
 COLLAPSED_STD, COLLAPSED_RANK, REPEATED = 0.05, 2.0, 0.9
+COLLAPSE = (
+    f"a standard deviation below {COLLAPSED_STD:g}, an effective rank below {COLLAPSED_RANK:g} or a correlation above "
+    f"{REPEATED:g}"
+)
 
 
 def collapse_verdict(diagnostics: Summary) -> str:
@@ -261,19 +276,15 @@ def collapse_verdict(diagnostics: Summary) -> str:
     known = [row for row in diagnostics.settings if any(cell.by_seed for cell in row.scores.values())]
     if not known:
         return ""
+    keys = diagnostics.row_keys
+    names = {id(row): short_labels(diagnostics.study, keys, row.values) for row in diagnostics.settings}
+    unknown = [names[id(row)] for row in diagnostics.settings if row not in known]
+    missing = f" Not measured: {'; '.join(unknown)}." if unknown else ""
     signs = {id(row): signs for row in known if (signs := collapse_signs(row))}
     if not signs:
-        return (
-            f"No setting has collapsed: in every seed, each standard deviation is above {COLLAPSED_STD:g}, each "
-            f"effective rank above {COLLAPSED_RANK:g} and each correlation below {REPEATED:g}."
-        )
-    keys = diagnostics.row_keys
-    named = [
-        f"{short_labels(diagnostics.study, keys, row.values)} ({', '.join(signs[id(row)])})"
-        for row in known
-        if id(row) in signs
-    ]
-    return f"**Collapsed, in one seed or more: {'; '.join(named)}.**"
+        return f"No setting has collapsed: no seed has {COLLAPSE}.{missing}"
+    named = [f"{names[id(row)]} ({', '.join(signs[id(row)])})" for row in known if id(row) in signs]
+    return f"**Collapsed, in one seed or more: {'; '.join(named)}.**{missing}"
 
 
 def collapse_signs(row: Row) -> list[str]:

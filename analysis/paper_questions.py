@@ -5,15 +5,16 @@ A new question is one more entry of QUESTIONS.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.evidence import Pair, verdict
+from analysis.evidence import verdict
 from analysis.figures.cost import MEMORY, TIME, step_costs
-from analysis.findings import collapse_signs, tradeoff
-from analysis.labels import number, score_name
+from analysis.findings import COLLAPSE, collapse_signs, tradeoff
+from analysis.labels import is_percent, number, score_name
 from analysis.report_data import ReportData
 from analysis.statistics import estimate
 from analysis.summary import Row
@@ -58,20 +59,24 @@ def _strength(data: ReportData) -> tuple[bool, int, float]:
     return not data.changes, data.summary.most_seeds, max(known, default=0.0)
 
 
-def _row(data: ReportData, name: object) -> Row | None:
-    """Return the row of a value of the varied key, or of a control, in the first curve; None without scores."""
-    rows = [row for row in data.summary.rows if name in (row.control, str(row.varied)) or name == row.varied]
-    return next((row for row in rows if row.scores[data.study.report.y].by_seed), None)
+def _rows(data: ReportData, *names: object) -> list[Row] | None:
+    """Return the rows of these values of the varied key, or controls: of the first curve that has all, with scores."""
+    for group, rows in data.summary.groups():
+        scored = [r for r in [*rows, *data.summary.controls_of(group)] if r.scores[data.study.report.y].by_seed]
+        named = [[r for r in scored if name in (r.control, str(r.varied)) or name == r.varied] for name in names]
+        if all(named):
+            return [first for first, *_ in named]
+    return None
 
 
 def _expect(*names: tuple[object, object]) -> Answer:
     """Return an answer that compares rows, each with one that is expected to be lower in segmentation."""
 
     def answer(data: ReportData) -> str:
-        rows = [(_row(data, a), _row(data, b)) for a, b in names]
+        if (rows := _rows(data, *itertools.chain(*names))) is None:
+            return ""
         scores = dict.fromkeys([data.study.report.y, data.study.report.x])
-        pairs: list[Pair] = [(s, a, b) for s in scores for a, b in rows if a is not None and b is not None]
-        return verdict(data, pairs) if len(pairs) == len(scores) * len(names) else ""
+        return verdict(data, [(s, a, b) for s in scores for a, b in zip(rows[::2], rows[1::2], strict=True)])
 
     return answer
 
@@ -96,21 +101,24 @@ def _gap(data: ReportData, row: Row, score: str) -> float:
 
 def _collapse(data: ReportData) -> str:
     """Compare the features with and without the attraction of close features: rank, deviation, correlation."""
-    with_it, without = _row(data, "feature"), _row(data, "none")
-    rows = {row.values: row for row in data.diagnostics.rows}
-    if with_it is None or without is None:
+    if (compared := _rows(data, "feature", "none")) is None:
         return ""
-    a, b = rows[with_it.values], rows[without.values]
+    a, b = _diagnosed(data, *compared)
     known = [name for name in DIAGNOSTICS if a.scores[name].by_seed and b.scores[name].by_seed]
     if not known:
         return ""
-    signs, single = collapse_signs(a), any(len(row.scores[name].by_seed) < 2 for row in (a, b) for name in known)
-    word = "Undecided (one seed)" if single else f"Yes ({', '.join(signs)})" if signs else "No"
-    values = "; ".join(
-        f"{score_name(name).removeprefix('pretrain ').replace('_', ' ')} {_score(a, name)} against {_score(b, name)}"
-        for name in known
-    )
+    if any(len(row.scores[name].by_seed) < 2 for row in (a, b) for name in known):
+        word = "Undecided (one seed)"
+    elif already := collapse_signs(b):
+        word = f"Undecided (without a local criterion they have too: {', '.join(already)})"
+    else:
+        word = f"Yes ({', '.join(signs)})" if (signs := collapse_signs(a)) else f"No: no seed has {COLLAPSE}"
+    values = "; ".join(f"{_short(name)} {_score(a, name)} against {_score(b, name)}" for name in known)
     return f"**{word}.** With features attracted alone, against no local criterion: {values}."
+
+
+def _short(diagnostic: str) -> str:
+    return score_name(diagnostic).removeprefix("pretrain ").replace("_", " ")
 
 
 def _trivial_solution(data: ReportData) -> str:
@@ -120,25 +128,43 @@ def _trivial_solution(data: ReportData) -> str:
     cost the variance term's coefficient, and a loss below it bounds their deviation: it is 1 - loss / coefficient or
     more, in the mean over dimensions.
     """
-    rows = [_row(data, name) for name in (ALONE, WITHOUT_TERMS)]
+    rows = _rows(data, ALONE, WITHOUT_TERMS)
     with_terms, without = (_of_control(data, name, "pretrain.result.loss") for name in (ALONE, WITHOUT_TERMS))
     coefficients = _of_control(data, ALONE, "pretrain.loss.variance_coefficient")
-    if None in rows or with_terms.empty or without.empty or coefficients.empty:
+    if rows is None or with_terms.empty or without.empty or coefficients.empty:
         return ""
     collapsed = float(coefficients.min())
     trivial, kept = without.max() < TRIVIAL * collapsed, with_terms.max() < collapsed / 2
-    single = any(len(row.scores[data.study.report.y].by_seed) < 2 for row in rows if row)
-    word = "Undecided (one seed)" if single else "Yes" if trivial and kept else "No"
-    scores = [
-        f"{score_name(score)} {' against '.join(score_text(row.scores[score], percent=True) for row in rows if row)}"
-        for score in dict.fromkeys([data.study.report.x, data.study.report.y])
-    ]
+    if any(len(row.scores[data.study.report.y].by_seed) < 2 for row in rows):
+        word = "Undecided (one seed)"
+    elif not trivial:
+        word = "Undecided (the solution without them is not trivial)"
+    else:
+        word = "Yes, in the loss" if kept else "No"
     meaning = ": matched features coincide after projection, and nothing is left to learn from" if trivial else ""
     return (
         f"**{word}.** Without them the loss ends at {without.max():.1g} or less{meaning}. With them it ends at "
         f"{with_terms.max():.2g} or less, where features that coincide cost {collapsed:.2g}. "
-        f"With against without: {', '.join(scores)}."
+        f"The backbone, with them less without: {', '.join(_gains(data, *rows))}."
     )
+
+
+def _gains(data: ReportData, a: Row, b: Row) -> list[str]:
+    """Return a less b in the scores of the report, and in the diagnostics of pooled features."""
+    report, (first, second) = data.study.report, _diagnosed(data, a, b)
+    found = {score: data.summary.difference(a, b, score) for score in dict.fromkeys([report.x, report.y])}
+    found |= {name: data.diagnostics.difference(first, second, name) for name in DIAGNOSTICS if name.endswith("pooled")}
+    return [
+        f"{_short(name)} {estimate_text(gap, is_percent(name), signed=True)}{'' if gap.sign else ' (undecided)'}"
+        for name, gap in found.items()
+        if gap is not None
+    ]
+
+
+def _diagnosed(data: ReportData, *rows: Row) -> list[Row]:
+    """Return the rows of the diagnostics that are those of the scores."""
+    known = {(row.control, row.values): row for row in data.diagnostics.rows}
+    return [known[row.control, row.values] for row in rows]
 
 
 def _of_control(data: ReportData, name: str, column: str) -> pd.Series:

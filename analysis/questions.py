@@ -84,10 +84,10 @@ def _score_text(row: Row, score: str) -> str:
 
 def _support(summary: Summary, ranked: Sequence[Row], score: str) -> str:
     """Return whether the seeds support the first rank: against which others its difference is undecided."""
-    first, *others = ranked
-    unsure = [row for row in others if (d := summary.difference(first, row, score)) is None or d.sign <= 0]
+    first, *_ = ranked
+    unsure = summary.open_leads(first, ranked, score)
     if not unsure:
-        return "the interval of the first one's difference to every other excludes 0"
+        return "the lead of the first one over every other is shown, among all differences of these"
     return f"the seeds do not tell the first from: {'; '.join(row_name(summary, row) for row in unsure)}"
 
 

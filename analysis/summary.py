@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 
 from analysis.labels import label, named_values, order_of, run_link, score_name, value_text
 from analysis.results import score_column
-from analysis.statistics import Estimate, decided_against, difference, estimate
+from analysis.statistics import Estimate, decided_against, decided_together, difference, estimate
 from sweeps.keys import as_text
 from sweeps.study import CHECKPOINT, Study, is_seed
 
@@ -173,17 +174,45 @@ class Summary:
         """Return the rows whose baseline this one is."""
         return [row for row in self.rows if row is not base and self.baseline(row) is base]
 
+    def open_leads(self, row: Row, rows: Sequence[Row], score: str) -> list[Row]:
+        """Return those of the rows over which the lead of `row` is not shown.
+
+        Over the baseline, and of it, as `is_decided`; else among all pairs of the rows (decided_together).
+        """
+        scored = [other for other in rows if other.scores[score].by_seed]
+        place = {id(other): index for index, other in enumerate(scored)}
+        decided = _decided_pairs(*(tuple(other.scores[score].by_seed.items()) for other in scored))
+
+        def is_shown(other: Row) -> bool:
+            gap = self.difference(row, other, score)
+            if gap is None or gap.mean <= 0:
+                return False
+            if self.baseline(row) is other:
+                return self.is_decided(row, score)
+            if self.baseline(other) is row:
+                return self.is_decided(other, score)
+            return frozenset((place[id(row)], place[id(other)])) in decided
+
+        return [other for other in scored if other is not row and not is_shown(other)]
+
     def best(self, rows: Sequence[Row], score: str) -> Row | None:
-        """Return the row with the highest mean, if the interval of its difference to every other row excludes 0.
+        """Return the row with the highest mean, if its lead over every other row is shown.
 
         None where that cannot be said: too few rows, one seed, or two rows that are too close.
         """
         scored = [row for row in rows if row.scores[score].by_seed]
         if len(scored) < 2:
             return None
-        top, *others = sorted(scored, key=lambda row: -np.mean(list(row.scores[score].by_seed.values())))
-        differences = [self.difference(top, other, score) for other in others]
-        return top if all(d is not None and d.sign > 0 for d in differences) else None
+        top = max(scored, key=lambda row: np.mean(list(row.scores[score].by_seed.values())))
+        return None if self.open_leads(top, scored, score) else top
+
+
+@lru_cache(maxsize=1000)  # a table asks once for each row
+def _decided_pairs(*scores: tuple[tuple[Hashable, float], ...]) -> set[frozenset[int]]:
+    """Return the pairs, by their places, whose difference is decided among those of all pairs."""
+    by_seed = list(map(dict, scores))
+    pairs = combinations(range(len(by_seed)), 2)
+    return decided_together({frozenset((i, j)): difference(by_seed[i], by_seed[j]) for i, j in pairs})
 
 
 @lru_cache(maxsize=1000)  # a table asks once for each row

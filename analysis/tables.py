@@ -241,7 +241,11 @@ def notes(summary: Summary, against: str | None = None) -> list[str]:
     if any(has_published(summary, score) for score in summary.study.scores):
         texts.append("published: the figure of the same weights and protocol; Δ to published: ours less it.")
     if any(is_best(summary, row, score) for row in summary.settings for score in summary.study.scores):
-        texts.append("Bold: the best row, if the intervals of its differences to all other rows exclude 0.")
+        over = "over the baseline as †, else " if report.baseline is not None else ""
+        texts.append(
+            f"Bold: the best row, if its lead over every other is decided, {over}by Holm's procedure over all "
+            "differences of rows."
+        )
     if summary.split:
         texts.append(
             "**The runs are of several code versions or protocols** (column version: commits; + for uncommitted "

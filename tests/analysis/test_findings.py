@@ -247,6 +247,47 @@ def test_the_answer_names_the_highest_gain_and_what_is_undecided(summary_of: Sum
     assert one.endswith("+3.0 points. One seed cannot support it.")
 
 
+def test_a_lead_is_open_where_the_course_is(summary_of: SummaryOf) -> None:
+    """Alone, the difference of 0.5 to 0 would be significant; among three it is not."""
+    miou = {0.0: [33.0, 34.2, 33.4], 0.5: [35.0, 35.1, 35.2], 1.0: [30.0, 36.6, 31.2]}
+    rows = [(None, {"loss.alpha": a, "seed": s}, 60.0, y) for a, ys in miou.items() for s, y in enumerate(ys)]
+    summary = summary_of({"loss.alpha": ALPHAS, "seed": [0, 1, 2]}, rows)
+    zero, half, _ = summary.settings
+    lead = summary.difference(half, zero, "segmentation.miou")
+    assert lead is not None
+    assert lead.sign > 0
+    assert "from 0.5 to 0 (−1.6 ± 1.5, undecided" in course(summary, summary.settings, "segmentation.miou")
+    assert "its lead over 0 is undecided" in answers(summary)[0]
+    assert summary.best(summary.settings, "segmentation.miou") is None
+
+
+def test_a_lead_on_one_seed_is_open(summary_of: SummaryOf) -> None:
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, 60.0, 30 + 9 * (a == 0.5) + NOISE[s]) for a in ALPHAS for s in range(3)
+    ]
+    rows = [(*row[:3], math.nan if row[1]["loss.alpha"] == 0.0 and row[1]["seed"] else row[3]) for row in rows]
+    assert "its lead over 0 is undecided" in answers(summary_of({"loss.alpha": ALPHAS, "seed": [0, 1, 2]}, rows))[0]
+
+
+def test_equal_scores_neither_gain_nor_lose(summary_of: SummaryOf) -> None:
+    assert answer_of(summary_of, [50, 61, 60], [30, 30, 30]).startswith(
+        "Of 2 values, α = 0 neither gains nor loses segmentation mIoU against α = 1: +0.0 ± 0.0 points"
+    )
+
+
+def test_a_gain_over_a_baseline_that_learnt_nothing_says_so(summary_of: SummaryOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": s}, 60 - a, 40 - 10 * a + NOISE[s]) for a in ALPHAS for s in range(3)]
+    rows += [("no pretraining", {"loss.alpha": None, "seed": s}, 10.0, 31.0) for s in range(3)]
+    (answer,) = answers(summary_of({"loss.alpha": ALPHAS, "seed": [0, 1, 2]}, rows))
+    assert answer.endswith("). But segmentation mIoU of α = 1 does not beat 'no pretraining'.")
+
+
+def test_the_highest_is_of_those_that_have_scores(summary_of: SummaryOf) -> None:
+    rows = [(None, {"loss.alpha": a, "seed": 0}, 60 + a, 30 - a if a else math.nan) for a in ALPHAS]
+    (answer,) = answers(summary_of({"loss.alpha": ALPHAS, "seed": [0]}, rows, baseline=None))
+    assert answer.startswith("Of 2 to 3 values of loss.alpha, the highest segmentation mIoU at α = 0.5")
+
+
 def test_the_answer_without_a_baseline_names_the_highest(summary_of: SummaryOf) -> None:
     rows = [(None, {"loss.alpha": a, "seed": s}, 60 + a + NOISE[s], 30 - a) for a in ALPHAS for s in range(3)]
     grid: dict[str, list[object]] = {"loss.alpha": list(ALPHAS), "seed": [0, 1, 2]}
@@ -265,7 +306,7 @@ def test_a_collapse_is_said_in_words(summary_of: SummaryOf) -> None:
             "pretrain.rank_pooled": Scores({0: 40.0, 1: 40.0}),
             "pretrain.std_local": Scores({0: 0.8, 1: 0.8}),
         }
-    assert collapse_verdict(summary).startswith("No setting has collapsed: in every seed")
+    assert collapse_verdict(summary).startswith("No setting has collapsed: no seed has")
     summary.settings[1].scores["pretrain.rank_pooled"].by_seed[1] = 1.2
     summary.settings[1].scores["pretrain.correlation_local"] = Scores({0: 0.95})
     assert collapse_verdict(summary) == (

@@ -67,10 +67,16 @@ def test_location_and_feature_are_decided_by_the_seeds() -> None:
     )
     names["both"] = (50, 20)
     in_part = report_of("loss.local", {name: around(*means) for name, means in names.items()})
+    assert answer_to(question, in_part).startswith("**In part, but linear top-1 loses.**")
+    names["both"] = (62, 33)
+    in_part = report_of("loss.local", {name: around(*means) for name, means in names.items()})
     assert answer_to(question, in_part).startswith("**Yes, in part.**")
-    names |= {"location": (55, 25)}
+    names |= {"both": (50, 20), "location": (55, 25)}
     otherwise = report_of("loss.local", {name: around(*means) for name, means in names.items()})
     assert answer_to(question, otherwise).startswith("**No.**")
+    names |= {"both": (40, 35), "location": (50, 33)}
+    traded = report_of("loss.local", {name: around(*means) for name, means in names.items()})
+    assert answer_to(question, traded).startswith("**Yes, but linear top-1 loses.**")
     single = report_of("loss.local", {name: around(*means, seeds=1) for name, means in names.items()})
     assert answer_to(question, single).startswith("**Undecided (one seed).**")
     scattered = {name: [(60.0, 30.0), (40.0, 10.0), (70.0, 44.0 + len(name))] for name in names}
@@ -78,6 +84,14 @@ def test_location_and_feature_are_decided_by_the_seeds() -> None:
     undecided = answer_to(question, report_of("loss.local", scattered))
     assert undecided.startswith("**Undecided (no difference of segmentation mIoU is significant among all 6).**")
     assert answer_to(question) == NOT_MEASURED
+
+
+def test_rows_of_two_curves_are_not_compared() -> None:
+    """One row of each curve without the other would say what alpha does, not the grid."""
+    data = report_of("views.flip_grid", {True: around(70, 30), False: around(65, 25)})
+    data.study.pretrain.grid["loss.alpha"] = [1.0, 0.5]
+    frame = data.frame.assign(**{"grid.loss.alpha": data.frame["grid.views.flip_grid"].map({True: 0.5, False: 1.0})})
+    assert answer_to("mirrored", ReportData(data.study, frame)) == NOT_MEASURED
 
 
 def test_the_strongest_report_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,11 +132,21 @@ def test_a_collapse_is_a_loss_of_rank(rank: float, seeds: int, verdict: str) -> 
     answer = answer_to("collapse", report_of("loss.local", rows, **{"pretrain.result.rank_pooled": ranks}))
     assert answer.startswith(f"**{verdict}")
     assert f"rank pooled {rank:.3g}" in answer
+    assert ("no seed has a standard deviation below 0.05" in answer) == (verdict == "No")
+    everywhere = answer_to(
+        "collapse", report_of("loss.local", rows, **{"pretrain.result.rank_pooled": ranks | {"none": 1.2}})
+    )
+    assert everywhere.startswith("**Undecided")
 
 
 @pytest.mark.parametrize(
     ("loss", "with_terms", "seeds", "verdict"),
-    [(0.0, 7.0, 3, "Yes"), (3.0, 7.0, 3, "No"), (1e-5, 24.75, 3, "No"), (1e-5, 7.0, 1, "Undecided")],
+    [
+        (0.0, 7.0, 3, "Yes, in the loss"),
+        (3.0, 7.0, 3, "Undecided"),
+        (1e-5, 24.75, 3, "No"),
+        (1e-5, 7.0, 1, "Undecided"),
+    ],
 )
 def test_a_trivial_solution_is_a_loss_of_zero(loss: float, with_terms: float, seeds: int, verdict: str) -> None:
     rows = {name: around(60, 30, seeds) for name in ("none", "with", "without")}
@@ -135,6 +159,7 @@ def test_a_trivial_solution_is_a_loss_of_zero(loss: float, with_terms: float, se
     answer = answer_to("trivial solution", ReportData(data.study, data.frame))
     assert answer.startswith(f"**{verdict}")
     assert f"With them it ends at {with_terms:.2g} or less, where features that coincide cost 25." in answer
+    assert f"The backbone, with them less without: linear top-1 +0.0{' ± 0.0' if seeds > 1 else ''}" in answer
 
 
 def test_cost_is_compared_within_rounds() -> None:
