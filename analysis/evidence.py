@@ -1,21 +1,23 @@
-"""How much a report can say: whether rows differ as expected, how many seeds it has, whether its training had ended."""
+"""How much a report can say: whether rows differ as expected, its seeds, machines and the length of its training."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 
 import pandas as pd
 
 from analysis.labels import NONE, is_percent, label, score_name, short_labels
 from analysis.report_data import ReportData
-from analysis.settings import precisions
 from analysis.statistics import Estimate, decided_together
 from analysis.summary import Row, Summary
 from analysis.tables import estimate_text
 from runtime.config import Duration
+from sweeps.checkpoints import PRETRAIN
 
 STILL = 1.0  # percentage points over the last quarter of a training: above that, it had not reached a plateau
+UNLIKE = "Not all on one kind of machine"
 LATE = 0.75  # of a training: where its last quarter begins
 
 Pair = tuple[str, Row, Row]  # a score, and two rows, of which the first is expected to be higher
@@ -82,7 +84,8 @@ def seeds(data: ReportData) -> str:
 def strength(data: ReportData) -> str:
     """Return how much the answer rests on: seeds, length and precision of training, and whether scores still moved."""
     count, lengths = data.summary.most_seeds, _lengths(data.frame)
-    length, precision = " to ".join(lengths), " and ".join(precisions(data.frame))
+    precisions = data.frame.get("pretrain.result.precision", pd.Series(dtype=str)).dropna()
+    length, precision = " to ".join(lengths), " and ".join(dict.fromkeys(precisions))
     known = ", ".join(filter(None, [f"{count} seed{'s' * (count != 1)}", length, precision]))
     return f"{known}; {plateau(data)}"
 
@@ -91,6 +94,45 @@ def _lengths(frame: pd.DataFrame) -> list[str]:
     column = frame.get("pretrain.train.duration", pd.Series(dtype=str))
     texts = sorted(set(column[frame["control"].isna()].dropna()), key=lambda text: Duration.parse(text).amount)
     return [texts[0], texts[-1]] if len(texts) > 1 else texts
+
+
+def unlike_machines(data: ReportData) -> str:
+    """Say which pretrainings computed on what, where those of one seed differ in that; else empty.
+
+    On a GPU, by its name, or on the CPU; and in which precision, where `auto` chose it. Rows are compared seed by seed,
+    so such a difference is in what the report says of them.
+    """
+    computed = _computed_on(data.frame)
+    rows = [
+        (row, {seed: computed[run] for seed, run in row.runs.items() if run in computed}) for row in data.summary.rows
+    ]
+    by_seed: dict[Hashable, set[str]] = {}
+    for _, places in rows:
+        for seed, place in places.items():
+            by_seed.setdefault(seed, set()).add(place)
+    if all(len(places) == 1 for places in by_seed.values()):
+        return ""
+    named: dict[str, list[str]] = {}
+    for row, places in rows:
+        for place, count in Counter(places.values()).items():
+            some = "" if count == len(places) else f" ({count} of {len(places)} runs)"
+            named.setdefault(place, []).append(row_label(data.summary, row) + some)
+    return "; ".join(f"{place}: {' / '.join(labels)}" for place, labels in named.items())
+
+
+def _computed_on(frame: pd.DataFrame) -> dict[str, str]:
+    """Return on what each pretraining that is done computed, by its hash."""
+    if not {"pretrain.stage", "pretrain.state", "pretrain.train.duration"} <= set(frame.columns):
+        return {}
+    done = frame[(frame["pretrain.state"] == "done") & (frame["pretrain.stage"] == PRETRAIN)]
+    trained = done[~done["pretrain.train.duration"].astype(str).str.startswith("0 ")].drop_duplicates("pretrain.hash")
+    places = {}
+    for run in trained.to_dict("records"):
+        gpu, precision = run.get("pretrain.provenance.gpu"), run.get("pretrain.result.precision")
+        place = str(gpu) if isinstance(gpu, str) and gpu else "the CPU"
+        is_chosen = run.get("pretrain.train.precision") == "auto" and isinstance(precision, str)
+        places[run["pretrain.hash"]] = f"{place} in {precision}" if is_chosen else place
+    return places
 
 
 def plateau(data: ReportData) -> str:

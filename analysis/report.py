@@ -18,12 +18,13 @@ from PIL import Image
 
 from analysis import page, published, render, runs, tables
 from analysis.changes import comparable
+from analysis.evidence import UNLIKE, unlike_machines
 from analysis.figures import FIGURES, Plot, cost, write
 from analysis.findings import answers, collapse_verdict, findings
 from analysis.labels import project_path, value_text
 from analysis.report_data import ReportData, add_measured, load_report_data
 from analysis.results import commit_text, commits, load_results, marks_of, provenance, score_column
-from analysis.settings import mixed_precisions, settings_table
+from analysis.settings import settings_table
 from runtime import files
 from runtime.errors import UserError
 from sweeps.checkpoints import PRETRAIN
@@ -128,6 +129,7 @@ def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: An
         data=data,
         study=data.study,
         stale=STALE,
+        unlike=UNLIKE,
         changes=data.changes,
         code=", ".join(dict.fromkeys(commit_text(c) for line in commits(frame) for c in line.split())),
         answers=answers(summary),
@@ -135,7 +137,7 @@ def _page(data: ReportData, folder: Path, plots: Sequence[Plot], **variables: An
         several_seeds=summary.most_seeds > 1,
         plots=plots,
         settings=settings_table(frame, data.study),
-        mixed_precisions=mixed_precisions(frame),
+        unlike_machines=unlike_machines(data),
         pictures=pictures,
         outdated_pictures=outdated_pictures,
         diagnostics=tables.diagnostics_table(diagnostics),

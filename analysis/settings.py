@@ -51,28 +51,6 @@ def settings_table(frame: pd.DataFrame, study: Study) -> Table | None:
     return Table.of([Column[str]("setting", str), *stages], titles) if titles else None
 
 
-def precisions(frame: pd.DataFrame, chosen: bool = False) -> dict[str, int]:
-    """Return how many pretrainings computed in each precision; with `chosen`, of those alone that left it to `auto`."""
-    column = "pretrain.result.precision"
-    if column not in frame:
-        return {}
-    runs = frame.drop_duplicates("pretrain.hash")
-    runs = runs[runs["pretrain.train.precision"] == "auto"] if chosen else runs
-    return {str(name): int(count) for name, count in runs[column].value_counts(sort=False).items()}
-
-
-def mixed_precisions(frame: pd.DataFrame) -> str:
-    """Say in which precisions `auto` had the pretrainings compute, where they are not all of one; else empty."""
-    counts = precisions(frame, chosen=True)
-    if len(counts) < 2:
-        return ""
-    named = " and ".join(f"{count} in {name}" for name, count in counts.items())
-    return (
-        f"Its pretrainings had train.precision = auto on machines that differ: {named}. So what is compared here may "
-        f"differ by rounding too. One precision for all ({' or '.join(counts)}) needs it in the study's file"
-    )
-
-
 def _stage_column(part: str, rows: pd.DataFrame, study: Study) -> Column[str]:
     stage = PRETRAIN if part == PRETRAIN else study.evals[part].stage
     defaults = added_defaults(get_stage(stage, part).schema())  # type: ignore[arg-type]  # a class can be hashed

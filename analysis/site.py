@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis import paper_questions
-from analysis.evidence import seeds, strength
+from analysis.evidence import UNLIKE, seeds, strength, unlike_machines
 from analysis.figures import overview, published
 from analysis.findings import answers, findings
 from analysis.page import SITE, to_html
@@ -68,7 +68,11 @@ def _answer(data: ReportData) -> str:
 
 
 def _mark(data: ReportData | None) -> str:
-    return f" *{STALE}.*" if data is not None and data.changes else ""
+    """Return what lessens an answer: settings of another study, or rows of several kinds of machine."""
+    if data is None:
+        return ""
+    marks = [*([STALE] if data.changes else []), *([UNLIKE] if unlike_machines(data) else [])]
+    return "".join(f" *{mark}.*" for mark in marks)
 
 
 def _points(reports: Sequence[ReportData]) -> dict[str, str]:

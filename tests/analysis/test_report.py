@@ -21,10 +21,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from analysis import __main__ as command
 from analysis import report as report_module
+from analysis.evidence import unlike_machines
 from analysis.figures import tradeoff
 from analysis.pictures.__main__ import source
 from analysis.report import CAPTION, SOURCE, of_one_type, write_report
-from analysis.report_data import load_report_data
+from analysis.report_data import ReportData, load_report_data
 from analysis.results import load_results
 from runtime import PROJECT, provenance
 from runtime.errors import UserError
@@ -154,15 +155,30 @@ def test_runs_of_two_commits_are_told_apart(fill: Callable[..., Graph], folder: 
     assert "51.0 " in rows[1]
 
 
-def test_two_precisions_are_said_above_the_findings(fill: Callable[..., Graph], folder: Path) -> None:
+def test_unlike_machines_are_named_above_the_findings(fill: Callable[..., Graph], folder: Path) -> None:
     fill(top1, top5)
     data = load_report_data("study.yaml")
-    chosen = data.frame["grid.seed"].map({0: "bfloat16"}).fillna("float32")
-    data.frame = data.frame.assign(**{"pretrain.train.precision": "auto", "pretrain.result.precision": chosen})
     page = report_module.texts_of(data, folder, ())["README.md"]
-    assert 0 < page.index("**Not all in one precision.**") < page.index("## Findings")
-    data.frame["pretrain.result.precision"] = "float32"
-    assert "one precision" not in report_module.texts_of(data, folder, ())["README.md"]
+    assert "kind of machine" not in page
+    alphas = data.frame["grid.loss.alpha"]
+    gpu = {"pretrain.provenance.gpu": alphas.map({1.0: "NVIDIA H100"})}
+    page = report_module.texts_of(ReportData(data.study, data.frame.assign(**gpu)), folder, ())["README.md"]
+    named = "the CPU: α = 0 / α = 0.5; NVIDIA H100: α = 1."
+    assert 0 < page.index(named) < page.index("## Findings")
+    # Seed by seed alike: no difference between rows holds the machines'.
+    by_seed = {"pretrain.provenance.gpu": data.frame["grid.seed"].map({0: "NVIDIA H100"})}
+    assert unlike_machines(ReportData(data.study, data.frame.assign(**by_seed))) == ""
+    chosen = data.frame.assign(
+        **{
+            "pretrain.train.precision": "auto",
+            "pretrain.result.precision": (alphas.eq(0.5) & data.frame["grid.seed"].eq(0)).map(
+                {True: "bfloat16", False: "float32"}
+            ),
+        }
+    )
+    assert unlike_machines(ReportData(data.study, chosen)) == (
+        "the CPU in float32: α = 0 / α = 0.5 (1 of 2 runs) / α = 1; the CPU in bfloat16: α = 0.5 (1 of 2 runs)"
+    )
 
 
 def test_pictures_are_shown_while_they_are_of_these_runs(fill: Callable[..., Graph], folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.changes import changes
 from analysis.results import load_results, results_of
-from analysis.settings import mixed_precisions, precisions, settings_table
+from analysis.settings import settings_table
 from runtime import PROJECT
 from runtime.yaml_files import read_yaml
 from sweeps.graph import build
@@ -106,16 +106,6 @@ def test_the_precision_is_that_which_was_computed_in(study: Study, table: pd.Dat
     found = settings_table(some, study)
     assert found is not None
     assert found.blocks[0][-1] == ["precision", "auto", "float32", "float32, bfloat16"]
-
-
-def test_two_precisions_that_auto_chose_are_counted(table: pd.DataFrame) -> None:
-    runs = table["pretrain.hash"].nunique()
-    mixed = _trained(table, {0: "bfloat16"} | dict.fromkeys(range(1, 5), "float32"))
-    assert precisions(mixed) == {"bfloat16": runs // 5, "float32": runs - runs // 5}
-    assert f"{runs // 5} in bfloat16 and {runs - runs // 5} in float32" in mixed_precisions(mixed)
-    assert mixed_precisions(_trained(table, {0: "bfloat16", 1: "bfloat16"})) == ""  # the others are not done
-    assert mixed_precisions(mixed.assign(**{"pretrain.train.precision": "float32"})) == ""  # asked for, so no surprise
-    assert mixed_precisions(table) == ""
 
 
 def test_a_table_without_configs_has_no_settings(study: Study) -> None:
