@@ -96,7 +96,7 @@ def draw(data: ReportData) -> Figure | None:
         _draw_panel(axes, costs.dropna(subset=[name]), name, positions, line)
         axes.set_ylabel(_LABELS[name])
         describe_varied_axis(axes, data, positions)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * costs[name].max())  # room for the markers of the highest
     if 1 < costs["group"].nunique() <= MANY_CURVES:
         panels[0][0].legend(loc="best", fontsize=6)
     return figure

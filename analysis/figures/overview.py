@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,14 +15,18 @@ from analysis.changes import comparable
 from analysis.figures.base import OVER_MEAN, PAGE, STYLE, add_links, describe_axis, save
 from analysis.report_data import ReportData
 from analysis.summary import Row
+from runtime.config import COLUMNS
 
 NAME = "overview"  # of the files, in the folder of the reports
-CAPTION = "Each point is a setting's mean over its seeds; studies of one panel measure the same with the same protocol."
+CAPTION = (
+    "Each point is a setting's mean over its seeds; studies of one panel have the same data, protocol and settings of "
+    "their evaluations. Studies may share trainings, so points that lie on one another may be the same runs."
+)
 ALT = "The two scores of every setting of every study"
 _MARKERS = "os^Dv<>PX*"
 _COLORS = 7  # of the style
-# Fields of an evaluation that do not change what its score measures.
-_NOT_MEASURED = ("eval.data.root", "eval.data.on_bad_image")
+# Columns of an evaluation that do not change what its score measures.
+_NOT_MEASURED = {f"eval.{name}" for name in ("data.root", "data.on_bad_image", "seed", *COLUMNS)}
 
 
 def write_overview(reports: Sequence[ReportData], folder: Path) -> None:
@@ -42,10 +47,11 @@ def draw(reports: Sequence[ReportData]) -> Figure:
 
 
 def measurement(data: ReportData) -> tuple[str, ...]:
-    """Return what the scores of the trade-off measure: their names, data and protocols."""
+    """Return what the scores of the trade-off measure: their names, and the settings of their evaluations."""
     report, frame = data.study.report, data.frame
     sources = [score.partition(".")[0] for score in (report.x, report.y)]
-    fields = [c for c in map(str, frame.columns) if c == "score.protocol" or c.startswith("eval.data.")]
+    settings = [c for c in map(str, frame.columns) if c.startswith("eval.") and not c.startswith("eval.provenance.")]
+    fields = ["score.protocol", *settings] if "score.protocol" in frame else settings
     rows = frame[frame["eval.name"].isin(sources)]
     values = {c: sorted({str(comparable(v)) for v in rows[c].dropna()}) for c in fields if c not in _NOT_MEASURED}
     return report.x, report.y, *(f"{c}={v}" for c, v in values.items() if v)
@@ -55,7 +61,9 @@ def _draw_panel(axes: Axes, studies: Sequence[ReportData], everything: Sequence[
     report = studies[0].study.report
     describe_axis(axes.xaxis, report.x)
     describe_axis(axes.yaxis, report.y)
-    for data in studies:
+    # The later, the smaller: what studies share is seen of each.
+    sizes = np.linspace(7.5, 3.5, len(studies)) if len(studies) > 1 else [4.5]
+    for data, size in zip(studies, sizes, strict=True):
         index = [other.study.name for other in everything].index(data.study.name)
         rows = [(row, point) for row in data.summary.settings if (point := _point(row, report.x, report.y))]
         if not rows:
@@ -64,6 +72,7 @@ def _draw_panel(axes: Axes, studies: Sequence[ReportData], everything: Sequence[
             "color": f"C{index % _COLORS}",
             "marker": _MARKERS[index % len(_MARKERS)],
             "linestyle": "",
+            "markersize": size,
         }
         axes.plot(*zip(*(point for _, point in rows), strict=True), label=data.study.name, alpha=0.8, **style)
         add_links(axes, [point for _, point in rows], [link(data, row) for row, _ in rows], OVER_MEAN)

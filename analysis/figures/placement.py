@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 Segment = tuple[tuple[float, float], tuple[float, float]]  # start and end of a line, in data units
-DISTANCES = (5.0, 8.0, 12.0, 17.0, 23.0)  # points (1/72 inch) from the point to the label's nearest edge
+DISTANCES = (5.0, 8.0, 12.0, 17.0, 23.0, 30.0)  # points (1/72 inch) from the point to the label's nearest edge
 DIRECTIONS = 16
 MARKER_RADIUS = 4.0  # points
+DOT_RADIUS = 1.5  # points, of a single seed
 
 
 def place_labels(
@@ -22,8 +23,11 @@ def place_labels(
     axes: Axes,
     labels: Sequence[tuple[float, float, str, str]],
     segments: Sequence[Segment],
+    others: Sequence[tuple[float, float]] = (),
 ) -> list[Bbox]:
-    """Write (x, y, text, colour) labels beside their points, clear of the segments; return their boxes in pixels.
+    """Write (x, y, text, colour) labels beside their points, clear of segments and `others`; return boxes in pixels.
+
+    `others` are points without a label, such as single seeds: small, and to cover one is less bad than a mean.
 
     Greedy, one label after the other: among a few directions and distances it takes the place that covers least, and
     the nearest of equal ones. The best places for all labels together would be a search over all combinations. A
@@ -39,6 +43,7 @@ def place_labels(
     legend = axes.get_legend()
     if legend is not None:
         markers.append(legend.get_window_extent())
+    dots = [Bbox.from_extents(*(p - DOT_RADIUS * pixels), *(p + DOT_RADIUS * pixels)) for p in map(to_pixels, others)]
     boxes: list[Bbox] = []
     for point, (_, _, text, color) in zip(points, labels, strict=True):
         width, height = _size(figure, axes, text)
@@ -47,7 +52,7 @@ def place_labels(
             for distance in DISTANCES
             for step in range(DIRECTIONS)
         ]
-        distance, box = min(candidates, key=lambda c: _cost(c[1], [*markers, *boxes], lines, frame) + c[0] / 100)
+        distance, box = min(candidates, key=lambda c: _cost(c[1], [*markers, *boxes], dots, lines, frame) + c[0] / 100)
         boxes.append(box)
         _write(axes, point, box, text, color, distance > DISTANCES[2])
     return boxes
@@ -71,9 +76,11 @@ def _beside(point: np.ndarray, width: float, height: float, angle: float, distan
     return Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)
 
 
-def _cost(box: Bbox, others: Sequence[Bbox], lines: Sequence[tuple[np.ndarray, np.ndarray]], frame: Bbox) -> float:
+def _cost(
+    box: Bbox, marks: Sequence[Bbox], dots: Sequence[Bbox], lines: Sequence[tuple[np.ndarray, np.ndarray]], frame: Bbox
+) -> float:
     """Return 0 for a free place; the weights say how bad it looks to cover a label or marker, the frame, or a line."""
-    cost = 10.0 * sum(box.overlaps(other) for other in others)
+    cost = 10.0 * sum(box.overlaps(mark) for mark in marks) + 4.0 * sum(box.overlaps(dot) for dot in dots)
     cost += 3.0 * sum(_crosses(box, *line) for line in lines)
     inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
     return cost + (0.0 if inside else 8.0)

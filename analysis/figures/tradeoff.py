@@ -5,7 +5,7 @@ Published points lie on the study's own axes where the study measures the same a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from textwrap import fill
@@ -155,6 +155,8 @@ def _draw_curve(axes: Axes, curve: Curve, colors: Sequence[Any], marker: str, su
         bars += _draw_bars(axes, point, color, summary)
         fill = "white" if summary.baseline(row) is row else color
         axes.plot(*point.mean, marker, color=color, markerfacecolor=fill, zorder=4)
+        if fill == "white":  # its ring once more, over a point that lies on it
+            axes.plot(*point.mean, marker, color=color, markerfacecolor="none", zorder=5)
     for start, end in pairwise(_joined(curve, summary)):
         _draw_step(axes, start, end, colors[0] if len(set(colors)) == 1 else GREY)
     axes.plot([], [], marker=marker, color=colors[0], label=curve.name)
@@ -176,13 +178,17 @@ def _joined(curve: Curve, summary: Summary) -> list[tuple[float, float]]:
 def _draw_seeds(axes: Axes, curve: Curve, colors: Sequence[Any], summary: Summary) -> None:
     """Draw the single seeds that have both scores as faint points."""
     for row, color in zip(curve.rows, colors, strict=True):
-        x, y = (row.scores[score].by_seed for score in (summary.study.report.x, summary.study.report.y))
-        both = {seed: (x[seed], y[seed]) for seed in x if seed in y}
-        if len(both) > 1:
+        if len(both := _seeds(row, summary)) > 1:
             many = len(both) * len(curve.rows) > MANY_POINTS
             style = {"color": color, "markersize": 4, "alpha": 0.4, "zorder": 1, "rasterized": many}
             axes.plot(*zip(*both.values(), strict=True), ".", **style)
             add_links(axes, both.values(), [row.link(seed) for seed in both], OVER_SEED)
+
+
+def _seeds(row: Row, summary: Summary) -> dict[Hashable, tuple[float, float]]:
+    """Return both scores of each seed that has both."""
+    x, y = (row.scores[score].by_seed for score in (summary.study.report.x, summary.study.report.y))
+    return {seed: (x[seed], y[seed]) for seed in x if seed in y}
 
 
 def _draw_bars(axes: Axes, point: Point, color: Any, summary: Summary) -> list[Segment]:
@@ -247,7 +253,8 @@ def _label_points(
         color = curve_style(index)[0] if len(curves) > 1 else "0.1"
         for point, row in zip(curve.points, curve.rows, strict=True):
             labels.append((*point.mean, short_labels(summary.study, [vary], [row.varied]), color))
-    place_labels(figure, axes, labels, segments)
+    seeds = [point for curve in curves for row in curve.rows for point in _seeds(row, summary).values()]
+    place_labels(figure, axes, labels, segments, seeds)
 
 
 def _published(data: ReportData) -> list[tuple[str, Point]]:
