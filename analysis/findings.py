@@ -28,7 +28,7 @@ def findings(summary: Summary) -> list[str]:
     lines: list[str] = []
     for group, rows in summary.groups():
         prefix = summary.group_name(group)
-        controls = summary.controls_of(group)
+        controls = [control for control in summary.controls_of(group) if control is not summary.baseline(rows[0])]
         trained = [row for row in rows if not _is_given(summary, row)]  # a control says nothing of another network
         sentences = [against_control(summary, trained, control, score) for control in controls for score in scores]
         sentences += [course(summary, rows, score) for score in scores]
@@ -97,7 +97,7 @@ def _unlearnt(summary: Summary, base: Row) -> str:
 
 
 def _setting(summary: Summary, row: Row) -> str:
-    return short_labels(summary.study, [summary.study.report.vary], [row.varied])
+    return row.control or short_labels(summary.study, [summary.study.report.vary], [row.varied])
 
 
 def _gap_text(summary: Summary, row: Row, base: Row, score: str) -> str:
@@ -239,7 +239,7 @@ def tradeoff(summary: Summary, rows: Sequence[Row]) -> str:
         gains = "is shown to gain" if any(0 in signs for signs in settings) else "gains"
         parts.insert(0, f"no setting {gains} {y_name} at the cost of {x_name}")
     caveat = _caveat(difference for pair in pairs for difference in pair)
-    return f"Against {report.vary} = {summary.label(report.baseline)}: {'; '.join(parts)}.{caveat}"
+    return f"Against {summary.baseline_label}: {'; '.join(parts)}.{caveat}"
 
 
 def _decided_sign(summary: Summary, row: Row, score: str, gap: Estimate) -> int:

@@ -36,6 +36,7 @@ SETTING_TEXTS = {
     "optimizer.base_lr": "{} (base)",  # times the batch over 256
     "momentum": "sgd, momentum {}",  # of a stage that has no other optimiser
 }
+AT_DEFAULT = ("precision",)  # fields added later that are shown also of runs that have, and do not record, the default
 FEW = 3  # values; more are those of the table of scores
 
 
@@ -53,7 +54,8 @@ def settings_table(frame: pd.DataFrame, study: Study) -> Table | None:
 
 def _stage_column(part: str, rows: pd.DataFrame, study: Study) -> Column[str]:
     stage = PRETRAIN if part == PRETRAIN else study.evals[part].stage
-    defaults = added_defaults(get_stage(stage, part).schema())  # type: ignore[arg-type]  # a class can be hashed
+    added = added_defaults(get_stage(stage, part).schema())  # type: ignore[arg-type]  # a class can be hashed
+    defaults = {name: added[name] for name in AT_DEFAULT if name in added}
     return Column(part, lambda title: _setting_text(rows, part, SETTINGS[title], defaults))
 
 
@@ -62,7 +64,7 @@ def _setting_text(rows: pd.DataFrame, part: str, names: Sequence[str], defaults:
     for name in names:
         column = f"{side}.{name}" if name != PROTOCOL else name if side == "eval" else ""
         known = rows[column] if column in rows else pd.Series(None, rows.index, dtype=object)
-        if name in defaults and f"{side}.stage" in rows:  # a run that has the default does not record it
+        if name in defaults and f"{side}.stage" in rows:
             known = known.astype(object).where(known.notna(), defaults[name])
         if values := [value_text(value) for value in dict.fromkeys(known.dropna())]:
             return SETTING_TEXTS.get(name, "{}").format("varied" if len(values) > FEW else ", ".join(values))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.labels import label, named_values, order_of, run_link, score_name, value_text
+from analysis.labels import label, named_values, order_of, run_link, score_name, short_labels, value_text
 from analysis.results import score_column
 from analysis.statistics import Estimate, decided_against, decided_together, difference, estimate
 from sweeps.keys import as_text
@@ -134,16 +134,29 @@ class Summary:
         return named_values(self.row_keys[1:], labels)
 
     def baseline(self, row: Row) -> Row | None:
-        """Return the row that this one is compared with; None where the study names none.
+        """Return the row that this one is compared with, a setting of its curve or a control; None where there is none.
 
         With several curves there are several baselines, and none of them is that of a control.
         """
-        groups = {other.group for other in self.settings}
+        wanted, groups = comparable(self.study.report.baseline), {other.group for other in self.settings}
+        if wanted is None:
+            return None
+        if row.control == wanted:
+            return row
         if row.control is not None and (len(groups) != 1 or row not in self.controls_of(*groups)):
             return None
-        wanted, group = comparable(self.study.report.baseline), row.group if row.control is None else groups.pop()
-        rows = [other for other in self.settings if other.group == group and other.varied == wanted]
-        return rows[0] if wanted is not None and rows else None
+        group = row.group if row.control is None else groups.pop()
+        settings = [other for other in self.settings if other.group == group and other.varied == wanted]
+        controls = [other for other in self.controls_of(group) if other.control == wanted]
+        return next(iter([*settings, *controls]), None)
+
+    @property
+    def baseline_label(self) -> str:
+        """What a report calls the baseline: "α = 1", or the name of a control."""
+        report = self.study.report
+        if report.baseline in self.study.grid.get(report.vary, []):
+            return short_labels(self.study, [report.vary], [report.baseline])
+        return str(report.baseline)
 
     def controls_of(self, group: tuple[Any, ...]) -> list[Row]:
         """Return the controls of a curve; a control that does not take a key from the grid belongs to every curve."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.labels import NONE, is_percent, label, number, score_label, short_labels, symbol, value_text
+from analysis.labels import NONE, is_percent, label, number, score_label, symbol, value_text
 from analysis.published import SOURCES
 from analysis.render import Column, Table
 from analysis.statistics import Estimate
@@ -85,7 +85,7 @@ def score_columns(summary: Summary, score: str) -> list[Column[Row]]:
     report = summary.study.report
     mean = _mean_column(summary, score)
     difference = Column[Row](
-        f"Δ to {short_labels(summary.study, [report.vary], [report.baseline])}",
+        f"Δ to {summary.baseline_label}",
         lambda row: difference_text(summary, row, score),
         lambda row: _difference_fields(summary, row, score),
     )
@@ -229,7 +229,7 @@ def notes(summary: Summary, against: str | None = None) -> list[str]:
     else:
         texts = ["n: number of seeds. One seed gives no interval: another seed may give other figures."]
     if report.baseline is not None:
-        row = against or f"the row {report.vary} = {summary.label(report.baseline)}"
+        row = against or f"the row {summary.baseline_label}"
         texts.append(f"Δ: difference to {row}, paired by seed.")
         if summary.most_seeds > 1:
             texts.append(

@@ -47,6 +47,8 @@ from sweeps.keys import as_text
 
 KEPT = "kept"  # in `at`: every checkpoint of pretrain.keep_every
 CHECKPOINT, METHOD = "checkpoint", "method"  # the keys in which the rows of a study of checkpoints differ
+# Scores that no trade-off can have as an axis: its sentences take more to be better.
+LOWER_IS_BETTER = ("loss", "seconds", "seconds_per_step", "peak_memory_gb", "correlation_pooled", "correlation_local")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NAME_DESCRIPTION = "up to 100 letters, digits, '.', '_' and '-' (it names the folder of the report)"
 _Values = Annotated[list[Any], Field(min_length=1)]
@@ -107,7 +109,7 @@ class ReportPart(Config):
     """The report's contents; a score is named <evaluation>.<score of its result.json>."""
 
     vary: str
-    baseline: Any = None  # the value of `vary` with which the other rows are compared
+    baseline: Any = None  # the value of `vary`, or the control, with which the other rows are compared
     x: str
     y: str
     scores: list[str] = []  # columns of the table; empty: see Study.scores
@@ -166,8 +168,9 @@ class Study(Config):
         _require_known("report.vary", report.vary, list(self.grid))
         require(not is_seed(report.vary), "report.vary", report.vary, "a key that is not a seed: seeds are repetitions")
         values = self.grid[report.vary]
-        fits = report.baseline is None or report.baseline in values
-        require(fits, "report.baseline", report.baseline, f"one of the values of {report.vary}: {values}")
+        fits = report.baseline is None or report.baseline in [*values, *self.controls]
+        controls = f", or a control: {', '.join(self.controls)}" if self.controls else ""
+        require(fits, "report.baseline", report.baseline, f"one of the values of {report.vary}: {values}{controls}")
         for key, labels in report.labels.items():
             _require_known("report.labels", key, list(self.grid))
             count = len(self.grid[key])
@@ -179,6 +182,9 @@ class Study(Config):
             source, dot, _ = score.partition(".")
             require(bool(dot), key, score, "<evaluation>.<score>, for example linear.top1")
             _require_known(key, source, [*self.evals, PRETRAIN])
+        for key, score in named[:2]:
+            rises = score.rpartition(".")[2] not in LOWER_IS_BETTER
+            require(rises, key, score, "a score of which more is better, as the sentences of a report take it")
 
     @property
     def grid(self) -> dict[str, list[Any]]:

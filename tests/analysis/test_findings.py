@@ -12,6 +12,7 @@ from scipy import stats
 
 from analysis.findings import ONE_SEED, answers, collapse_verdict, course, findings, tradeoff
 from analysis.summary import Scores, Summary
+from analysis.tables import results_table
 
 SummaryOf = Callable[..., Summary]
 ALPHAS = [0.0, 0.5, 1.0]
@@ -245,6 +246,30 @@ def test_the_answer_names_the_highest_gain_and_what_is_undecided(summary_of: Sum
     assert "+6.0 ± 0.0 points (3 seeds); its lead over 0.5 is undecided; linear top-1 there" in equal
     one = answer_of(summary_of, [50, 61, 60], [31, 36, 30], seeds=1)
     assert one.endswith("+3.0 points. One seed cannot support it.")
+
+
+def test_a_control_may_be_the_baseline(summary_of: SummaryOf) -> None:
+    rows = [
+        (None, {"loss.alpha": a, "seed": s}, 60 + a + NOISE[s], 40 - a + NOISE[s]) for a in ALPHAS for s in range(3)
+    ]
+    control = "no pretraining"  # a trained one would be as good
+    rows += [(control, {"loss.alpha": None, "seed": s}, 50.0 + NOISE[s], 30.0 + NOISE[s]) for s in range(3)]
+    summary = summary_of({"loss.alpha": ALPHAS, "seed": [0, 1, 2]}, rows, baseline=control)
+    (answer,) = answers(summary)
+    assert answer.startswith(
+        "Of 3 values, α = 0 gains the most segmentation mIoU over no pretraining: +10.0 ± 0.0 points (3 seeds); linear"
+    )
+    *_, trade = findings(summary)
+    assert trade.startswith("Against no pretraining: no setting gains segmentation mIoU at the cost of linear top-1")
+    assert not any("differs from the control" in line or "beats" in line for line in findings(summary))
+    table = results_table(summary)
+    assert table.header[3] == "Δ to no pretraining"
+    assert [line[3] for block in table.blocks for line in block] == [
+        "+10.0 ± 0.0†",
+        "+10.5 ± 0.0†",
+        "+11.0 ± 0.0†",
+        "baseline",
+    ]
 
 
 def test_a_lead_is_open_where_the_course_is(summary_of: SummaryOf) -> None:

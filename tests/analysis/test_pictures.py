@@ -180,7 +180,7 @@ def test_a_panel_is_one_curve_at_its_first_seed() -> None:
     study = make_study({"loss.alpha": [0.5, 1.0], "loss.local": ["both", "location"], "seed": [3, 4]})
     controls = {"no pretraining": {"train.duration": "0 steps", "optimizer.warmup": "0 steps"}}
     pretrain = study.pretrain.replace(config="pretrain/configs/quickstart.yaml", controls=controls)
-    report = study.report.replace(x="pretrain.loss", y="pretrain.rank_pooled")
+    report = study.report.replace(x="pretrain.probe_top1", y="pretrain.rank_pooled")
     both, location = study_panels(build(study.replace(pretrain=pretrain, evals={}, report=report)))
     assert (both.name, location.name) == ("local = both", "local = location")
     assert [(p.control, p.varied["loss.alpha"], p.varied["seed"]) for p in both.points] == [
