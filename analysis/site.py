@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def texts_of(reports: Sequence[ReportData], left: Mapping[str, str], folder: Pat
 
 def studies_table(reports: Sequence[ReportData], folder: Path) -> Table:
     """Return a row for each study: what it asks, what it found, and how much that rests on."""
+    runs = Counter(run for data in reports for run in _trainings(data))
     columns = [
         Column[ReportData]("study", lambda data: f"[{data.study.name}]({data.study.name}/README.md)"),
         Column[ReportData]("trade-off", lambda data: _thumbnail(data.study.name, folder)),
@@ -52,9 +54,19 @@ def studies_table(reports: Sequence[ReportData], folder: Path) -> Table:
         Column[ReportData]("answer", _answer),
         Column[ReportData]("n", seeds),
         Column[ReportData]("evidence", strength),
-        Column[ReportData]("runs", lambda data: str(data.frame["pretrain.run"].nunique())),
+        Column[ReportData]("trainings", lambda data: _count_text(_trainings(data), runs)),
     ]
     return Table.of(columns, reports)
+
+
+def _trainings(data: ReportData) -> set[str]:
+    return set(data.frame["pretrain.run"].dropna())
+
+
+def _count_text(own: set[str], runs: Counter[str]) -> str:
+    """Return how many trainings a study has, and how many of them are another's too."""
+    shared = sum(runs[run] > 1 for run in own)
+    return f"{len(own)}, {shared} of them shared" if shared else str(len(own))
 
 
 def _thumbnail(name: str, folder: Path) -> str:

@@ -287,7 +287,7 @@ def caption(data: ReportData) -> str:
     joined = report.vary if summary.order else report.join
     text = f"Each point is one {report.vary}{f', joined by {joined}; arrows: where it rises' if joined else ''}"
     if report.baseline is not None:
-        text += f"; the {'cross' if report.baseline in data.study.controls else 'hollow one'} is the baseline"
+        text += f"; the {'cross' if report.baseline in list(data.study.controls) else 'hollow one'} is the baseline"
     if any(len(row.scores[report.x].by_seed) > 1 for row in summary.rows):
         text += (
             "; faint points are single seeds, bars 95 % intervals of the mean over seeds (within 0 to 100 %), an arrow "

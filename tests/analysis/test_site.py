@@ -212,6 +212,14 @@ def test_studies_that_measure_something_else_have_their_own_panel() -> None:
     assert [len(axes.get_legend().get_texts()) for axes in figure.axes] == [2, 1]
 
 
+def test_shared_trainings_are_counted(tmp_path: Path) -> None:
+    first = report_of("loss.alpha", {1.0: around(70, 30), 0.5: around(60, 40)}, "first")
+    second = report_of("loss.alpha", {1.0: around(70, 30), 0.25: around(60, 40)}, "second")
+    third = report_of("loss.alpha", {0.75: around(70, 30)}, "third")
+    (lines,) = studies_table([first, second, third], tmp_path).blocks
+    assert [line[-1] for line in lines] == ["6, 3 of them shared", "6, 3 of them shared", "3"]
+
+
 def test_a_study_without_pictures_or_scores_is_listed(tmp_path: Path) -> None:
     data = report_of("loss.alpha", {1.0: [(float("nan"), float("nan"))], 0.5: [(float("nan"), float("nan"))]})
     ((line,),) = studies_table([data], tmp_path).blocks
