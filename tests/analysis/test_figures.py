@@ -82,6 +82,17 @@ def test_a_control_far_away_is_told_and_a_near_one_drawn(report_data_of: ReportD
     assert "no pretraining" in texts(some_report_data(report_data_of, control=(59.0, 20.0)))
 
 
+def test_a_control_that_is_the_baseline_is_drawn_however_far(report_data_of: ReportDataOf) -> None:
+    data = some_report_data(report_data_of)
+    far = ReportData(data.study.replace(report=data.study.report.replace(baseline="no pretraining")), data.frame)
+    assert "no pretraining" in texts(far)
+    assert "the cross is the baseline" in tradeoff.caption(far)
+    assert "the hollow one is the baseline" in tradeoff.caption(data)
+    matches: list[object] = [[4, 4], [20, 4]]  # lists, which nothing can look up by hash
+    rows = [(None, {"loss.alpha": str(value), "seed": 0}, 60.0, 30.0) for value in matches]
+    assert "the hollow one" in tradeoff.caption(report_data_of({"loss.alpha": matches, "seed": [0]}, rows, [20, 4]))
+
+
 def test_a_study_without_scores_still_has_a_figure(report_data_of: ReportDataOf, tmp_path: Path) -> None:
     nan = float("nan")
     rows = [(None, {"loss.alpha": a, "seed": 0}, nan, 1.0) for a in ALPHAS]
