@@ -43,7 +43,7 @@ def row_label(summary: Summary, row: Row) -> str:
 def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
     """Say whether rows differ as expected, in the score of the first pair, and by how much in every score.
 
-    All the differences are decided together (Holm's procedure). Another score that loses is named beside the answer.
+    All the differences are decided together (Holm's procedure). Another score that loses is named beside it.
     """
     summary = data.summary
     differences = {i: summary.difference(a, b, score) for i, (score, a, b) in enumerate(expected)}
@@ -60,7 +60,7 @@ def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
         word = f"Undecided ({_why_undecided(summary, expected[0][0], len(expected))})"
     lost = dict.fromkeys(score_name(s) for i, (s, _, _) in enumerate(expected) if i in decided and means[i] < 0)
     lost.pop(score_name(expected[0][0]), None)
-    word += f", but {' and '.join(lost)} loses" if held and lost else ""
+    word += f", but {' and '.join(lost)} loses" if lost and (held or not against) else ""
     texts: dict[str, list[str]] = {}
     for i, (score, a, b) in enumerate(expected):
         doubt = "" if i in decided or not decided else " (undecided)"
@@ -84,7 +84,7 @@ def seeds(data: ReportData) -> str:
 def strength(data: ReportData) -> str:
     """Return how much the answer rests on: seeds, length and precision of training, and whether scores still moved."""
     count, lengths = data.summary.most_seeds, _lengths(data.frame)
-    precisions = data.frame.get("pretrain.result.precision", pd.Series(dtype=str)).dropna()
+    precisions = trained(data.frame).get("pretrain.result.precision", pd.Series(dtype=str)).dropna()
     length, precision = " to ".join(lengths), " and ".join(dict.fromkeys(precisions))
     known = ", ".join(filter(None, [f"{count} seed{'s' * (count != 1)}", length, precision]))
     return f"{known}; {plateau(data)}"
@@ -99,35 +99,42 @@ def _lengths(frame: pd.DataFrame) -> list[str]:
 def unlike_machines(data: ReportData) -> str:
     """Say which pretrainings computed on what, where those of one seed differ in that; else empty.
 
-    On a GPU, by its name, or on the CPU; and in which precision, where `auto` chose it. Rows are compared seed by seed,
-    so such a difference is in what the report says of them.
+    On a GPU, by its name, or on the CPU; and in which precision, where `auto` chose it. The rows of a curve are
+    compared seed by seed, so a difference of machines would count as one of settings.
     """
-    computed = _computed_on(data.frame)
-    rows = [
-        (row, {seed: computed[run] for seed, run in row.runs.items() if run in computed}) for row in data.summary.rows
-    ]
-    by_seed: dict[Hashable, set[str]] = {}
-    for _, places in rows:
-        for seed, place in places.items():
-            by_seed.setdefault(seed, set()).add(place)
-    if all(len(places) == 1 for places in by_seed.values()):
-        return ""
-    named: dict[str, list[str]] = {}
-    for row, places in rows:
-        for place, count in Counter(places.values()).items():
-            some = "" if count == len(places) else f" ({count} of {len(places)} runs)"
-            named.setdefault(place, []).append(row_label(data.summary, row) + some)
+    summary, computed = data.summary, _computed_on(data.frame)
+    named: dict[str, dict[str, None]] = {}
+    for group, settings in summary.groups():
+        rows = [*settings, *summary.controls_of(group)]
+        places = [{seed: computed[run] for seed, run in row.runs.items() if run in computed} for row in rows]
+        if not _differ(places):
+            continue
+        for row, by_seed in zip(rows, places, strict=True):
+            for place, count in Counter(by_seed.values()).items():
+                some = "" if count == len(by_seed) else f" ({count} of {len(by_seed)} runs)"
+                named.setdefault(place, {})[row_label(summary, row) + some] = None
     return "; ".join(f"{place}: {' / '.join(labels)}" for place, labels in named.items())
+
+
+def _differ(rows: Sequence[Mapping[Hashable, str]]) -> bool:
+    """Return whether two rows have different values for one seed."""
+    first: dict[Hashable, str] = {}
+    return any(first.setdefault(seed, value) != value for row in rows for seed, value in row.items())
+
+
+def trained(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row of each pretraining that is done: not of imported weights, nor of a control without a step."""
+    if not {"pretrain.stage", "pretrain.train.duration"} <= set(frame.columns):
+        return frame[:0]
+    done = frame[(frame["pretrain.state"] == "done") & (frame["pretrain.stage"] == PRETRAIN)]
+    has_steps = ~done["pretrain.train.duration"].astype(str).str.startswith("0 ")
+    return done[has_steps].drop_duplicates("pretrain.hash")
 
 
 def _computed_on(frame: pd.DataFrame) -> dict[str, str]:
     """Return on what each pretraining that is done computed, by its hash."""
-    if not {"pretrain.stage", "pretrain.state", "pretrain.train.duration"} <= set(frame.columns):
-        return {}
-    done = frame[(frame["pretrain.state"] == "done") & (frame["pretrain.stage"] == PRETRAIN)]
-    trained = done[~done["pretrain.train.duration"].astype(str).str.startswith("0 ")].drop_duplicates("pretrain.hash")
     places = {}
-    for run in trained.to_dict("records"):
+    for run in trained(frame).to_dict("records"):
         gpu, precision = run.get("pretrain.provenance.gpu"), run.get("pretrain.result.precision")
         place = str(gpu) if isinstance(gpu, str) and gpu else "the CPU"
         is_chosen = run.get("pretrain.train.precision") == "auto" and isinstance(precision, str)

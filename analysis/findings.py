@@ -28,7 +28,8 @@ def findings(summary: Summary) -> list[str]:
     lines: list[str] = []
     for group, rows in summary.groups():
         prefix = summary.group_name(group)
-        controls = [control for control in summary.controls_of(group) if control is not summary.baseline(rows[0])]
+        base = summary.baseline(rows[0])  # what is said of the others against it says it of a trained control too
+        controls = [c for c in summary.controls_of(group) if c is not base or _is_untrained(summary, c)]
         trained = [row for row in rows if not _is_given(summary, row)]  # a control says nothing of another network
         sentences = [against_control(summary, trained, control, score) for control in controls for score in scores]
         sentences += [course(summary, rows, score) for score in scores]
@@ -87,11 +88,12 @@ def _gain(summary: Summary, rows: Sequence[Row]) -> str:
 def _unlearnt(summary: Summary, base: Row) -> str:
     """Say which scores of the baseline do not beat those of untrained weights: a gain over it says little then."""
     report = summary.study.report
+    controls = [c for c in summary.controls_of(base.group) if c is not base and _is_untrained(summary, c)]
     texts = [
         f"{score_name(score)} of {_setting(summary, base)} does not beat {control.control!r}"
-        for control in summary.controls_of(base.group)
+        for control in controls
         for score in dict.fromkeys([report.x, report.y])
-        if _is_untrained(summary, control) and (gap := summary.difference(base, control, score)) and gap.mean <= 0
+        if (gap := summary.difference(base, control, score)) is not None and gap.mean <= 0
     ]
     return f" But {' and '.join(texts)}." if texts else ""
 
@@ -178,7 +180,7 @@ def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: 
 
 
 def _is_untrained(summary: Summary, control: Row) -> bool:
-    changes = summary.study.controls[str(control.control)]
+    changes = summary.study.controls.get(str(control.control), {})  # a table may have one that its study renamed
     return str(changes.get("train.duration", "")).startswith("0 ")
 
 

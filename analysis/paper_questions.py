@@ -145,7 +145,7 @@ def _trivial_solution(data: ReportData) -> str:
     return (
         f"**{word}.** Without them the loss ends at {without.max():.1g} or less{meaning}. With them it ends at "
         f"{with_terms.max():.2g} or less, where features that coincide cost {collapsed:.2g}. "
-        f"The backbone, with them less without: {', '.join(_gains(data, *rows))}."
+        f"Scores and features of the backbone, with them less without: {', '.join(_gains(data, *rows))}."
     )
 
 

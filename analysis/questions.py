@@ -87,7 +87,7 @@ def _support(summary: Summary, ranked: Sequence[Row], score: str) -> str:
     first, *_ = ranked
     unsure = summary.open_leads(first, ranked, score)
     if not unsure:
-        return "the lead of the first one over every other is shown, among all differences of these"
+        return "the first one leads every other one, also after correction for all these comparisons"
     return f"the seeds do not tell the first from: {'; '.join(row_name(summary, row) for row in unsure)}"
 
 

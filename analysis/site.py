@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis import paper_questions
-from analysis.evidence import UNLIKE, seeds, strength, unlike_machines
+from analysis.evidence import UNLIKE, seeds, strength, trained, unlike_machines
 from analysis.figures import overview, published
 from analysis.findings import answers, findings
 from analysis.page import SITE, to_html
@@ -60,7 +60,7 @@ def studies_table(reports: Sequence[ReportData], folder: Path) -> Table:
 
 
 def _trainings(data: ReportData) -> set[str]:
-    return set(data.frame["pretrain.run"].dropna())
+    return set(trained(data.frame)["pretrain.run"])
 
 
 def _count_text(own: set[str], runs: Counter[str]) -> str:
@@ -80,7 +80,7 @@ def _answer(data: ReportData) -> str:
 
 
 def _mark(data: ReportData | None) -> str:
-    """Return what lessens an answer: settings of another study, or rows of several kinds of machine."""
+    """Return what weakens an answer: settings of another study, or rows of several kinds of machine."""
     if data is None:
         return ""
     marks = [*([STALE] if data.changes else []), *([UNLIKE] if unlike_machines(data) else [])]

@@ -165,9 +165,9 @@ _OPENERS: dict[str, Callable[[DataConfig], Dataset]] = {
 def register(name: str, opener: Callable[[DataConfig], Dataset]) -> None:
     """Add a dataset of your own, which `imports` of a config loads.
 
-    UserError where the name is another's, or could not name a folder and a variable (VICREGL_<NAME>).
+    UserError where the name is another's, or could not be a part of a run's name.
     """
-    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
         raise UserError(f"dataset {name!r}: expected a name of letters, digits, _ and -, as it names runs")
     if name in _OPENERS and _OPENERS[name] is not opener:
         raise UserError(f"dataset {name!r} is registered already; choose another name")

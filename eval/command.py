@@ -98,7 +98,7 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
 
 
 def plain_scores(scores: Any) -> dict[str, Any]:
-    """Return scores as JSON can hold them: a number for a tensor or a NumPy scalar of one value.
+    """Return scores as JSON can hold them: a number for a tensor or a NumPy value without dimensions.
 
     UserError, with the name of the score, for anything else that JSON does not have.
     """
@@ -110,7 +110,10 @@ def plain_scores(scores: Any) -> dict[str, Any]:
             json.dumps(value, sort_keys=True)
         except (TypeError, ValueError) as error:
             kind = type(value).__name__
-            raise UserError(f"score {name!r}, a {kind}: expected numbers, text, lists or mappings ({error})") from error
+            raise UserError(
+                f"score {name!r}, a {kind}: expected a number, text, or lists and mappings of these ({error}); "
+                "call .item() or .tolist()"
+            ) from error
     return plain
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -230,7 +230,7 @@ class Evaluation(NamedTuple):
 
 EVALUATIONS: dict[str, Evaluation] = {}  # of imported packages, by their stage
 _NEEDED = ("label", "format_version", "data", "seed", "normalisation", "machine")
-# Keys of cluster files, which stages are too; and a method that a key would hide.
+# Keys of cluster files, which stages are too; `check` would hide a method of their config.
 _RESERVED = ("pretrain", "all", "evals", "imports", "max_array_size", "check")
 
 
@@ -246,10 +246,14 @@ def check_class(schema: type[Any]) -> None:
         if key in COLUMNS:
             raise UserError(f"{name}.{key}: a table of results has this column of every run; choose another name")
     for key, kind in types_of(schema).items():
-        if (get_origin(kind) or kind) in (set, frozenset):
+        if _has_set(kind):
             raise UserError(f"{name}.{key}: a set has no order, so each process would name its run anew; take a list")
     if isinstance(label := getattr(schema, "label", None), str) and not re.fullmatch(r"[\w.+-]+", label):
         raise UserError(f"{name}.label = {label!r}: expected letters, digits and .+-_, as it names runs")
+
+
+def _has_set(kind: Any) -> bool:
+    return (get_origin(kind) or kind) in (set, frozenset) or any(map(_has_set, get_args(kind)))
 
 
 def register_evaluation(

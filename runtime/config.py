@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from runtime import files
-from runtime.config_keys import Layer, explain, merge
+from runtime.config_keys import Layer, explain, flatten, merge
 from runtime.errors import UserError
 from runtime.imports import Imports
 from runtime.loggers import LoggerName
@@ -221,8 +221,6 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
     try:
         # As JSON, a list may fill a tuple and a mapping a section; otherwise no type is converted into another.
         config = schema.model_validate_json(json.dumps(values, ensure_ascii=False).encode())
-        json.dumps(values, allow_nan=False)  # in a mapping of any content: recorded as null, .inf would be another run
-        return config
     except ValidationError as error:
         raise UserError(explain(error.errors()[0], layers, schema)) from error
     except UnicodeEncodeError as error:
@@ -232,6 +230,18 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
         ) from error
     except (TypeError, ValueError, RecursionError) as error:  # a date, a number that JSON does not have
         raise UserError(f"{layers[-1][0]}: expected text, numbers, lists and mappings: {error}") from error
+    _require_finite(layers)
+    return config
+
+
+def _require_finite(layers: Sequence[Layer]) -> None:
+    """Raise UserError for .inf and .nan in a mapping of any content: recorded as null, they would all name one run."""
+    for origin, layer in layers:
+        for key, value in flatten(layer).items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError as error:
+                raise UserError(f"{origin}: {key} = {value!r} is not possible; allowed: finite numbers") from error
 
 
 def as_yaml(config: BaseModel) -> str:

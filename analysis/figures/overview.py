@@ -61,7 +61,7 @@ def _draw_panel(axes: Axes, studies: Sequence[ReportData], everything: Sequence[
     report = studies[0].study.report
     describe_axis(axes.xaxis, report.x)
     describe_axis(axes.yaxis, report.y)
-    # The later, the smaller: what studies share is seen of each.
+    # Later studies have smaller markers, so that points on one another stay visible.
     sizes = np.linspace(7.5, 3.5, len(studies)) if len(studies) > 1 else [4.5]
     for data, size in zip(studies, sizes, strict=True):
         index = [other.study.name for other in everything].index(data.study.name)

@@ -126,7 +126,8 @@ def _controls(summary: Summary, curves: Sequence[Curve]) -> tuple[list[tuple[str
             continue
         lists = zip(*(mean for curve in curves for mean in curve.means), strict=True)
         is_near = all(_is_near(value, min(means), max(means)) for value, means in zip(point.mean, lists, strict=True))
-        if is_near or row is summary.baseline(curves[0].rows[0]):  # the figure is about the baseline, however far
+        # The figure is about the baseline, however far.
+        if is_near or any(row is summary.baseline(curve.rows[0]) for curve in curves):
             near.append((str(row.control), point))
         else:
             x, y = (number(e.mean, is_percent(s)) for e, s in zip(point, (report.x, report.y), strict=True))
@@ -287,7 +288,8 @@ def caption(data: ReportData) -> str:
     joined = report.vary if summary.order else report.join
     text = f"Each point is one {report.vary}{f', joined by {joined}; arrows: where it rises' if joined else ''}"
     if report.baseline is not None:
-        text += f"; the {'cross' if report.baseline in list(data.study.controls) else 'hollow one'} is the baseline"
+        is_control = report.baseline in list(data.study.controls)
+        text += f"; the {f'cross named {report.baseline}' if is_control else 'hollow one'} is the baseline"
     if any(len(row.scores[report.x].by_seed) > 1 for row in summary.rows):
         text += (
             "; faint points are single seeds, bars 95 % intervals of the mean over seeds (within 0 to 100 %), an arrow "

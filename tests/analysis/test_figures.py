@@ -86,7 +86,7 @@ def test_a_control_that_is_the_baseline_is_drawn_however_far(report_data_of: Rep
     data = some_report_data(report_data_of)
     far = ReportData(data.study.replace(report=data.study.report.replace(baseline="no pretraining")), data.frame)
     assert "no pretraining" in texts(far)
-    assert "the cross is the baseline" in tradeoff.caption(far)
+    assert "the cross named no pretraining is the baseline" in tradeoff.caption(far)
     assert "the hollow one is the baseline" in tradeoff.caption(data)
     matches: list[object] = [[4, 4], [20, 4]]  # lists, which nothing can look up by hash
     rows = [(None, {"loss.alpha": str(value), "seed": 0}, 60.0, 30.0) for value in matches]

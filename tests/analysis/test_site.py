@@ -159,7 +159,9 @@ def test_a_trivial_solution_is_a_loss_of_zero(loss: float, with_terms: float, se
     answer = answer_to("trivial solution", ReportData(data.study, data.frame))
     assert answer.startswith(f"**{verdict}")
     assert f"With them it ends at {with_terms:.2g} or less, where features that coincide cost 25." in answer
-    assert f"The backbone, with them less without: linear top-1 +0.0{' ± 0.0' if seeds > 1 else ''}" in answer
+    assert (
+        f"features of the backbone, with them less without: linear top-1 +0.0{' ± 0.0' if seeds > 1 else ''}" in answer
+    )
 
 
 def test_cost_is_compared_within_rounds() -> None:
@@ -191,6 +193,7 @@ def test_a_plateau_is_measured_by_kept_checkpoints() -> None:
     at_plateau = "3 seeds, 100 steps; at a plateau (last quarter, at most: linear top-1 +0.5)"
     assert strength(with_checkpoint({1.0: 0.5, 0.5: 0.2})) == at_plateau
     computed = with_checkpoint({1.0: 0.5, 0.5: 0.2})
+    computed.frame["pretrain.stage"] = "pretrain"
     computed.frame["pretrain.result.precision"] = computed.frame["grid.loss.alpha"].map(
         {1.0: "float32", 0.5: "bfloat16"}
     )
@@ -213,9 +216,13 @@ def test_studies_that_measure_something_else_have_their_own_panel() -> None:
 
 
 def test_shared_trainings_are_counted(tmp_path: Path) -> None:
-    first = report_of("loss.alpha", {1.0: around(70, 30), 0.5: around(60, 40)}, "first")
-    second = report_of("loss.alpha", {1.0: around(70, 30), 0.25: around(60, 40)}, "second")
-    third = report_of("loss.alpha", {0.75: around(70, 30)}, "third")
+    stage, length = {"pretrain.stage": "pretrain"}, "pretrain.train.duration"
+    first = report_of("loss.alpha", {1.0: around(70, 30), 0.5: around(60, 40)}, "first", **stage, **{length: "9 steps"})
+    second = report_of(
+        "loss.alpha", {1.0: around(70, 30), 0.2: around(60, 40)}, "second", **stage, **{length: "9 steps"}
+    )
+    steps = {0.75: "9 steps", 0.0: "0 steps"}  # nobody trains for no step
+    third = report_of("loss.alpha", {0.75: around(70, 30), 0.0: around(9, 9)}, "third", **stage, **{length: steps})
     (lines,) = studies_table([first, second, third], tmp_path).blocks
     assert [line[-1] for line in lines] == ["6, 3 of them shared", "6, 3 of them shared", "3"]
 

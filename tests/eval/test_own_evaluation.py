@@ -100,11 +100,13 @@ def test_its_protocol_is_none_of_the_checkout_s(scores, expected) -> None:
     [
         ({"state": "fresh"}, "Own.state: a table of results has this column of every run; choose another name"),
         ({"names": {"a", "b"}}, "Own.names: a set has no order, .*take a list"),
+        ({"names": None}, "Own.names: a set has no order, .*take a list"),
         ({"answers": ...}, "Own.answers: expected a default"),
     ],
 )
 def test_a_config_that_would_hide_its_runs_is_refused(fields, expected) -> None:
-    typed = {key: (set[str] if isinstance(value, set) else str, value) for key, value in fields.items()}
+    kinds = {"state": str, "names": set[str] | None, "answers": str}
+    typed = {key: (kinds[key], value) for key, value in fields.items()}
     own = create_model("Own", __base__=KnnConfig, **typed)
     own.stage = "spread"
     with pytest.raises(UserError, match=expected):
@@ -120,7 +122,7 @@ def test_its_scores_may_be_scalars_of_torch_and_numpy() -> None:
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
-        ({"each": torch.ones(2)}, "score 'each', a Tensor: expected numbers, text, lists or mappings"),
+        ({"each": torch.ones(2)}, "score 'each', a Tensor: expected a number, text, or lists and mappings of these"),
         ({"each": {1: 2.0, "mean": 1.0}}, "score 'each', a dict: expected"),
         (None, "scores = None: expected a mapping"),
     ],

@@ -117,8 +117,8 @@ def test_a_number_that_no_record_can_hold_is_refused_in_a_mapping_of_any_content
     class Open(Config):
         args: dict[str, Any] = {}
 
-    with pytest.raises(UserError, match=r"command line: expected text, numbers, lists and mappings: .*JSON"):
-        configs.load(Open, None, [f"args={{margin: {value}}}"])
+    with pytest.raises(UserError, match=r"command line: args.margin = .* is not possible; allowed: finite numbers"):
+        configs.load(Open, None, [f"args={{margin: {value}}}", "args.other=1"])
 
 
 @pytest.mark.parametrize("device", ["meta", "mps", "xpu", "vulkan", "cuda:x", "cuda:99999", "CPU", "cpu:1", ""])
