@@ -42,7 +42,7 @@ def draw(reports: Sequence[ReportData]) -> Figure:
     count = max(len(panels), 1)
     figure, grid = plt.subplots(count, 1, figsize=(PAGE, 0.3 + 2.7 * count), squeeze=False)
     for axes, studies in zip(grid[:, 0], panels.values(), strict=False):
-        _draw_panel(axes, studies, list(reports))
+        _draw_panel(axes, studies)
     return figure
 
 
@@ -57,14 +57,13 @@ def measurement(data: ReportData) -> tuple[str, ...]:
     return report.x, report.y, *(f"{c}={v}" for c, v in values.items() if v)
 
 
-def _draw_panel(axes: Axes, studies: Sequence[ReportData], everything: Sequence[ReportData]) -> None:
+def _draw_panel(axes: Axes, studies: Sequence[ReportData]) -> None:
     report = studies[0].study.report
     describe_axis(axes.xaxis, report.x)
     describe_axis(axes.yaxis, report.y)
     # Later studies have smaller markers, so that points on one another stay visible.
-    sizes = np.linspace(7.5, 3.5, len(studies)) if len(studies) > 1 else [4.5]
-    for data, size in zip(studies, sizes, strict=True):
-        index = [other.study.name for other in everything].index(data.study.name)
+    sizes = np.linspace(8.0, 4.5, len(studies)) if len(studies) > 1 else [4.5]
+    for index, (data, size) in enumerate(zip(studies, sizes, strict=True)):
         rows = [(row, point) for row in data.summary.settings if (point := _point(row, report.x, report.y))]
         if not rows:
             continue
@@ -73,6 +72,8 @@ def _draw_panel(axes: Axes, studies: Sequence[ReportData], everything: Sequence[
             "marker": _MARKERS[index % len(_MARKERS)],
             "linestyle": "",
             "markersize": size,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.4,
         }
         axes.plot(*zip(*(point for _, point in rows), strict=True), label=data.study.name, alpha=0.8, **style)
         add_links(axes, [point for _, point in rows], [link(data, row) for row, _ in rows], OVER_MEAN)
