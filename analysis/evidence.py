@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import pandas as pd
 
+from analysis.findings import has_no_step
 from analysis.labels import NONE, is_percent, label, score_name, short_labels
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate, decided_together
@@ -127,7 +128,7 @@ def trained(frame: pd.DataFrame) -> pd.DataFrame:
     if not {"pretrain.stage", "pretrain.train.duration"} <= set(frame.columns):
         return frame[:0]
     done = frame[(frame["pretrain.state"] == "done") & (frame["pretrain.stage"] == PRETRAIN)]
-    has_steps = ~done["pretrain.train.duration"].astype(str).str.startswith("0 ")
+    has_steps = [not has_no_step(duration) for duration in done["pretrain.train.duration"]]
     return done[has_steps].drop_duplicates("pretrain.hash")
 
 

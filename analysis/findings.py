@@ -181,7 +181,12 @@ def against_control(summary: Summary, rows: Sequence[Row], control: Row, score: 
 
 def _is_untrained(summary: Summary, control: Row) -> bool:
     changes = summary.study.controls.get(str(control.control), {})  # a table may have one that its study renamed
-    return str(changes.get("train.duration", "")).startswith("0 ")
+    return has_no_step(changes.get("train.duration"))
+
+
+def has_no_step(duration: object) -> bool:
+    """Return whether a train.duration is "0 steps" or "0 epochs": that pretraining keeps its random weights."""
+    return str(duration).startswith("0 ")
 
 
 def course(summary: Summary, rows: Sequence[Row], score: str) -> str:

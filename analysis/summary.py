@@ -141,22 +141,28 @@ class Summary:
         wanted, groups = comparable(self.study.report.baseline), {other.group for other in self.settings}
         if wanted is None:
             return None
-        if row.control == wanted:
+        if self.baseline_is_control and row.control == wanted:
             return row
         if row.control is not None and (len(groups) != 1 or row not in self.controls_of(*groups)):
             return None
         group = row.group if row.control is None else groups.pop()
-        settings = [other for other in self.settings if other.group == group and other.varied == wanted]
-        controls = [other for other in self.controls_of(group) if other.control == wanted]
-        return next(iter([*settings, *controls]), None)
+        if self.baseline_is_control:
+            return next((other for other in self.controls_of(group) if other.control == wanted), None)
+        return next((other for other in self.settings if other.group == group and other.varied == wanted), None)
+
+    @property
+    def baseline_is_control(self) -> bool:
+        """Whether the baseline is a control; a value of the varied key that has the same name comes first."""
+        report = self.study.report
+        return report.baseline is not None and report.baseline not in self.study.grid.get(report.vary, [])
 
     @property
     def baseline_label(self) -> str:
         """What a report calls the baseline: "α = 1", or the name of a control."""
         report = self.study.report
-        if report.baseline in self.study.grid.get(report.vary, []):
-            return short_labels(self.study, [report.vary], [report.baseline])
-        return str(report.baseline)
+        if self.baseline_is_control:
+            return str(report.baseline)
+        return short_labels(self.study, [report.vary], [report.baseline])
 
     def controls_of(self, group: tuple[Any, ...]) -> list[Row]:
         """Return the controls of a curve; a control that does not take a key from the grid belongs to every curve."""

@@ -235,7 +235,7 @@ _RESERVED = ("pretrain", "all", "evals", "imports", "max_array_size", "check")
 
 
 def check_class(schema: type[Any]) -> None:
-    """Raise UserError where the config class of an own evaluation cannot name its runs, or hides what a table says."""
+    """Raise UserError where the config class of an evaluation lacks what names its runs, or would hide a column."""
     name = schema.__name__
     missing = [key for key in _NEEDED if not hasattr(schema, key) and key not in schema.model_fields]
     if missing or not issubclass(schema, ComputeConfig):

@@ -230,18 +230,20 @@ def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
         ) from error
     except (TypeError, ValueError, RecursionError) as error:  # a date, a number that JSON does not have
         raise UserError(f"{layers[-1][0]}: expected text, numbers, lists and mappings: {error}") from error
-    _require_finite(layers)
+    if not _is_finite(values):  # in a mapping of any content: recorded as null, all of them would name one run
+        known = [(origin, key, value) for origin, layer in layers for key, value in flatten(layer).items()]
+        origin, key, value = next(each for each in reversed(known) if not _is_finite(each[2]))
+        raise UserError(f"{origin}: {key} = {value!r} is not possible; allowed: finite numbers")
     return config
 
 
-def _require_finite(layers: Sequence[Layer]) -> None:
-    """Raise UserError for .inf and .nan in a mapping of any content: recorded as null, they would all name one run."""
-    for origin, layer in layers:
-        for key, value in flatten(layer).items():
-            try:
-                json.dumps(value, allow_nan=False)
-            except ValueError as error:
-                raise UserError(f"{origin}: {key} = {value!r} is not possible; allowed: finite numbers") from error
+def _is_finite(values: Any) -> bool:
+    """Return whether JSON holds the values: it has neither .inf nor .nan."""
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def as_yaml(config: BaseModel) -> str:

@@ -288,8 +288,8 @@ def caption(data: ReportData) -> str:
     joined = report.vary if summary.order else report.join
     text = f"Each point is one {report.vary}{f', joined by {joined}; arrows: where it rises' if joined else ''}"
     if report.baseline is not None:
-        is_control = report.baseline in list(data.study.controls)
-        text += f"; the {f'cross named {report.baseline}' if is_control else 'hollow one'} is the baseline"
+        named = f"cross named {report.baseline}" if summary.baseline_is_control else "hollow one"
+        text += f"; the {named} is the baseline"
     if any(len(row.scores[report.x].by_seed) > 1 for row in summary.rows):
         text += (
             "; faint points are single seeds, bars 95 % intervals of the mean over seeds (within 0 to 100 %), an arrow "

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from analysis.findings import ONE_SEED, answers, collapse_verdict, course, findings, tradeoff
+from analysis.report_data import ReportData
 from analysis.summary import Scores, Summary
 from analysis.tables import results_table
 
@@ -271,6 +272,15 @@ def test_a_control_may_be_the_baseline(summary_of: SummaryOf) -> None:
         "+11.0 ± 0.0†",
         "baseline",
     ]
+
+
+def test_a_control_named_as_the_baselines_value_is_not_it(report_data_of: Callable[..., ReportData]) -> None:
+    grid: dict[str, list[object]] = {"loss.alpha": ["none", "both"], "seed": [0]}
+    rows = [("none", {"loss.alpha": None, "seed": 0}, 20.0, 20.0)]
+    rows += [(None, {"loss.alpha": value, "seed": 0}, 60.0, 30.0) for value in grid["loss.alpha"]]
+    summary = report_data_of(grid, rows, baseline="none").summary
+    (control,) = summary.controls
+    assert summary.baseline(control) is summary.baseline(summary.settings[1]) is summary.settings[0]
 
 
 def test_a_lead_is_open_where_the_course_is(summary_of: SummaryOf) -> None:
