@@ -128,7 +128,8 @@ class Config(BaseModel):
 def added_later(default: Any, **constraints: Any) -> Any:
     """Declare a field that was added when runs existed already: at its default it stays out of a run's identity.
 
-    So those runs keep their names and stay done. The default must mean what the code did before.
+    So those runs keep their names and stay done. The default must mean what the code did before. Only for a field of a
+    section that is always there: not of one that may be null, nor of one in a list or a mapping.
     """
     return Field(default, json_schema_extra=ADDED_LATER, **constraints)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, reduce
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -75,11 +75,13 @@ def types_of(schema: Any) -> dict[str, Any]:
 
 def explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel]) -> str:
     """Describe the first problem of a config: its file, the key, the value, what is allowed."""
-    path = [str(part) for part in error["loc"]]
+    path = _path(error, reduce(merge, (values for _, values in layers), {}))
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         section = ".".join([*path[:-1], ""])
-        known = [f"{section}{name}" for name in _names(schema, path[:-1])]
+        parent = _section(schema, path[:-1])
+        classes = get_args(parent) if get_origin(parent) in (UnionType, Union) else [parent]
+        known = list(dict.fromkeys(f"{section}{name}" for each in classes for name in _names(each, ())))
         near = get_close_matches(key, [*types_of(schema), *known], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
         return f"{_origin(layers, path)}: unknown key {key!r}; {hint}allowed here: {', '.join(known)}"
@@ -92,6 +94,18 @@ def explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel
         return f"{_origin(layers, path)}: {'.'.join([*path, ''])}{cause}"
     allowed = _allowed(error, _field(schema, path))
     return f"{_origin(layers, path)}: {key} = {error['input']!r} is not possible; allowed: {allowed}"
+
+
+def _path(error: ErrorDetails, values: Any) -> list[str]:
+    """Return the key of the problem, part by part: pydantic also names the tried member of a union, which is no key."""
+    path = []
+    for position, part in enumerate(error["loc"], 1):
+        inner = dict(enumerate(values)) if isinstance(values, list) else values if isinstance(values, Mapping) else {}
+        known = {str(key): value for key, value in inner.items()}
+        if str(part) in known or (error["type"] == "missing" and position == len(error["loc"])):
+            path.append(str(part))
+            values = known.get(str(part))
+    return path
 
 
 def _origin(layers: Sequence[Layer], path: Sequence[str]) -> str:
@@ -152,7 +166,7 @@ def _limits(limits: Mapping[str, Any]) -> str:
 
 
 def _field(schema: Any, path: Sequence[str]) -> FieldInfo | None:
-    """Return the field at the path; None inside a list, an open mapping or a dataclass."""
+    """Return the field at the path; None where a path ends in a list or an open mapping, and inside a dataclass."""
     section = _section(schema, path[:-1])
     field = getattr(section, "model_fields", {}).get(path[-1]) if path else None
     return field if isinstance(field, FieldInfo) else None
@@ -166,11 +180,11 @@ def _names(schema: Any, path: Sequence[str]) -> list[str]:
 
 
 def _section(schema: Any, path: Sequence[str]) -> Any:
-    """Return the class of the section at the path, also through mappings of sections and sections that may be null."""
+    """Return the class of the section at the path, also in mappings and lists of sections and where it may be null."""
     for name in path:
         schema = _section(schema, ())
-        if get_origin(schema) is dict:
-            schema = get_args(schema)[1]
+        if get_origin(schema) in (dict, list):
+            schema = get_args(schema)[-1]
         else:
             schema = get_type_hints(schema).get(name) if isinstance(schema, type) else None
     return without_null(schema)

@@ -66,6 +66,29 @@ def test_wrong_overrides_are_named(override, expected):
     assert all(part in str(caught.value) for part in expected), str(caught.value)
 
 
+class Composed(Config):
+    """Sections in a list, and one that may be of either class."""
+
+    parts: list[Inner] = []
+    either: Inner | Opened | None = None
+    named: dict[str, Inner | Opened] = {}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("parts=[{}, {rat: 1}]", "unknown key 'parts.1.rat'; .*allowed here: parts.1.rate, parts.1.names"),
+        ("parts=[{rate: high}]", "parts.0.rate = 'high' is not possible; allowed: a number"),
+        ("either={rat: 1}", "unknown key 'either.rat'; .*allowed here: either.rate, either.names, either.open"),
+        ("either={rate: high}", "either.rate = 'high' is not possible; allowed: a number"),
+        ("named={a: {rat: 1}}", "unknown key 'named.a.rat'; .*allowed here: named.a.rate, named.a.names, named.a.open"),
+    ],
+)
+def test_wrong_keys_are_named_in_lists_and_in_sections_of_several_classes(override, expected):
+    with pytest.raises(UserError, match=f"command line: {expected}"):
+        configs.load(Composed, None, [override])
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00"])
 def test_wrong_files_are_named(tmp_path, text):
     path = tmp_path / "broken.yaml"
