@@ -15,6 +15,7 @@ from analysis.labels import is_percent, number, score_name, short_labels
 from analysis.statistics import POWER, Estimate, K, decided_together, pooled_deviation, seeds_to_settle
 from analysis.summary import Row, Summary
 from analysis.tables import estimate_text
+from runtime.config import Duration
 from sweeps.study import CHECKPOINT
 
 ONE_SEED = "one seed cannot support it"
@@ -186,7 +187,7 @@ def _is_untrained(summary: Summary, control: Row) -> bool:
 
 def has_no_step(duration: object) -> bool:
     """Return whether a train.duration is "0 steps" or "0 epochs": that pretraining keeps its random weights."""
-    return str(duration).startswith("0 ")
+    return isinstance(duration, str) and Duration.parse(duration).amount == 0
 
 
 def course(summary: Summary, rows: Sequence[Row], score: str) -> str:

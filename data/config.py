@@ -160,7 +160,9 @@ class ViewsConfig(Config):
     # Normalisation of pixels in 0..1: red, green, blue. The published pretraining divides red by 0.228.
     mean: list[float] = added_later(list(MEAN), min_length=3, max_length=3)
     std: list[PositiveFloat] = added_later(list(STD), min_length=3, max_length=3)
-    short_side: int = 0  # pixels; larger images are reduced to it before views are cut; 0: unchanged
+    # Pixels; larger images are reduced to it before views are cut, and locations are in pixels of what is left (so is
+    # loss.location_threshold). 0: unchanged.
+    short_side: int = 0
     # cpu: the workers do everything. device: they decode, crop and resize; the device mirrors and colours batches.
     # The random choices and the distribution are the same, but not every bit: hence no `auto`.
     execution: Literal["cpu", "device"] = "cpu"

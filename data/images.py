@@ -100,13 +100,25 @@ def as_stored(image: Image.Image) -> Image.Image:
     return image.copy()  # has the size of the stored pixels; `image.size` stays that of the rotated ones
 
 
+def stored_mode(image: Image.Image) -> str:
+    """Return PIL's name of the mode, or what PIL rescales to it: "L;4" is gray of 4 bits, which it multiplies by 17."""
+    tiles = getattr(image, "tile", [])  # of an image that a file holds, until it is decoded
+    if image.mode != "L" or not tiles:
+        return image.mode
+    decoder, *_, arguments = tiles[0]
+    first, *others = arguments if isinstance(arguments, tuple) else (arguments,)
+    if decoder.startswith("ppm") and others and others[0] != 255:
+        return f"L with a maximum of {others[0]}"
+    return first if isinstance(first, str) and first.startswith("L;") else image.mode
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says about its image before the pixels."""
 
     height: int  # as stored
     width: int
-    mode: str  # PIL's name
+    mode: str  # `stored_mode`
     orientation: int  # EXIF: 1 is upright, 2 to 8 ask a viewer to rotate or mirror the image; ignored by every stage
 
 
@@ -120,7 +132,7 @@ def read_header(path: Path, content: bytes | None = None) -> Header:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # PIL's size is that after rotation
                 width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
-            return Header(height, width, image.mode, _orientation(image))
+            return Header(height, width, stored_mode(image), _orientation(image))
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
 

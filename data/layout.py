@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.images import as_stored, open_image, read_file
+from data.images import as_stored, open_image, read_file, stored_mode
 from runtime.errors import UserError
 
 IGNORE = 255  # the label of pixels that count for nothing
@@ -68,7 +68,7 @@ class MaskLabels:
         UserError unless it is a complete single-channel image of 8 bits.
         """
         with open_image(io.BytesIO(read_file(path)), path) as image:
-            if fault := mode_fault(image.mode):
+            if fault := mode_fault(stored_mode(image)):
                 raise UserError(f"{path} {fault}")
             stored = np.array(as_stored(image))
         return stored if self.values is None else np.array(self.values, np.uint8)[stored]
@@ -89,11 +89,11 @@ class MaskLabels:
 
 
 def mode_fault(mode: str) -> str:
-    """Say why an image of that mode (PIL's name) is not a mask; empty for one channel of 8 bits."""
+    """Say why an image of that mode (data.images.stored_mode) is not a mask; empty for one channel of 8 bits."""
     if mode in ("P", "L"):
         return ""
     return (
-        f"is an image of mode {mode}, and a mask is expected: one channel of 8 bits (palette or gray) whose values are "
+        f"is an image of mode {mode}, and a mask is expected: one channel, palette or gray of 8 bits, whose values are "
         "classes"
     )
 

@@ -2,7 +2,8 @@
 
 The recipe is the published one (arXiv 2210.01571 and its code's defaults): random resized crops, mirrored, colour
 jitter, gray, blur and solarisation that differ between even and odd views. A view is first planned (`ViewPlan`: every
-random choice, no pixels) and then rendered, so the choices do not depend on where and how it is rendered.
+random choice, no pixels) and then rendered, so the choices do not depend on where and how it is rendered. An image that
+`views.short_side` reduced is the original one here.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ one process.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,8 @@ def label_positions(
     images = {split: MaskedImages(layout, split, config.image_size, parent.normalisation) for split in ("train", "val")}
     choose_convolutions(device)
     features = PooledFeatures(load_parent_backbone(parent), device, config, world)
+    if world.is_main and (misfit := features.backbone.misfit(config.image_size)):
+        print(f"warning: cells of image_size = {config.image_size} are not exact: {misfit}", file=sys.stderr)
     memory = fill_memory(config, features, images["train"], run)
     most = max(config.neighbours)
     if most > len(memory[0]):

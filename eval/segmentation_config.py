@@ -33,6 +33,8 @@ class OptimizerConfig(Config):
 
     def check(self) -> None:
         require(self.end_lr <= self.lr, "optimizer.end_lr", self.end_lr, f"0 to optimizer.lr ({self.lr})")
+        # mmengine's warm-up of one iteration never leaves its first factor.
+        require(self.warmup_iterations != 1, "optimizer.warmup_iterations", 1, "0 for none, or 2 and more")
         # mmengine's schedulers multiply the present rate, so two of them combine only where they decay to 0.
         combined = self.decay_start == "first_iteration" and self.warmup_iterations > 0
         zero = "0 with a warm-up and decay_start = first_iteration"

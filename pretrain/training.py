@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -139,6 +140,7 @@ def preflight(config: PretrainConfig) -> Dataset:
     durations(config, dataset.steps_per_epoch(len(dataset.images("train")), config.train.batch_size))
     model = without_storage(lambda: VICRegLModel(config.model, config.loss.global_weight))
     refuse_sizes(config.views, model.backbone)
+    warn_of_misfits(config.views, model.backbone)
     if config.train.accumulate > 1:
         refuse_batch_statistics(model)
     refuse_too_large(model, config, choose_device(config.machine))
@@ -157,6 +159,14 @@ def refuse_sizes(views: ViewsConfig, backbone: Backbone) -> None:
                 f"config: views.{key} = {side} is not possible: {error}; choose the size that it takes for all views "
                 f"(views.small_count=0), or another network, or one made for it: model.backbone.args.img_size={side}"
             ) from error
+
+
+def warn_of_misfits(views: ViewsConfig, backbone: Backbone) -> None:
+    """Warn of views whose maps do not cover them exactly: their locations are shifted, by up to a cell."""
+    for key in ("large_size", "small_size"):
+        side = getattr(views, key)
+        if side in views.sides() and (misfit := backbone.misfit(side)):
+            print(f"warning: locations of views.{key} = {side} are not exact: {misfit}", file=sys.stderr, flush=True)
 
 
 def refuse_batch_statistics(model: VICRegLModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache, reduce
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -75,7 +75,10 @@ def types_of(schema: Any) -> dict[str, Any]:
 
 def explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel]) -> str:
     """Describe the first problem of a config: its file, the key, the value, what is allowed."""
-    path = _path(error, reduce(merge, (values for _, values in layers), {}))
+    values: dict[str, Any] = {}
+    for _, layer in layers:
+        values = merge(values, layer)
+    path = _path(error, values)
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         section = ".".join([*path[:-1], ""])

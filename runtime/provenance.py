@@ -43,7 +43,7 @@ class Code:
     """The identity of the code: its commit and the changes since, or else its version and a hash of its sources."""
 
     commit: str | None = None
-    diff: str = ""  # of tracked files
+    diff: str = ""  # of tracked files, and the hashes of untracked sources
     no_commit: str | None = None  # why it has no commit
     version: str | None = None
     sources: str | None = None  # SHA-256
@@ -89,10 +89,18 @@ def code() -> Code:
     try:
         _require_own_repository()
         # Without reports/, which the code writes: remaking a report changes no result.
-        diff = _git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", ".", ":!reports")
-        return Code(_git("rev-parse", "HEAD").decode().strip(), diff.decode(errors="replace").strip())
+        diff = _git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", ".", ":!reports").decode(errors="replace")
+        parts = [diff.strip(), *_untracked_sources()]
+        return Code(_git("rev-parse", "HEAD").decode().strip(), "\n".join(part for part in parts if part))
     except NoCommitError as reason:
         return Code(no_commit=str(reason), version=version(), sources=_hash_of_sources())
+
+
+def _untracked_sources() -> list[str]:
+    """Name each source of the packages that git does not track yet, as an evaluation that was just written."""
+    untracked = [name for name in checkout_files("--others") if name.endswith(_HASHED)]
+    sources = [PROJECT / name for name in untracked if name.partition("/")[0] in PACKAGES]
+    return [f"untracked {file.relative_to(PROJECT)}: SHA-256 {files.sha256(file)}" for file in sources]
 
 
 def _snapshot() -> dict[str, Any] | None:

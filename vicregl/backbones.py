@@ -115,6 +115,19 @@ class Backbone(nn.Module):
             self._grids[size] = (feature_map.shape[2], feature_map.shape[3])
         return self._grids[size]
 
+    def misfit(self, side: int) -> str:
+        """Say why the map's cells do not cover a square image of this side, as locations assume; empty if they do.
+
+        Empty too for a network that does not say its stride.
+        """
+        maps = list(getattr(self.trunk, "feature_info", ()))
+        stride = maps[-1].get("reduction") if maps else None
+        patch = self._patch()
+        if not stride or (side if patch is None else _up_to_a_multiple(side, patch[0])) % stride == 0:
+            return ""
+        rows = self.grid_size(side)[0]
+        return f"{rows} cells, {stride} pixels apart, are taken to share {side} pixels; choose a multiple of {stride}"
+
     def _final_norm(self, feature_map: Tensor) -> Tensor:
         norm = getattr(getattr(self.trunk, "head", None), "norm", None)
         return feature_map if norm is None else norm(feature_map)
@@ -135,13 +148,18 @@ class Backbone(nn.Module):
 
     def _whole_patches(self, images: Tensor) -> Tensor:
         """Enlarge images, by less than a patch, to whole patches: the map then covers exactly the image."""
-        patch = getattr(getattr(self.trunk, "patch_embed", None), "patch_size", None)
+        patch = self._patch()
         if patch is None:
             return images
-        size = [-(-side // step) * step for side, step in zip(images.shape[2:], patch, strict=True)]
+        size = [_up_to_a_multiple(side, step) for side, step in zip(images.shape[2:], patch, strict=True)]
         if size == list(images.shape[2:]):
             return images
         return F.interpolate(images, size, mode="bilinear", align_corners=False)
+
+    def _patch(self) -> tuple[int, int] | None:
+        """Return the height and width of a transformer's patches in pixels."""
+        patch: tuple[int, int] | None = getattr(getattr(self.trunk, "patch_embed", None), "patch_size", None)
+        return patch
 
     def _probe(self, size: tuple[int, int]) -> tuple[int, list[int]]:
         """Return the channels of the last map and of each stage. InvalidInputError for a network without maps."""
@@ -169,6 +187,10 @@ class Backbone(nn.Module):
             f"gives no map (B, {self.trunk.num_features}, h, w) of it. Choose another network, for example resnet50 or "
             "vit_small_patch16_224"
         )
+
+
+def _up_to_a_multiple(side: int, step: int) -> int:
+    return -(-side // step) * step
 
 
 def _shapes(module: Any) -> Any:

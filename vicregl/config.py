@@ -45,7 +45,7 @@ class CriterionConfig:
     feature_matches: list[int] | None = None  # the same for feature; 0: all; null: num_matches (reference: all)
     profile: Profile = "paper"  # reference: as the published code, num_matches for i -> j and j -> i
     select: Select = "top"  # top: the nearest num_matches | threshold: all that are nearer than the threshold
-    location_threshold: float = 32.0  # pixels of the original image
+    location_threshold: float = 32.0  # in the unit of the locations: pixels of the original image
     feature_threshold: float = 0.5  # root mean square over the C dimensions
     statistics: Statistics = "matches"  # variance and covariance of the matched positions or of whole maps
     local_stage_weights: list[float] = field(default_factory=list)  # for several stages; empty: their mean

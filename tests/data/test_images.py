@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
 from data import images
-from data.images import ImageList, normalise, read_image
+from data.images import ImageList, normalise, read_header, read_image, stored_mode
 from data.store import ImageStore
 from runtime.errors import UserError
 
@@ -141,3 +141,28 @@ def test_a_resize_into_a_batch_writes_the_same_pixels_there_and_nowhere_else(mod
     images.resize(image, side, side, mode, out=batch[1])
     np.testing.assert_array_equal(batch[1], images.resize(image, side, side, mode))
     assert (batch[[0, 2]] == 77).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "mode"),
+    [
+        ("a.png", {"bits": 4}, "L;4"),
+        ("a.png", {}, "L"),
+        ("a.tif", {}, "L"),
+        ("a.tif", {"compression": "tiff_lzw"}, "L"),
+        ("a.pgm", {}, "L"),
+        ("a.bmp", {}, "L"),
+        ("a.jpg", {}, "L"),
+    ],
+)
+def test_gray_values_that_pil_rescales_are_told_from_those_it_keeps(name, options, mode, tmp_path) -> None:
+    values = np.arange(16, dtype=np.uint8).reshape(2, 8)
+    Image.fromarray(values).save(tmp_path / name, **options)
+    with Image.open(tmp_path / name) as image:
+        assert stored_mode(image) == read_header(tmp_path / name).mode == mode
+        assert np.array_equal(np.array(image), values) == (mode == "L") or name == "a.jpg"
+
+
+def test_a_graymap_of_another_maximum_is_rescaled(tmp_path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 3\n\0\1\2\3")
+    assert read_header(tmp_path / "a.pgm").mode == "L with a maximum of 3"

@@ -25,6 +25,7 @@ CONFIGS = sorted(path.name for path in Path("eval/configs").glob("seg_*.yaml"))
         ("taps=first", "last or all"),
         ("optimizer.name=lars", "sgd or adamw"),
         ("optimizer.warmup_iterations=500", "fewer than iterations"),
+        ("optimizer.warmup_iterations=1", "allowed: 0 for none, or 2 and more"),
         ("optimizer.end_lr=1.0", "optimizer.end_lr"),
         ("finetune=true optimizer.end_lr=0.01", "0 to 0.003, the backbone's rate"),
         ("finetune=true backbone_lr_multiplier=0.003", "lower end_lr, or raise one"),

@@ -91,10 +91,16 @@ def with_label_200(values: np.ndarray) -> np.ndarray:
     return values
 
 
+def of_few_bits(path: Path) -> None:
+    """PIL would read its 3 as 255, which means ignored."""
+    Image.fromarray(np.array(Image.open(path)) % 4).save(path, "PNG", bits=2)
+
+
 # what is done to a file, and words that say so
 DAMAGE_OF_MASKS = {
     "label": (lambda path: change(path, with_label_200), "holds 200; expected 0 to 20, and 255 for ignored"),
     "colours": (lambda path: change(path, lambda values: np.stack([values] * 3, -1)), "is an image of mode RGB"),
+    "few bits": (of_few_bits, "is an image of mode L;2, and a mask is expected"),
     "size": (lambda path: change(path, lambda values: values[:-8]), "is 56 x 32 pixels and its image 56 x 40"),
 }
 DAMAGE_OF_ANY = {

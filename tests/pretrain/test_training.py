@@ -45,3 +45,12 @@ def test_a_network_that_the_meta_device_cannot_make_passes_the_preflight(argumen
     overrides.append("model.backbone.name=resnet_of_values")
     config = configs.load(PretrainConfig, "pretrain/configs/quickstart.yaml", overrides)
     assert len(preflight(config).images("train")) == 48
+
+
+def test_views_that_the_map_does_not_cover_exactly_are_warned_of(arguments, tmp_path, capsys) -> None:
+    overrides = [word for word in arguments(tmp_path)[2:] if not word.startswith("--")]
+    for side in (32, 30):
+        changed = [*overrides, f"views.large_size={side}"]
+        preflight(configs.load(PretrainConfig, "pretrain/configs/quickstart.yaml", changed))
+        warned = capsys.readouterr().err
+        assert warned.startswith("warning: locations of views.large_size = 30 are not exact: 8 cells") == (side == 30)

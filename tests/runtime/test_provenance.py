@@ -118,6 +118,23 @@ def test_a_checkout_is_named_by_its_commit_whatever_git_is_said_to_look_at(packa
     assert code.to_record() == {"commit": commit, "dirty": True}
 
 
+def test_sources_that_git_does_not_track_yet_make_another_code(packages):
+    """As an evaluation that was just written: two versions of it are not one code."""
+    commit_all(packages)
+    clean = ask(packages)
+    (packages / "eval" / "notes.txt").write_text("no source\n")
+    (packages / "scratch.py").write_text("of no package\n")
+    assert ask(packages) == clean
+    (packages / "eval" / "own.py").write_text("weight = 1\n")
+    first = ask(packages)
+    (packages / "eval" / "own.py").write_text("weight = 2\n")
+    second = ask(packages)
+    assert first.commit == second.commit == clean.commit
+    assert first.to_record()["dirty"]
+    assert first.diff.startswith("untracked eval/own.py: SHA-256 ")
+    assert first.diff != second.diff
+
+
 def test_git_that_fails_differs_from_no_checkout(packages, tmp_path):
     commit_all(packages)
     (tmp_path / "bin").mkdir()

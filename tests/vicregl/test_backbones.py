@@ -250,6 +250,24 @@ def test_a_size_that_the_network_does_not_take_is_named(name, side) -> None:
     assert backbone.grid_size(224)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "exact", "inexact"),
+    [
+        ("resnet18", {}, (64, 224), (100, 130)),
+        ("resnet18", {"output_stride": 8}, (64, 104), (100,)),
+        ("convnext_atto", {}, (96, 224), (112, 127)),
+        ("vit_tiny_patch16_224", {}, (96, 100), ()),  # images are enlarged to whole patches
+        ("scenes_resnet", {}, (16, 32), (30,)),
+    ],
+)
+def test_a_side_that_the_cells_do_not_share_exactly_is_named(name, args, exact, inexact) -> None:
+    """The centres of ConvNeXt's cells in 127 pixels are 14.5, 49.4 and 78.9, and not 21.2, 63.5 and 105.8."""
+    backbone = without_storage(lambda: create_backbone(BackboneConfig(name, args)))
+    assert [backbone.misfit(side) for side in exact] == [""] * len(exact)
+    for side in inexact:
+        assert f"are taken to share {side} pixels; choose a multiple of" in backbone.misfit(side)
+
+
 def test_the_grid_of_an_image_that_is_not_square() -> None:
     backbone = create_backbone(BackboneConfig("beit_base_patch16_224", {"depth": 1, "img_size": (32, 64)}))
     assert backbone.grid_size(32, 64) == (2, 4)
