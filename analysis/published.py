@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pandas as pd
 
 from analysis.labels import NONE, number, value_text
 from analysis.render import Column, Table
-from eval.published import published_rows
+from eval.published import MEASURED, figure_of_row, published_rows
 from runtime.errors import UserError
 
 Record = dict[Hashable, Any]
-# A study's score -> the column of published.csv that measures the same on ImageNet-1k and Pascal VOC.
-SOURCES = {"linear.top1": "linear_top1", "segmentation.miou": "voc_frozen_miou"}
+# On which data the columns that a study's scores are shown beside were measured.
+_MEASURED_ON = {"linear": "imagenet", "segmentation": "voc"}
+_NARROW = ("linear_top1", "voc_frozen_miou")
 POINTS = "points.csv"  # of a report's folder
 POINT_COLUMNS = ("name", "score", "data", "protocol", "value")  # score: linear.top1; data, protocol: as in results.csv
 _COLUMNS = {
@@ -59,6 +60,59 @@ def is_comparable(frame: pd.DataFrame) -> bool:
     evaluated = set(frame.get("eval.data.name", pd.Series(dtype=str)).dropna())
     same_backbone = bool(backbones) and backbones <= _backbones()
     return same_backbone and pretrained == {"imagenet"} and bool(evaluated) and evaluated <= {"imagenet", "voc"}
+
+
+def published_figure(frame: pd.DataFrame, score: str, row: Record) -> float | None:
+    """Return a published row's figure for a study's score, such as linear.top1, where it measures the very same.
+
+    That is the data, the protocol and the maps of its evaluation (eval.published).
+    """
+    kinds = _measurements(frame, score)
+    if len(kinds) != 1:
+        return None
+    ((stage, data, split, protocol, taps),) = kinds
+    known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    same = figure_of_row(known, stage, data, split, {"protocol": protocol, "taps": taps})
+    return same.value if same is not None and same.score == score.partition(".")[2] else None
+
+
+def column_beside(frame: pd.DataFrame, score: str) -> str | None:
+    """Return the column of published.csv to show beside a study's score; None without one.
+
+    It is that of the same stage and head, on whichever data and precision: a finetuned network, or a subset of the
+    labels, measures something else.
+    """
+    heads = {(kind[0], str(kind[3]).partition(",")[0].removesuffix(" cached")) for kind in _measurements(frame, score)}
+    columns = {MEASURED.get((stage, _MEASURED_ON.get(stage, ""), head)) for stage, head in heads}
+    column, metric = (columns.pop() if len(columns) == 1 else None) or (None, None)
+    return column if metric == score.partition(".")[2] else None
+
+
+def values_beside(frame: pd.DataFrame, scores: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the published rows of table.csv: a row for each method and each score that has a column beside it."""
+    columns = {score: column for score in scores if (column := column_beside(frame, score)) is not None}
+    return [
+        {
+            "source": row["source"],
+            "name": f"{row['method']}, {row['backbone']}, {row['pretrain_data']}",
+            "loss.alpha": row["alpha"],
+            "score": score,
+            "mean": row[column],
+        }
+        for row in rows_beside(frame).to_dict("records")
+        for score, column in columns.items()
+        if pd.notna(row[column])
+    ]
+
+
+def _measurements(frame: pd.DataFrame, score: str) -> set[tuple[Any, ...]]:
+    """Return what an evaluation's runs measured: stage, data, list of training masks, protocol, maps."""
+    keys = ["eval.stage", "eval.data.name", "eval.data.segmentation_train", "score.protocol", "eval.taps"]
+    if "eval.name" not in frame:
+        return set()
+    rows = frame[frame["eval.name"] == score.partition(".")[0]].reindex(columns=keys)
+    done = rows.dropna(subset=["eval.stage", "score.protocol"])
+    return {tuple(None if pd.isna(value) else value for value in kind) for kind in done.drop_duplicates().to_numpy()}
 
 
 def read_points(file: Path) -> pd.DataFrame:
@@ -107,7 +161,7 @@ def names(rows: pd.DataFrame) -> list[str]:
 
 def narrow_table(rows: pd.DataFrame) -> Table:
     """Return the published rows for one column of a paper: their methods and the scores that a study may measure."""
-    scores = [_score_column(column, _COLUMNS[column]) for column in SOURCES.values() if rows[column].notna().any()]
+    scores = [_score_column(column, _COLUMNS[column]) for column in _NARROW if rows[column].notna().any()]
     return Table.of([*_NAMES, *scores], rows.to_dict("records"))
 
 

@@ -96,7 +96,7 @@ def texts_of(data: ReportData, folder: Path, plots: Sequence[Plot]) -> dict[str,
     table, notes = tables.results_table(summary), " ".join(tables.notes(summary))
     known, known_notes = published.published_table(rows), published.notes(data.frame, rows)
     text = _page(data, folder, plots, scores=table, score_notes=notes, published=known, published_notes=known_notes)
-    values = tables.score_values(summary, rows.to_dict("records"))
+    values = tables.score_values(summary, published.values_beside(data.frame, summary.study.scores))
     # Apart, to be set below the table or left out.
     latex = {
         "published-rows.tex": render.to_latex(known, known_notes),

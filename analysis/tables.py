@@ -5,14 +5,13 @@ A new column is one more `Column` there: its text is shown in Markdown, HTML and
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from analysis.labels import NONE, is_percent, label, number, score_label, symbol, value_text
-from analysis.published import SOURCES
 from analysis.render import Column, Table
 from analysis.statistics import Estimate
 from analysis.summary import Row, Scores, Summary
@@ -187,8 +186,10 @@ def estimate_text(estimate: Estimate, percent: bool, signed: bool = False) -> st
     return text if estimate.half is None else f"{text} ± {number(estimate.half, percent)}"
 
 
-def score_values(summary: Summary, published: Sequence[Mapping[Hashable, Any]] = ()) -> pd.DataFrame:
-    """Return the table of scores as numbers, for other programs: a row for each setting and score, published rows last.
+def score_values(summary: Summary, published: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """Return the table of scores as numbers, for other programs: a row for each setting and score.
+
+    Published rows (published.values_beside) stand last.
 
     half95 is half the width of the 95 % interval; `best`, whether the intervals support it.
     """
@@ -199,19 +200,7 @@ def score_values(summary: Summary, published: Sequence[Mapping[Hashable, Any]] =
     names = ["source", "name", *summary.row_keys, "score", *values]
     keys, scores = key_columns(summary), summary.study.scores
     ours = [_values(row, score, [*keys, *score_columns(summary, score)]) for row in summary.rows for score in scores]
-    theirs = [
-        {
-            "source": row["source"],
-            "name": f"{row['method']}, {row['backbone']}, {row['pretrain_data']}",
-            "loss.alpha": row["alpha"],
-            "score": score,
-            "mean": row[SOURCES[score]],
-        }
-        for row in published
-        for score in scores
-        if score in SOURCES and pd.notna(row[SOURCES[score]])
-    ]
-    return pd.DataFrame([*ours, *theirs], columns=names)
+    return pd.DataFrame([*ours, *published], columns=names)
 
 
 def _values(row: Row, score: str, columns: Sequence[Column[Row]]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def published_score(file: str, arch: str, stage: str, data: DataConfig, result: 
     if named is None or named[1] != arch:
         return None
     row = row_of({"method": "VICRegL", "backbone": arch, "alpha": float(named[2])})
-    return None if row is None else _figure(row, stage, data, result)
+    return None if row is None else figure_of_row(row, stage, data.name, data.segmentation_train, result)
 
 
 def figure_of(selected: dict[str, Any], config: Any) -> Published | None:
@@ -64,7 +64,7 @@ def figure_of(selected: dict[str, Any], config: Any) -> Published | None:
     if not selected or (row := row_of(selected)) is None:
         return None
     measured = {key: getattr(config, key, None) for key in ("protocol", "taps")}
-    return _figure(row, config.stage, config.data, measured)
+    return figure_of_row(row, config.stage, config.data.name, config.data.segmentation_train, measured)
 
 
 def row_of(selected: dict[str, Any]) -> dict[str, Any] | None:
@@ -73,13 +73,16 @@ def row_of(selected: dict[str, Any]) -> dict[str, Any] | None:
     return rows[0] if len(rows) == 1 else None
 
 
-def _figure(row: dict[str, Any], stage: str, data: DataConfig, result: dict[str, Any]) -> Published | None:
-    measured = MEASURED.get((stage, data.name, result.get("protocol", "")))
-    if measured is None or row[measured[0]] is None:
+def figure_of_row(
+    row: dict[str, Any], stage: str, data: str, training_masks: str | None, measured: dict[str, Any]
+) -> Published | None:
+    """Return the row's figure for the same stage, data (data.name, data.segmentation_train), protocol and maps."""
+    known = MEASURED.get((stage, data, measured.get("protocol", "")))
+    if known is None or row[known[0]] is None:
         return None
-    if stage == "segmentation" and result.get("taps") != ("last" if row["backbone"].startswith("resnet") else "all"):
+    if stage == "segmentation" and measured.get("taps") != ("last" if row["backbone"].startswith("resnet") else "all"):
         return None  # scored by the last map of ResNets, by all four stages of ConvNeXts
-    if data.name == "voc" and data.segmentation_train != "train_aug":
+    if data == "voc" and training_masks != "train_aug":
         return None
-    column, score = measured
+    column, score = known
     return Published(score, row[column], row["source"])

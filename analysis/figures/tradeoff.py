@@ -33,7 +33,7 @@ from analysis.figures.base import (
 )
 from analysis.figures.placement import Segment, place_labels
 from analysis.labels import is_percent, number, short_labels
-from analysis.published import SOURCES, is_comparable, matching, names, rows_beside
+from analysis.published import is_comparable, matching, names, published_figure, rows_beside
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate
 from analysis.summary import Row, Summary
@@ -261,14 +261,15 @@ def _label_points(
 
 def _published(data: ReportData) -> list[tuple[str, Point]]:
     """Return the published points that the study may be compared with, with their names."""
-    report = data.study.report
-    if not is_comparable(data.frame) or not {report.x, report.y} <= set(SOURCES):
+    if not is_comparable(data.frame):
         return []
-    rows = rows_beside(data.frame)
-    rows = rows.dropna(subset=[SOURCES[report.x], SOURCES[report.y]])
-    x_values, y_values = rows[SOURCES[report.x]], rows[SOURCES[report.y]]
-    points = [Point(Estimate(x, None, 1), Estimate(y, None, 1)) for x, y in zip(x_values, y_values, strict=True)]
-    return [(f"{name} (published)", point) for name, point in zip(names(rows), points, strict=True)]
+    report, rows = data.study.report, rows_beside(data.frame)
+    points = []
+    for name, row in zip(names(rows), rows.to_dict("records"), strict=True):
+        x, y = (published_figure(data.frame, score, row) for score in (report.x, report.y))
+        if x is not None and y is not None:
+            points.append((f"{name} (published)", Point(Estimate(x, None, 1), Estimate(y, None, 1))))
+    return points
 
 
 def _points(data: ReportData) -> list[tuple[str, Point]]:

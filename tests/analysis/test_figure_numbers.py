@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 
 from analysis.figures import cost, diagnostics, published, scores, tradeoff, training, write
 from analysis.figures.base import STYLE, interval, varied_colors
+from analysis.published import column_beside, values_beside
 from analysis.report_data import ReportData
 from analysis.statistics import Estimate
 from tests.analysis.conftest import make_study
+from tests.analysis.published_study import measured_as_published
 
 ReportDataOf = Callable[..., ReportData]
 ALPHAS = [0.0, 0.5, 1.0]
@@ -223,11 +225,47 @@ def test_names_are_not_joined_in_the_cost(report_data_of: ReportDataOf) -> None:
 
 def test_published_points_lie_on_the_figure_only_where_they_compare(report_data_of: ReportDataOf) -> None:
     data = some_report_data(report_data_of)
-    same = {"pretrain.model.backbone.name": "resnet50", "pretrain.data.name": "imagenet"}
-    voc = ReportData(data.study, data.frame.assign(**same, **{"eval.data.name": "voc"}))
-    labels = [text.get_text() for text in drawn(tradeoff.draw, voc).axes[0].texts]
-    assert "VICRegL, α = 0.75 (published)" in labels
-    assert not any("published" in text.get_text() for text in drawn(tradeoff.draw, data).axes[0].texts)
+
+    def labels(data: ReportData) -> list[str]:
+        return [text.get_text() for text in drawn(tradeoff.draw, data).axes[0].texts]
+
+    same = measured_as_published(data)
+    assert "VICRegL, α = 0.75 (published)" in labels(same)
+    others: list[dict[str, dict[str, str]]] = [
+        {"segmentation": {"score.protocol": "finetuned linear"}},
+        {"segmentation": {"score.protocol": "frozen fcn"}},
+        {"segmentation": {"eval.taps": "all"}},
+        {"segmentation": {"eval.data.segmentation_train": "train"}},
+        {"linear": {"score.protocol": "linear 1percent"}},
+        {"linear": {"eval.data.name": "scenes"}},
+    ]
+    for other in [data, *(measured_as_published(data, **changes) for changes in others)]:
+        assert not any("published" in label for label in labels(other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "columns"),
+    [
+        ({}, ["linear_top1", "voc_frozen_miou"]),
+        (
+            {"linear": {"eval.data.name": "scenes", "score.protocol": "linear cached, bfloat16"}},
+            ["linear_top1", "voc_frozen_miou"],
+        ),
+        ({"segmentation": {"eval.data.name": "scenes"}}, ["linear_top1", "voc_frozen_miou"]),
+        ({"segmentation": {"score.protocol": "finetuned linear"}}, ["linear_top1", None]),
+        ({"linear": {"score.protocol": "linear 1percent"}}, [None, "voc_frozen_miou"]),
+        ({"linear": {"score.protocol": "finetuned"}}, [None, "voc_frozen_miou"]),
+    ],
+)
+def test_published_figures_stand_beside_the_same_kind_of_evaluation(report_data_of, changes, columns) -> None:
+    data = measured_as_published(some_report_data(report_data_of), **changes)
+    scores = ["linear.top1", "segmentation.miou"]
+    assert [column_beside(data.frame, score) for score in scores] == columns
+    assert [column_beside(data.frame, score) for score in ("linear.top5", "segmentation.aacc", "knn.top1")] == [
+        None
+    ] * 3
+    beside = {row["score"] for row in values_beside(data.frame, scores)}
+    assert beside == {score for score, column in zip(scores, columns, strict=True) if column}
 
 
 def test_the_published_figure_is_of_the_overview(tmp_path: Path) -> None:

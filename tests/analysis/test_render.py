@@ -16,6 +16,7 @@ from analysis import page, published, render
 from analysis.render import Table
 from analysis.report_data import ReportData
 from analysis.tables import results_table, score_values
+from tests.analysis.published_study import measured_as_published
 
 ReportDataOf = Callable[..., ReportData]
 NASTY = Table(
@@ -103,8 +104,9 @@ def test_a_variable_that_is_missing_stops_the_page() -> None:
 
 
 def test_the_numbers_as_csv(report_data_of: ReportDataOf) -> None:
-    data = some_report_data(report_data_of)
-    text = score_values(data.summary, published.rows_beside(data.frame).to_dict("records")).to_csv(index=False)
+    data = measured_as_published(some_report_data(report_data_of))
+    theirs = published.values_beside(data.frame, data.study.scores)
+    text = score_values(data.summary, theirs).to_csv(index=False)
     rows = list(csv.DictReader(io.StringIO(text)))
     ours = [row for row in rows if row["source"] == "this study"]
     assert len(ours) == 8  # three settings and a control, two scores
