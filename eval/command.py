@@ -26,11 +26,12 @@ from eval.parent import (
     normalisation_of_weights,
     normalisation_source,
     open_parent,
+    require_changes,
     require_class_token,
     require_sizes,
 )
 from eval.published import published_score
-from eval.segmentation_config import SegmentationConfig
+from eval.segmentation_config import SegmentationConfig, network_changes
 from eval.weights import import_weights, parse_args
 from eval.weights_config import WeightsConfig
 from runtime import PROJECT
@@ -73,6 +74,9 @@ def _evaluate(argv: Sequence[str], schema: type[EvalConfig], work: Work, world: 
     if place.result() is None:
         if getattr(config, "pooled", "mean") == "class_token":
             require_class_token(parent)
+        if isinstance(config, SegmentationConfig):
+            changes = network_changes(config.output_stride, config.drop_path)
+            require_changes(parent.config["model"]["backbone"], changes)
         refuse_size(config, parent)
         dataset, notes = preflight(config.data, masks=issubclass(schema, SegmentationConfig | DenseKnnConfig))
         if isinstance(config, SegmentationConfig):

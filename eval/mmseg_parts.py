@@ -29,6 +29,7 @@ from data.images import read_image
 from data.layout import IGNORE, MaskLabels, SegmentationPart, parts_by_name, size_fault
 from data.views import Purpose, sample_generator
 from eval.parent import load_parent_backbone, open_parent
+from eval.segmentation_config import network_changes
 from runtime.errors import UserError
 from runtime.stopping import outlive_stops
 from vicregl.sync_norm import SharedBatchNorm, synchronise
@@ -62,10 +63,8 @@ class PretrainedBackbone(BaseModule):
         loaded: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(init_cfg=None)
-        changed: dict[str, Any] = {"output_stride": output_stride} if output_stride else {}
-        if drop_path is not None:
-            changed["drop_path_rate"] = drop_path
-        self.network = load_parent_backbone(open_parent(run, at), loaded, **changed)
+        changes = network_changes(output_stride, drop_path)
+        self.network = load_parent_backbone(open_parent(run, at), loaded, **changes)
         self.taps, self.finetune, self.final_norm = taps, finetune, final_norm
         self.network.requires_grad_(finetune)
         if sync:

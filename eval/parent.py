@@ -113,6 +113,22 @@ def require_sizes(parent: Parent, options: Mapping[tuple[int, int], str], advice
             raise UserError(f"config: {option} is not possible: {error}; {advice}") from error
 
 
+def require_changes(network: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raise UserError where the network cannot be made with the arguments that an evaluation changes.
+
+    network: its name and args, as a run records them; one of a loader is not made.
+    """
+    name, args = network["name"], {**network.get("args", {}), **changes}
+    if not changes or ":" in name:
+        return
+    try:
+        without_storage(lambda: create_backbone(BackboneConfig(name=name, args=args)))
+    except InvalidInputError as error:
+        options = {"output_stride": "output_stride = 0", "drop_path_rate": "drop_path = null"}
+        advice = " and ".join(options[key] for key in changes)
+        raise UserError(f"config: {error}; {advice} leaves the network as it was pretrained") from error
+
+
 def require_class_token(parent: Parent) -> None:
     """Raise UserError where the parent's network has no class token."""
     if not load_parent_backbone(parent).has_class_token:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -39,6 +39,12 @@ class OptimizerConfig(Config):
         combined = self.decay_start == "first_iteration" and self.warmup_iterations > 0
         zero = "0 with a warm-up and decay_start = first_iteration"
         require(not combined or self.end_lr == 0, "optimizer.end_lr", self.end_lr, zero)
+
+
+def network_changes(output_stride: int, drop_path: float | None) -> dict[str, Any]:
+    """Return the arguments of the parent's network that an evaluation changes."""
+    changes: dict[str, Any] = {"output_stride": output_stride} if output_stride else {}
+    return changes if drop_path is None else changes | {"drop_path_rate": drop_path}
 
 
 class SegmentationConfig(ComputeConfig):

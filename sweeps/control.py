@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from eval.segmentation_config import SegmentationConfig, network_changes
 from runtime import config as configs
 from runtime import files
 from runtime.errors import UserError, errors_at
@@ -31,7 +32,7 @@ def run(graph: Graph, options: Namespace) -> int:
     """
     if options.only is not None:
         graph = _select(graph, options.only.split(","))
-    check_checkpoints(graph)
+    preflight(graph)
     gpus = local.choose_gpus(options.gpus)
     workers = options.workers or local.default_workers(gpus)
     return local.LocalSweep(graph, workers, Display(), options.machine, gpus).run()
@@ -111,10 +112,36 @@ def _submit(graph: Graph, options: Namespace, nodes: Collection[Node] | None) ->
     cluster = load_cluster(options.cluster_config)  # its errors come before SLURM is asked
     from sweeps.slurm import submit as slurm  # loads submitit
 
-    check_checkpoints(graph)
+    preflight(graph)
     _import_checkpoints(graph)
     slurm.submit(graph, cluster, options.machine, nodes)
     return 0
+
+
+def preflight(graph: Graph) -> None:
+    """Check what an evaluation would only stop at after its pretraining; nothing is made. UserError, naming the run."""
+    check_networks(graph)
+    check_checkpoints(graph)
+
+
+def check_networks(graph: Graph) -> None:
+    """Make, without storage, each network that a segmentation of the study dilates or gives another drop path."""
+    made: list[tuple[Any, Any]] = []  # mappings, which no set holds
+    for node in graph.nodes:
+        config, parent = node.identity.config, node.parent
+        if node.stage.name != SegmentationConfig.stage or parent is None or node.run.result() is not None:
+            continue
+        changes = network_changes(config.get("output_stride", 0), config.get("drop_path"))
+        network = parent.identity.config["model"]["backbone"]
+        # Those two families dilate: to ask timm takes seconds.
+        if network["name"].startswith(("resnet", "convnext", "scenes_resnet")) or (network, changes) in made:
+            continue
+        made.append((network, changes))
+        if changes:
+            from eval.parent import require_changes  # loads torch
+
+            with errors_at(node.title):
+                require_changes(network, changes)
 
 
 def check_checkpoints(graph: Graph) -> None:
@@ -156,7 +183,7 @@ def _import_checkpoints(graph: Graph) -> None:
 
 def _submit_here(graph: Graph, options: Namespace, nodes: Collection[Node] | None) -> int:
     """Run them on this machine, in the background."""
-    check_checkpoints(graph)
+    preflight(graph)
     states = graph.states()
     for node in graph.nodes if nodes is None else nodes:
         if states[node] != "done":

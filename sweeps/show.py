@@ -18,7 +18,7 @@ from rich.text import Text
 from runtime.errors import UserError
 from runtime.progress import describe_seconds
 from sweeps import local
-from sweeps.control import check_checkpoints
+from sweeps.control import preflight
 from sweeps.estimate import Estimator, TimeLeft
 from sweeps.failures import tail
 from sweeps.graph import Graph, Node
@@ -51,7 +51,7 @@ def plan(graph: Graph, options: Namespace) -> int:
 
     Nothing is started. Weights that are not imported yet are read, and refused if they do not fit.
     """
-    check_checkpoints(graph)
+    preflight(graph)
     statuses = read_status(graph)
     workers = options.workers or local.default_workers(local.choose_gpus(options.gpus))
     estimator, left = estimate(statuses, workers)

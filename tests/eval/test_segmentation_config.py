@@ -53,6 +53,24 @@ def test_wrong_config_stops_before_anything_is_made(override, words, parent, eva
     assert not (tmp_path / "runs" / "segmentation").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["output_stride=8"], "'output_stride'; output_stride = 0 leaves the network as it was pretrained"),
+        (["finetune=true", "drop_path=0.1"], "drop_path"),
+    ],
+)
+def test_a_network_that_cannot_be_changed_so_is_named_before_anything_is_made(
+    overrides, words, make_parent, evaluate, tmp_path
+):
+    name = "vit_tiny_patch16_224" if words.startswith("'output") else "vgg11"
+    args = {"depth": 1, "img_size": 32} if name.startswith("vit") else {}
+    code, message, _ = evaluate(segmentation.main, make_parent(name, args=args), CONFIG, *overrides)
+    assert code == 2
+    assert words in message
+    assert not (tmp_path / "runs" / "segmentation").exists()
+
+
 def test_a_backbone_whose_rate_stays_is_taken():
     """In floats 0.7 * 0.1 is a little below 0.07."""
     stays = ["finetune=true", "optimizer.lr=0.7", "backbone_lr_multiplier=0.1", "optimizer.end_lr=0.07"]

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from runtime import PROJECT
+from runtime.errors import UserError
+from sweeps.control import check_networks
 from sweeps.graph import Graph, Point, build
 from sweeps.study import load_study
 
@@ -144,3 +146,16 @@ def test_options_of_no_effect_are_no_other_training(tmp_path: Path) -> None:
     assert len(runs) == 6
     settings = {(point.varied["loss.alpha"], str(point.varied["loss.num_matches"])) for point in graph.points}
     assert len(settings) == 6  # each point keeps the values of the grid
+
+
+@pytest.mark.parametrize("file", PLANNED, ids=lambda file: file.stem)
+def test_every_segmentation_can_change_the_networks_of_its_study(file: Path) -> None:
+    check_networks(plan(file.stem))
+
+
+def test_a_network_that_cannot_be_dilated_is_named_before_it_is_trained(tmp_path: Path) -> None:
+    file = tmp_path / "vit.yaml"
+    changes = "evals: {segmentation: {set: {output_stride: 8}}}"
+    file.write_text(f"base: {FOLDER / 'scenes_vit.yaml'}\nname: vit\n{changes}\n")
+    with pytest.raises(UserError, match=r"'output_stride'; output_stride = 0 leaves the network as it was pretrained"):
+        check_networks(build(load_study(file), [f"machine.runs={tmp_path}"]))
