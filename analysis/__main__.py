@@ -28,6 +28,7 @@ from analysis.together import write_together
 from runtime.config import parse_command
 from runtime.console import make_parser
 from runtime.errors import UserError, run_command
+from sweeps.keys import require_machine_keys
 
 LIMIT = "--min-"  # and the name of a score
 
@@ -99,10 +100,11 @@ def _site(argv: Sequence[str]) -> None:
 
 def _compare(argv: Sequence[str]) -> None:
     parser = _parser("compare", "study")
-    parser.add_argument("a", help="a row of the study: 0.9, loss.alpha=0.9,loss.local=both, or a control's name")
+    parser.add_argument("a", help='a row of the study: 0.9, loss.alpha=0.9,loss.local=both, or "no pretraining"')
     parser.add_argument("b", help="another row")
     parser.add_argument("machine", nargs="*", default=[], help="machine.runs=FOLDER, where the runs are")
     arguments = parse_command(parser, argv)
+    require_machine_keys(arguments.machine)
     data = load_report_data(arguments.study, arguments.machine, arguments.results)
     print("\n".join(compare(data, arguments.a, arguments.b)))
 
@@ -113,6 +115,7 @@ def _best(argv: Sequence[str]) -> None:
     parser.add_argument("machine", nargs="*", default=[], help="machine.runs=FOLDER, where the runs are")
     limits, rest = _limits(argv)
     arguments = parse_command(parser, rest)
+    require_machine_keys(arguments.machine)
     data = load_report_data(arguments.study, arguments.machine, arguments.results)
     print("\n".join(best(data, arguments.by, limits)))
 

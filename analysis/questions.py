@@ -32,7 +32,9 @@ def compare(data: ReportData, a: str, b: str) -> list[str]:
         x, y = first.scores[score], second.scores[score]
         values = f"{score_text(x, is_percent(score))} against {score_text(y, is_percent(score))}"
         lines.append(f"  {score_name(score)}: {values}; {_verdict(x.by_seed, y.by_seed, score)}")
-    return lines
+    return (
+        lines if len(summary.rows) < 3 else [*lines, "  each taken alone; the report corrects for all that it compares"]
+    )
 
 
 def _verdict(x: Mapping[Hashable, float], y: Mapping[Hashable, float], score: str) -> str:
@@ -135,7 +137,8 @@ def _key_and_value(summary: Summary, part: str) -> tuple[str, Any]:
 def _fits(summary: Summary, row: Row, wanted: Mapping[str, Any]) -> bool:
     values = dict(zip(summary.row_keys, row.values, strict=True))
     return all(
-        values[key] == value or str(value) in (str(values[key]), label(summary.study, key, values[key]))
+        (values[key] == value and isinstance(values[key], bool) == isinstance(value, bool))  # to Python, false is 0
+        or str(value) in (str(values[key]), label(summary.study, key, values[key]))
         for key, value in wanted.items()
     )
 

@@ -66,5 +66,6 @@ def require_machine_keys(overrides: Sequence[str]) -> None:
         if not text.startswith("machine.") or "=" not in text:
             raise UserError(
                 f"cannot take {text!r}: a study's runs take machine.*=value here, for example machine.device=cuda; "
-                "what changes a result belongs in the study (pretrain.set, evals.<name>.set)"
+                "what changes a result belongs in the study (pretrain.set, evals.<name>.set), and a name of several "
+                "words in quotes"
             )

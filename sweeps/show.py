@@ -65,7 +65,7 @@ def plan(graph: Graph, options: Namespace) -> int:
     if len(statuses) > MAX_ROWS:
         console.print(f"... and {len(statuses) - MAX_ROWS} more; --json has all of them")
     console.print(_jobs_table(jobs) if jobs else _describe_run(statuses, left, workers))
-    console.print("".join(f"{line}\n" for line in _describe_kept(graph)), end="")
+    console.print("".join(f"{line}\n" for line in _remarks(graph)), end="")
     return 0
 
 
@@ -98,10 +98,12 @@ def _describe_run(statuses: Statuses, left: TimeLeft | None, workers: int) -> st
     return f"`run` would start {count} runs, {workers} at a time with {each}, {length}"
 
 
-def _describe_kept(graph: Graph) -> Iterator[str]:
-    """Yield which checkpoints the pretrainings keep for evaluations, and which of them will never be there."""
+def _remarks(graph: Graph) -> Iterator[str]:
+    """Yield which checkpoints the pretrainings keep for evaluations, and which evaluations come to nothing."""
     if moments := list(dict.fromkeys(moment for node in graph.nodes for moment in node.keep)):
         yield f"each pretraining keeps its checkpoints of {', '.join(moments)} (before its end)"
+    for name in graph.study.unshown:
+        yield f"warning: the report shows no score of the evaluation {name}; name one in report.scores, as {name}.SCORE"
     lacking = [node for node in graph.nodes if node.lacks_checkpoint and node.run.result() is None]
     if lacking:
         runs = dict.fromkeys(str(node.parent.run.path) for node in lacking if node.parent is not None)

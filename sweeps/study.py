@@ -257,6 +257,12 @@ class Study(Config):
         return sorted(shown, key=lambda score: order.index(score.partition(".")[0]))
 
     @property
+    def unshown(self) -> list[str]:
+        """The evaluations of which the report shows no score."""
+        shown = {score.partition(".")[0] for score in [*self.scores, self.report.x, self.report.y]}
+        return [name for name in self.evals if name not in shown]
+
+    @property
     def row_keys(self) -> list[str]:
         """The keys in which the rows of the table differ: every grid key but the seeds, the varied one first."""
         others = [key for key in self.grid if not is_seed(key) and key != self.report.vary]

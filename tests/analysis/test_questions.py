@@ -31,7 +31,8 @@ def some_report_data(report_data_of: ReportDataOf) -> ReportData:
 
 
 def test_compare_pairs_seeds_and_tells_what_would_settle_it(report_data_of: ReportDataOf) -> None:
-    head, top1, miou = compare(some_report_data(report_data_of), "0.5", "loss.alpha=1.0")
+    head, top1, miou, last = compare(some_report_data(report_data_of), "0.5", "loss.alpha=1.0")
+    assert last == "  each taken alone; the report corrects for all that it compares"
     assert head == "loss.alpha = 0.5 against loss.alpha = 1"
     half = stats.sem(list(WIDE.values())) * stats.t.ppf(0.975, 2)
     assert f"difference −1.0 ± {half:.1f} (3 seeds, paired): undecided" in top1
@@ -61,7 +62,7 @@ def test_a_value_that_is_a_list(report_data_of: ReportDataOf, text: str) -> None
 
 
 def test_compare_with_a_control_of_one_seed(report_data_of: ReportDataOf) -> None:
-    _, top1, _ = compare(some_report_data(report_data_of), "no pretraining", "1.0")
+    _, top1, *_ = compare(some_report_data(report_data_of), "no pretraining", "1.0")
     assert "difference −60.0 (one seed): one seed cannot support it" in top1
 
 
@@ -99,6 +100,9 @@ def test_a_row_that_is_not_there(report_data_of: ReportDataOf, text: str, expect
 def test_a_score_that_is_not_there(report_data_of: ReportDataOf) -> None:
     with pytest.raises(UserError, match=r"allowed: linear.top1, segmentation.miou"):
         best(some_report_data(report_data_of), "iou", {})
+    for text in ("no", "false"):  # to YAML, and a zero to Python
+        with pytest.raises(UserError, match="no row of the study fits"):
+            find_row(some_report_data(report_data_of).summary, text)
     with pytest.raises(UserError, match="the same row"):
         compare(some_report_data(report_data_of), "1", "1.0")
 
@@ -113,6 +117,8 @@ def test_the_command_line(fill: Callable[..., Graph], capsys: pytest.CaptureFixt
     assert "loss.alpha = 0:" not in out
     with pytest.raises(UserError, match="expected a number"):
         main(["best", "study.yaml", "--by", "top5", "--min-top1", "high"])
+    with pytest.raises(UserError, match=r"cannot take 'pretraining': .* a name of several words in quotes"):
+        main(["compare", "study.yaml", "1.0", "no", "pretraining", "--results", "results.csv"])
 
 
 def test_answers_from_a_report_whose_runs_are_gone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,3 +113,10 @@ def test_plan_names_what_is_kept_and_what_was_not(kept_graph: KeptGraph, capsys:
     assert "evaluations that cannot run: 1; pretrainings that ended without keeping their checkpoints: 1." in shown
     assert str(first.run.path) in shown
     assert str(second.run.path) not in shown
+    assert "warning" not in shown
+
+
+def test_plan_names_an_evaluation_that_the_report_does_not_show(edit: Edit, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(evals__second={"stage": "linear", "config": "linear.yaml"}, report__scores=["linear.top1"])
+    assert main(["plan", "study.yaml", "--cluster", "local"]) == 0
+    assert "warning: the report shows no score of the evaluation second; name one" in capsys.readouterr().out
