@@ -1,7 +1,7 @@
 """A cache of a dataset's training images: decoded and reduced once, then read through a memory map.
 
-    python -m data.cache imagenet --short-side 256 root=/path/to/imagenet --workers 8
-    python -m data.cache imagenet --short-side 256 root=/path/to/imagenet --check    # every byte against its checksum
+    python -m data.cache imagenet --short-side 256 data.root=/path/to/imagenet --workers 8
+    python -m data.cache imagenet --short-side 256 data.root=/path/to/imagenet --check  # every checksum
 
 Pretraining with `views.short_side=256` uses it in place of the files: the same pixels, hence the same run. Linear and
 kNN evaluations use a cache of unreduced images (--short-side 0) for train. It is in $VICREGL_DATA/raw (or
@@ -83,7 +83,7 @@ class CacheReader:
         self.folder = cache_folder(dataset, short_side)
         self.paths = dataset.images("train").paths
         self._pixels: Pixels | None = None
-        repeat = f"python -m data.cache {dataset.name} --short-side {short_side} root={dataset.root} makes it"
+        repeat = f"python -m data.cache {dataset.name} --short-side {short_side} data.root={dataset.root} makes it"
         done = files.read_json_object(self.folder / "done.json")
         if done is None:
             raise UserError(f"the cache {self.folder} is not finished; {repeat}")
@@ -276,10 +276,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int, default=available_cores(), help="threads")
     parser.add_argument("--on-bad-image", choices=("stop", "skip"), default="stop")
     parser.add_argument("--check", action="store_true", help="verify every checksum of a finished cache")
-    parser.add_argument("overrides", nargs="*", default=[], help="key=value of the dataset, as root=/path")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value of the dataset, as data.root=/path")
     arguments = configs.parse_command(parser, argv)
     check_short_side(arguments.short_side)
-    config = configs.load(DataConfig, None, [f"name={arguments.dataset}", *arguments.overrides])
+    changes = [override.removeprefix("data.") for override in arguments.overrides]
+    config = configs.load(DataConfig, None, [f"name={arguments.dataset}", *changes])
     dataset = open_dataset(config)
     if arguments.check:
         cache = CacheReader(dataset, arguments.short_side)

@@ -153,7 +153,7 @@ def test_damage_is_reported(folder_of_60: DataConfig, dataset: Dataset, spoil: s
     else:
         with pytest.raises(UserError, match="is damaged"):
             opened(dataset)
-    check = ["imagefolder", "--short-side", "20", "--check", f"root={folder_of_60.root}"]
+    check = ["imagefolder", "--short-side", "20", "--check", f"data.root={folder_of_60.root}"]
     with pytest.raises(UserError, match=dataset.images("train").paths[2].name if spoil == "any image" else "damaged"):
         cache.main(check)
 
