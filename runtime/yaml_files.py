@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from runtime import files
+from runtime import PROJECT, files
 from runtime.config_keys import Layer, merge, nested
 from runtime.errors import UserError
 
@@ -90,7 +90,10 @@ def parse_yaml(text: str) -> Any:
 
 
 def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
-    """Read a YAML file and, as earlier layers, its `base:` files; `above`: the files that named it."""
+    """Read a YAML file and, as earlier layers, its `base:` files; `above`: the files that named it.
+
+    A base is a path relative to its file, or one in the checkout, as sweeps/studies/alpha.yaml.
+    """
     values = read_yaml(path)
     base = values.pop("base", None)
     if base is None:
@@ -100,7 +103,13 @@ def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
         raise UserError(
             f"config file {path}: base: {base!r} {what}; expected another config file, relative to this one"
         )
-    return [*file_layers(path.parent / base, [*above, path.resolve()]), (str(path), values)]
+    file = next((file for file in (path.parent / base, PROJECT / base) if file.is_file()), None)
+    if file is None:
+        raise UserError(
+            f"config file {path}: base: {base!r} does not exist; expected a file relative to this one, or one of the "
+            "checkout, as sweeps/studies/alpha.yaml"
+        )
+    return [*file_layers(file, [*above, path.resolve()]), (str(path), values)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -165,12 +165,12 @@ class Study(Config):
 
     def _check_report(self) -> None:
         report = self.report
-        _require_known("report.vary", report.vary, list(self.grid))
         require(not is_seed(report.vary), "report.vary", report.vary, "a key that is not a seed: seeds are repetitions")
+        _require_known("report.vary", report.vary, [key for key in self.grid if not is_seed(key)])
         values = self.grid[report.vary]
         fits = report.baseline is None or report.baseline in [*values, *self.controls]
         controls = f", or a control: {', '.join(self.controls)}" if self.controls else ""
-        require(fits, "report.baseline", report.baseline, f"one of the values of {report.vary}: {values}{controls}")
+        require(fits, "report.baseline", report.baseline, f"null, or a value of {report.vary}: {values}{controls}")
         for key, labels in report.labels.items():
             _require_known("report.labels", key, list(self.grid))
             count = len(self.grid[key])

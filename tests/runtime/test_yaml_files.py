@@ -1,14 +1,16 @@
 """YAML files and overrides: numbers, keys, `base:`, and what hostile text does."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
+from runtime import PROJECT, yaml_files
 from runtime import config as configs
-from runtime import yaml_files
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.rundir import Run
-from runtime.yaml_files import parse_dumped, parse_overrides, parse_yaml
+from runtime.yaml_files import file_layers, parse_dumped, parse_overrides, parse_yaml
 
 
 class Inner(Config):
@@ -136,3 +138,15 @@ def test_aliases_as_safe_dump_writes_them_and_large_files_pass():
     assert parse_dumped(yaml.safe_dump({"a": shared, "b": shared})) == {"a": shared, "b": shared}
     assert len(parse_dumped("".join(f"k{n}: 1\n" for n in range(60_000)))) == 60_000
     assert parse_dumped("") is None
+
+
+def test_a_base_is_relative_to_its_file_or_one_of_the_checkout(tmp_path):
+    (tmp_path / "other.yaml").write_text("a: 1\n")
+    for base, first in (("other.yaml", tmp_path / "other.yaml"), ("sweeps/studies/alpha.yaml", None)):
+        (tmp_path / "it.yaml").write_text(f"base: {base}\n")
+        origins = [Path(origin) for origin, _ in file_layers(tmp_path / "it.yaml")]
+        assert (first or PROJECT / base) in origins
+        assert origins[-1] == tmp_path / "it.yaml"
+    (tmp_path / "it.yaml").write_text("base: alpha\n")
+    with pytest.raises(UserError, match=r"it.yaml: base: 'alpha' does not exist; expected a file relative to this one"):
+        file_layers(tmp_path / "it.yaml")
