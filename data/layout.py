@@ -178,7 +178,7 @@ def require_parts(name: str, root: Path, parts: Sequence[SegmentationPart]) -> N
     for part in parts:
         for needed in filter(None, (part.image_dir, part.mask_dir, part.list_file)):
             if not (root / needed).exists():
-                raise UserError(f"{name} at {root}: {needed} is missing; README.md has the layout of each dataset")
+                raise UserError(f"{name} at {root}: {needed} is missing; data/README.md has the layout of each dataset")
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:

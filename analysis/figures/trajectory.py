@@ -1,4 +1,4 @@
-"""The trade-off over training: each setting's way through the plane, and both scores against the length of training.
+"""The trade-off over training: each setting's path in the plot of the two scores, and each score against steps.
 
 Drawn for studies whose evaluations take kept checkpoints (`evals.<name>.at`).
 """
