@@ -79,11 +79,14 @@ def published_figure(frame: pd.DataFrame, score: str, row: Record) -> float | No
 def column_beside(frame: pd.DataFrame, score: str) -> str | None:
     """Return the column of published.csv to show beside a study's score; None without one.
 
-    It is that of the same stage and head, on whichever data and precision: a finetuned network, or a subset of the
-    labels, measures something else.
+    It is that of the same stage and head, on the same data or else on the main ones, for the direction: a finetuned
+    network, or a subset of the labels, measures something else.
     """
-    heads = {(kind[0], str(kind[3]).partition(",")[0].removesuffix(" cached")) for kind in _measurements(frame, score)}
-    columns = {MEASURED.get((stage, _MEASURED_ON.get(stage, ""), head)) for stage, head in heads}
+    columns = set()
+    for stage, data, _, protocol, _ in _measurements(frame, score):
+        head = str(protocol).partition(",")[0].removesuffix(" cached")
+        on_main = MEASURED.get((stage, _MEASURED_ON.get(stage, ""), head))
+        columns.add(MEASURED.get((stage, data, head), on_main))
     column, metric = (columns.pop() if len(columns) == 1 else None) or (None, None)
     return column if metric == score.partition(".")[2] else None
 
@@ -94,7 +97,7 @@ def values_beside(frame: pd.DataFrame, scores: Sequence[str]) -> list[dict[str, 
     return [
         {
             "source": row["source"],
-            "name": f"{row['method']}, {row['backbone']}, {row['pretrain_data']}",
+            "name": f"{row['method']}, {row['backbone']}, {row['pretrain_data']}: {_COLUMNS[column]}",
             "loss.alpha": row["alpha"],
             "score": score,
             "mean": row[column],

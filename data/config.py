@@ -20,7 +20,10 @@ IMAGENET: Normalisation = (MEAN, STD)
 _Colours = Annotated[list[float], Field(min_length=3, max_length=3)]
 # Of an evaluation. null: those that came with the weights, else ImageNet's, refused for a network of others; imagenet;
 # network (its own); a tag of timm's weights of it; or both, as [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]].
-NormalisationChoice = str | Annotated[list[_Colours], Field(min_length=2, max_length=2)] | None
+NormalisationChoice = Annotated[
+    str | Annotated[list[_Colours], Field(min_length=2, max_length=2)] | None,
+    Field(description="imagenet, network, a tag of timm's weights, [mean, deviation] of red, green and blue, or null"),
+]
 Interpolation = Literal["bilinear", "bicubic"]
 
 # data/catalog.py opens them; `register` there adds others.

@@ -109,7 +109,7 @@ def stored_mode(image: Image.Image) -> str:
     first, *others = arguments if isinstance(arguments, tuple) else (arguments,)
     if decoder.startswith("ppm") and others and others[0] != 255:
         return f"L with a maximum of {others[0]}"
-    return first if isinstance(first, str) and first.startswith("L;") else image.mode
+    return first if isinstance(first, str) and first[:3] in ("L;2", "L;4") else image.mode
 
 
 @dataclass(frozen=True)

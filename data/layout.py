@@ -92,6 +92,9 @@ def mode_fault(mode: str) -> str:
     """Say why an image of that mode (data.images.stored_mode) is not a mask; empty for one channel of 8 bits."""
     if mode in ("P", "L"):
         return ""
+    if mode.startswith("L;"):
+        factor = 255 // (2 ** int(mode[2]) - 1)
+        return f"has gray of {mode[2]} bits, which is read as {factor} times its classes; divide by that, save 8 bits"
     return (
         f"is an image of mode {mode}, and a mask is expected: one channel, palette or gray of 8 bits, whose values are "
         "classes"

@@ -26,7 +26,7 @@ from runtime.distributed import broadcast
 from runtime.errors import UserError
 from runtime.progress import describe_bytes
 from runtime.rundir import Run
-from runtime.world import World
+from runtime.world import World, world_from_environment
 from vicregl.backbones import Backbone, without_storage
 from vicregl.errors import InvalidInputError
 from vicregl.model import ModelOutput, VICRegLModel
@@ -140,7 +140,8 @@ def preflight(config: PretrainConfig) -> Dataset:
     durations(config, dataset.steps_per_epoch(len(dataset.images("train")), config.train.batch_size))
     model = without_storage(lambda: VICRegLModel(config.model, config.loss.global_weight))
     refuse_sizes(config.views, model.backbone)
-    warn_of_misfits(config.views, model.backbone)
+    if world_from_environment().is_main:
+        warn_of_misfits(config, model.backbone)
     if config.train.accumulate > 1:
         refuse_batch_statistics(model)
     refuse_too_large(model, config, choose_device(config.machine))
@@ -161,8 +162,11 @@ def refuse_sizes(views: ViewsConfig, backbone: Backbone) -> None:
             ) from error
 
 
-def warn_of_misfits(views: ViewsConfig, backbone: Backbone) -> None:
+def warn_of_misfits(config: PretrainConfig, backbone: Backbone) -> None:
     """Warn of views whose maps do not cover them exactly: their locations are shifted, by up to a cell."""
+    loss, views = config.loss, config.views
+    if not loss.is_own and (loss.global_weight == 1 or "location" not in loss.kinds):
+        return
     for key in ("large_size", "small_size"):
         side = getattr(views, key)
         if side in views.sides() and (misfit := backbone.misfit(side)):

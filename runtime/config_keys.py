@@ -95,7 +95,9 @@ def explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel
     if isinstance(cause := error.get("ctx", {}).get("error"), InvalidInputError):
         # The library names its options without the section that they have in a config.
         return f"{_origin(layers, path)}: {'.'.join([*path, ''])}{cause}"
-    allowed = _allowed(error, _field(schema, path))
+    field = _field(schema, path)
+    several = len(path) < len(error["loc"])  # the error is that of one member of a union
+    allowed = field.description if several and field is not None and field.description else _allowed(error, field)
     return f"{_origin(layers, path)}: {key} = {error['input']!r} is not possible; allowed: {allowed}"
 
 

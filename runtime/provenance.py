@@ -98,8 +98,11 @@ def code() -> Code:
 
 def _untracked_sources() -> list[str]:
     """Name each source of the packages that git does not track yet, as an evaluation that was just written."""
-    untracked = [name for name in checkout_files("--others") if name.endswith(_HASHED)]
-    sources = [PROJECT / name for name in untracked if name.partition("/")[0] in PACKAGES]
+    names = [name for name in checkout_files("--others") if name.partition("/")[0] in PACKAGES]
+    # Git names a repository within this one, or a link to a folder, and not what is in it.
+    inner = [sorted(path.rglob("*")) if (path := PROJECT / name).is_dir() else [path] for name in names]
+    # An editor's lock may be a link to nothing, named .#module.py.
+    sources = [file for paths in inner for file in paths if file.suffix in _HASHED and file.is_file()]
     return [f"untracked {file.relative_to(PROJECT)}: SHA-256 {files.sha256(file)}" for file in sources]
 
 

@@ -105,10 +105,9 @@ def file_layers(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
         )
     file = next((file for file in (path.parent / base, PROJECT / base) if file.is_file()), None)
     if file is None:
-        raise UserError(
-            f"config file {path}: base: {base!r} does not exist; expected a file relative to this one, or one of the "
-            "checkout, as sweeps/studies/alpha.yaml"
-        )
+        missing = files.no_such_yaml(path.parent / base, f"config file {path}: base:")
+        expected = "a file relative to this one, or one of the checkout, as sweeps/studies/alpha.yaml"
+        raise UserError(f"{missing}; expected {expected}")
     return [*file_layers(file, [*above, path.resolve()]), (str(path), values)]
 
 

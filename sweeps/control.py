@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from eval.segmentation_config import SegmentationConfig, network_changes
 from runtime import config as configs
 from runtime import files
 from runtime.errors import UserError, errors_at
+from runtime.imports import import_recorded
 from sweeps import local, processes
 from sweeps.checkpoints import WEIGHTS
 from sweeps.display import Display
@@ -23,6 +25,8 @@ from sweeps.graph import Graph, Node
 from sweeps.slurm import commands
 from sweeps.slurm.config import load_cluster
 from sweeps.status import ACTIVE, NOT_BEGUN, RunStatus, read_status
+
+_FAMILIES = re.compile(r"(scenes_|wide_)?resn(et|ext)\d*|convnext")
 
 
 def run(graph: Graph, options: Namespace) -> int:
@@ -129,18 +133,19 @@ def check_networks(graph: Graph) -> None:
     made: list[tuple[Any, Any]] = []  # mappings, which no set holds
     for node in graph.nodes:
         config, parent = node.identity.config, node.parent
-        if node.stage.name != SegmentationConfig.stage or parent is None or node.run.result() is not None:
+        if node.stage.name != SegmentationConfig.stage or parent is None:
             continue
         changes = network_changes(config.get("output_stride", 0), config.get("drop_path"))
         network = parent.identity.config["model"]["backbone"]
-        # Those two families dilate: to ask timm takes seconds.
-        if network["name"].startswith(("resnet", "convnext", "scenes_resnet")) or (network, changes) in made:
+        # ResNets and ConvNeXts take both: to ask timm takes seconds.
+        if not changes or _FAMILIES.match(network["name"]) or (network, changes) in made:
             continue
         made.append((network, changes))
-        if changes:
+        if node.run.result() is None:
             from eval.parent import require_changes  # loads torch
 
             with errors_at(node.title):
+                import_recorded(parent.identity.config, parent.run.path)  # of a run that another study has made
                 require_changes(network, changes)
 
 

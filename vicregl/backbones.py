@@ -120,13 +120,21 @@ class Backbone(nn.Module):
 
         Empty too for a network that does not say its stride.
         """
-        maps = list(getattr(self.trunk, "feature_info", ()))
+        maps = list(getattr(self.trunk, "feature_info", None) or ())
         stride = maps[-1].get("reduction") if maps else None
-        patch = self._patch()
-        if not stride or (side if patch is None else _up_to_a_multiple(side, patch[0])) % stride == 0:
+        if not stride or self._cells_fit(side, stride):
             return ""
-        rows = self.grid_size(side)[0]
-        return f"{rows} cells, {stride} pixels apart, are taken to share {side} pixels; choose a multiple of {stride}"
+        text = f"{self.grid_size(side)[0]} cells, {stride} pixels apart, are taken to share {side} pixels"
+        near = _up_to_a_multiple(side, stride)
+        return f"{text}; {near} fits" if near != side and self._cells_fit(near, stride) else text
+
+    def _cells_fit(self, side: int, stride: int) -> bool:
+        patch = self._patch() if self._has_tokens else None  # others do not enlarge images to whole patches
+        covered = side if patch is None else _up_to_a_multiple(side, patch[0])
+        try:
+            return self.grid_size(side)[0] * stride == covered
+        except InvalidInputError:
+            return False
 
     def _final_norm(self, feature_map: Tensor) -> Tensor:
         norm = getattr(getattr(self.trunk, "head", None), "norm", None)
@@ -223,7 +231,8 @@ def create_backbone(config: BackboneConfig) -> Backbone:
         # Not timm.create_model: it drops arguments that are None, and None is what turns ConvNeXt's layer scale off.
         trunk = _make(make, config.args)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise InvalidInputError(f"backbone {config.name!r} cannot be made with args {config.args}: {error}") from error
+        reason = str(error) or type(error).__name__  # timm asserts without a word
+        raise InvalidInputError(f"backbone {config.name!r} cannot be made with args {config.args}: {reason}") from error
     size = config.args.get("img_size")
     return Backbone(config.name, trunk, None if size is None else to_2tuple(size))
 

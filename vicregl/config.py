@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-from vicregl.errors import require
+from vicregl.errors import InvalidInputError, require
 
 Kind = Literal["feature", "location"]  # of matching
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -149,8 +149,10 @@ class BackboneConfig:
 
 
 def _require_timm_network(name: str) -> None:
-    import timm
-
+    try:
+        import timm
+    except ImportError as error:
+        raise InvalidInputError(f"name = {name!r} is looked up in timm, which cannot be imported: {error}") from error
     known = timm.is_model(name) and "." not in name
     names = {*KNOWN_BACKBONES, *timm.list_models()}
     near = [] if known else get_close_matches(name.partition(".")[0], sorted(names), n=4, cutoff=0.5)

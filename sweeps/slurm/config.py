@@ -251,7 +251,7 @@ def describe(resources: Resources) -> str:
     named = [name for name in (resources.partition, resources.qos) if name]
     processes = f"{resources.processes} x {resources.cpus} CPUs"
     if resources.gpus_per_node > resources.tasks_per_node:  # each process computes on one
-        processes += f" (of the GPUs of a node, {resources.tasks_per_node} used: set tasks)"
+        processes += f" on {resources.tasks_per_node} of the {resources.gpus_per_node} GPUs"
     each = [f"{resources.nodes} x ({gpus}{memory})", processes, f"{resources.minutes} min", *named]
     srun = ["srun", *as_arguments(resources.srun)] if option_values(resources.srun) else []
     return ", ".join([*each, *(" ".join(part) for part in (as_arguments(resources.sbatch), srun) if part)])

@@ -252,6 +252,7 @@ def test_published_points_lie_on_the_figure_only_where_they_compare(report_data_
             ["linear_top1", "voc_frozen_miou"],
         ),
         ({"segmentation": {"eval.data.name": "scenes"}}, ["linear_top1", "voc_frozen_miou"]),
+        ({"segmentation": {"eval.data.name": "cityscapes"}}, ["linear_top1", "cityscapes_frozen_miou"]),
         ({"segmentation": {"score.protocol": "finetuned linear"}}, ["linear_top1", None]),
         ({"linear": {"score.protocol": "linear 1percent"}}, [None, "voc_frozen_miou"]),
         ({"linear": {"score.protocol": "finetuned"}}, [None, "voc_frozen_miou"]),

@@ -150,6 +150,7 @@ def test_a_resize_into_a_batch_writes_the_same_pixels_there_and_nowhere_else(mod
         ("a.png", {}, "L"),
         ("a.tif", {}, "L"),
         ("a.tif", {"compression": "tiff_lzw"}, "L"),
+        ("a.tif", {"tiffinfo": {262: 0}}, "L"),  # white is 0
         ("a.pgm", {}, "L"),
         ("a.bmp", {}, "L"),
         ("a.jpg", {}, "L"),

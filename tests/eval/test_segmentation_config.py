@@ -44,6 +44,7 @@ CONFIGS = sorted(path.name for path in Path("eval/configs").glob("seg_*.yaml"))
         ("machine.predictions=99", "0 to 32: images, 0 for none"),
         ("data.name=ade20k data.segmentation_train=train_aug", "allowed: train for data.name=ade20k"),
         ("iterations=many", "a whole number"),
+        ("normalisation=[[1,2,x],[1,2,3]]", "allowed: imagenet, network, a tag of timm's weights, [mean, deviation]"),
     ],
 )
 def test_wrong_config_stops_before_anything_is_made(override, words, parent, evaluate, tmp_path):

@@ -135,6 +135,24 @@ def test_sources_that_git_does_not_track_yet_make_another_code(packages):
     assert first.diff != second.diff
 
 
+def test_sources_that_git_does_not_list_one_by_one(packages, tmp_path):
+    commit_all(packages)
+    clean = ask(packages)
+    (packages / "eval" / ".#own.py").symlink_to("user@host.123")  # an editor's lock
+    assert ask(packages) == clean
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "linked.py").write_text("weight = 1\n")
+    (packages / "eval" / "mine").symlink_to(tmp_path / "mine")
+    (packages / "eval" / "theirs").mkdir()
+    (packages / "eval" / "theirs" / "nested.py").write_text("weight = 1\n")
+    commit_all(packages / "eval" / "theirs")
+    diff = ask(packages).diff
+    assert [line.split(": ")[0] for line in diff.splitlines()] == [
+        "untracked eval/mine/linked.py",
+        "untracked eval/theirs/nested.py",
+    ]
+
+
 def test_git_that_fails_differs_from_no_checkout(packages, tmp_path):
     commit_all(packages)
     (tmp_path / "bin").mkdir()

@@ -147,6 +147,6 @@ def test_a_base_is_relative_to_its_file_or_one_of_the_checkout(tmp_path):
         origins = [Path(origin) for origin, _ in file_layers(tmp_path / "it.yaml")]
         assert (first or PROJECT / base) in origins
         assert origins[-1] == tmp_path / "it.yaml"
-    (tmp_path / "it.yaml").write_text("base: alpha\n")
-    with pytest.raises(UserError, match=r"it.yaml: base: 'alpha' does not exist; expected a file relative to this one"):
+    (tmp_path / "it.yaml").write_text("base: othr.yaml\n")
+    with pytest.raises(UserError, match=r"othr.yaml does not exist; near it: other.yaml, it.yaml; expected a file"):
         file_layers(tmp_path / "it.yaml")

@@ -58,7 +58,7 @@ def test_options_of_sbatch_and_srun(tmp_path: Path) -> None:
     assert cluster_config.as_arguments(pretrain.srun) == ["--container-image=/a b.sqsh"]
     assert cluster_config.as_arguments(linear.sbatch) == ["--reservation=spring", "--exclusive", "--begin=16:00"]
     assert (pretrain.gpus_per_node, pretrain.processes) == (4, 4)
-    assert "1 x 8 CPUs (of the GPUs of a node, 1 used: set tasks)" in cluster_config.describe(linear)
+    assert "1 x 8 CPUs on 1 of the 4 GPUs" in cluster_config.describe(linear)
     assert cluster_config.describe(pretrain) == (
         "1 x (4 h100 GPUs), 4 x 8 CPUs, 240 min, --reservation=spring --begin=16:00 --switches=1@10:00, "
         "srun --container-image=/a b.sqsh"

@@ -253,19 +253,27 @@ def test_a_size_that_the_network_does_not_take_is_named(name, side) -> None:
 @pytest.mark.parametrize(
     ("name", "args", "exact", "inexact"),
     [
-        ("resnet18", {}, (64, 224), (100, 130)),
-        ("resnet18", {"output_stride": 8}, (64, 104), (100,)),
-        ("convnext_atto", {}, (96, 224), (112, 127)),
-        ("vit_tiny_patch16_224", {}, (96, 100), ()),  # images are enlarged to whole patches
-        ("scenes_resnet", {}, (16, 32), (30,)),
+        ("resnet18", {}, (64, 224), {100: "4 cells, 32 pixels apart, are taken to share 100 pixels; 128 fits"}),
+        ("resnet18", {"output_stride": 8}, (64, 104), {100: "104 fits"}),
+        ("convnext_atto", {}, (96, 224), {112: "128 fits", 127: "128 fits"}),
+        ("vit_tiny_patch16_224", {}, (96, 100), {}),  # images are enlarged to whole patches
+        ("scenes_resnet", {}, (16, 32), {30: "32 fits"}),
+        ("pvt_v2_b0", {}, (96,), {}),  # its patches overlap: no image is enlarged
+        ("efficientvit_m0", {}, (256,), {}),  # its patch is one number
+        ("inception_v4", {}, (), {288: "7 cells, 32 pixels apart, are taken to share 288 pixels"}),  # no padding
     ],
 )
-def test_a_side_that_the_cells_do_not_share_exactly_is_named(name, args, exact, inexact) -> None:
+def test_a_side_that_the_cells_do_not_cover_is_named(name, args, exact, inexact) -> None:
     """The centres of ConvNeXt's cells in 127 pixels are 14.5, 49.4 and 78.9, and not 21.2, 63.5 and 105.8."""
     backbone = without_storage(lambda: create_backbone(BackboneConfig(name, args)))
     assert [backbone.misfit(side) for side in exact] == [""] * len(exact)
-    for side in inexact:
-        assert f"are taken to share {side} pixels; choose a multiple of" in backbone.misfit(side)
+    for side, text in inexact.items():
+        assert backbone.misfit(side).endswith(text)
+
+
+def test_an_assertion_of_the_network_without_a_word_is_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"'output_stride': 8\}: AssertionError"):
+        create_backbone(BackboneConfig("vgg11", {"output_stride": 8}))
 
 
 def test_the_grid_of_an_image_that_is_not_square() -> None:
