@@ -32,9 +32,9 @@ def compare(data: ReportData, a: str, b: str) -> list[str]:
         x, y = first.scores[score], second.scores[score]
         values = f"{score_text(x, is_percent(score))} against {score_text(y, is_percent(score))}"
         lines.append(f"  {score_name(score)}: {values}; {_verdict(x.by_seed, y.by_seed, score)}")
-    return (
-        lines if len(summary.rows) < 3 else [*lines, "  each taken alone; the report corrects for all that it compares"]
-    )
+    if len(summary.rows) > 2:
+        lines.append("  each taken alone; the report corrects for all that it compares")
+    return lines
 
 
 def _verdict(x: Mapping[Hashable, float], y: Mapping[Hashable, float], score: str) -> str:

@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from runtime import files
-from runtime.config_keys import Layer, explain, flatten, merge
+from runtime.config_keys import Layer, explain, flatten, merge_layers
 from runtime.errors import UserError
 from runtime.imports import Imports
 from runtime.loggers import LoggerName
@@ -216,9 +216,7 @@ def find_file(schema: type[Config], name: str | Path) -> Path:
 
 def from_layers(schema: type[T], layers: Sequence[Layer]) -> T:
     """Merge the layers over the schema's defaults; later layers win."""
-    values: dict[str, Any] = {}
-    for _, layer in layers:
-        values = merge(values, layer)
+    values = merge_layers(layers)
     try:
         # As JSON, a list may fill a tuple and a mapping a section; otherwise no type is converted into another.
         config = schema.model_validate_json(json.dumps(values, ensure_ascii=False).encode())

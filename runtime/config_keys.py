@@ -30,6 +30,14 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def merge_layers(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return the values of all layers; later layers win."""
+    values: dict[str, Any] = {}
+    for _, layer in layers:
+        values = merge(values, layer)
+    return values
+
+
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn {"a.b": 1} into {"a": {"b": 1}}."""
     result: dict[str, Any] = {}
@@ -75,10 +83,7 @@ def types_of(schema: Any) -> dict[str, Any]:
 
 def explain(error: ErrorDetails, layers: Sequence[Layer], schema: type[BaseModel]) -> str:
     """Describe the first problem of a config: its file, the key, the value, what is allowed."""
-    values: dict[str, Any] = {}
-    for _, layer in layers:
-        values = merge(values, layer)
-    path = _path(error, values)
+    path = _path(error, merge_layers(layers))
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         section = ".".join([*path[:-1], ""])

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from data.record import refuse_other_data
 from eval.published import Published, figure_of
 from runtime import config as configs
 from runtime.config import kept_checkpoint, require, split_machine
-from runtime.config_keys import Layer, lookup, merge, nested
+from runtime.config_keys import Layer, lookup, merge_layers, nested
 from runtime.errors import UserError, errors_at
 from runtime.rundir import Identity, Run
 from runtime.yaml_files import file_layers, parse_overrides
@@ -217,7 +217,7 @@ class _Builder:
         with errors_at(f"{self.study.file}: pretrain"):
             file = self.pretrain_stage.find(config)
             layers = [*file_layers(Path(file)), ("", parse_overrides(self.machine))]
-        return file, reduce(merge, (values for _, values in layers))
+        return file, merge_layers(layers)
 
     def _load_eval(self, name: str, part: EvalPart) -> _Loaded:
         where = f"{self.study.file}: evals.{name}"
