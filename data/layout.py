@@ -94,7 +94,8 @@ def mode_fault(mode: str) -> str:
         return ""
     if mode.startswith("L;"):
         factor = 255 // (2 ** int(mode[2]) - 1)
-        return f"has gray of {mode[2]} bits, which is read as {factor} times its classes; divide by that, save 8 bits"
+        what = f"has gray values of {mode[2]} bits, which the decoder multiplies by {factor}"
+        return f"{what}; divide what it reads by {factor} and save the classes with 8 bits"
     return (
         f"is an image of mode {mode}, and a mask is expected: one channel, palette or gray of 8 bits, whose values are "
         "classes"

@@ -129,6 +129,7 @@ class Backbone(nn.Module):
         return f"{text}; {near} fits" if near != side and self._cells_fit(near, stride) else text
 
     def _cells_fit(self, side: int, stride: int) -> bool:
+        """Return whether the cells, `stride` pixels apart, cover a side of the image as the network sees it."""
         patch = self._patch() if self._has_tokens else None  # others do not enlarge images to whole patches
         covered = side if patch is None else _up_to_a_multiple(side, patch[0])
         try:

@@ -100,7 +100,7 @@ def of_few_bits(path: Path) -> None:
 DAMAGE_OF_MASKS = {
     "label": (lambda path: change(path, with_label_200), "holds 200; expected 0 to 20, and 255 for ignored"),
     "colours": (lambda path: change(path, lambda values: np.stack([values] * 3, -1)), "is an image of mode RGB"),
-    "few bits": (of_few_bits, "has gray of 2 bits, which is read as 85 times its classes"),
+    "few bits": (of_few_bits, "has gray values of 2 bits, which the decoder multiplies by 85"),
     "size": (lambda path: change(path, lambda values: values[:-8]), "is 56 x 32 pixels and its image 56 x 40"),
 }
 DAMAGE_OF_ANY = {
