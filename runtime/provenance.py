@@ -43,7 +43,7 @@ class Code:
     """The identity of the code: its commit and the changes since, or else its version and a hash of its sources."""
 
     commit: str | None = None
-    diff: str = ""  # of tracked files, and the hashes of untracked sources
+    diff: str = ""  # of tracked sources, and the hashes of untracked ones
     no_commit: str | None = None  # why it has no commit
     version: str | None = None
     sources: str | None = None  # SHA-256
@@ -88,8 +88,9 @@ def code() -> Code:
         return Code(**{field.name: snapshot.get(field.name, field.default) for field in fields(Code)})
     try:
         _require_own_repository()
-        # Without reports/, which the code writes: remaking a report changes no result.
-        diff = _git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", ".", ":!reports").decode(errors="replace")
+        # Of sources alone: who edits a study's file, or remakes a report, has the same code.
+        sources = [f"*{suffix}" for suffix in _HASHED] + [":!reports", ":!tests"]
+        diff = _git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", *sources).decode(errors="replace")
         parts = [diff.strip(), *_untracked_sources()]
         return Code(_git("rev-parse", "HEAD").decode().strip(), "\n".join(part for part in parts if part))
     except NoCommitError as reason:

@@ -107,15 +107,32 @@ def test_a_repository_around_site_packages_is_not_the_projects(packages):
 
 
 def test_a_checkout_is_named_by_its_commit_whatever_git_is_said_to_look_at(packages, tmp_path):
-    (packages / "runtime" / "latin.txt").write_bytes(b"gr\xfc\xdfe\n")
+    (packages / "runtime" / "latin.csv").write_bytes(b"gr\xfc\xdfe\n")
     commit = commit_all(packages)
     code = ask(packages, GIT_DIR=str(tmp_path / "theirs" / ".git"))
     assert (code.commit, code.diff, code.sources) == (commit, "", None)
-    (packages / "runtime" / "latin.txt").write_bytes(b"gr\xfc\xdf Gott\n")
+    (packages / "runtime" / "latin.csv").write_bytes(b"gr\xfc\xdf Gott\n")
     code = ask(packages)
     assert code.commit == commit
     assert "+gr\ufffd\ufffd Gott" in code.diff
     assert code.to_record() == {"commit": commit, "dirty": True}
+
+
+def test_a_study_that_was_edited_is_the_same_code(packages):
+    """Its values are in every run.yaml; a page that called the code changed would hide a change of the code."""
+    (packages / "README.md").write_text("the suite\n")
+    commit_all(packages)
+    clean = ask(packages)
+    for name in ("sweeps/studies/quickstart.yaml", "README.md"):
+        (packages / name).write_text("question: Longer?\n")
+    assert ask(packages) == clean
+    assert clean.to_record()["dirty"] is False
+    with (packages / "vicregl" / "terms.py").open("a") as source:
+        source.write("# changed\n")
+    code = ask(packages)
+    assert code.to_record()["dirty"]
+    assert "+# changed" in code.diff
+    assert "quickstart" not in code.diff
 
 
 def test_sources_that_git_does_not_track_yet_make_another_code(packages):
