@@ -24,10 +24,8 @@ LATE = 0.75  # of a training: where its last quarter begins
 Pair = tuple[str, Row, Row]  # a score, and two rows, of which the first is expected to be higher
 
 
-def _why_undecided(summary: Summary, score: str, comparisons: int) -> str:
-    if summary.most_seeds < 2:
-        return "one seed"
-    return f"no difference of {score_name(score)} is significant among all {comparisons}"
+def _why_undecided(summary: Summary, score: str) -> str:
+    return "one seed" if summary.most_seeds < 2 else f"no difference of {score_name(score)} is significant"
 
 
 def _capital(text: str) -> str:
@@ -44,11 +42,14 @@ def row_label(summary: Summary, row: Row) -> str:
 def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
     """Say whether rows differ as expected, in the score of the first pair, and by how much in every score.
 
-    All the differences are decided together (Holm's procedure). Another score that loses is named beside it.
+    A difference to the baseline is decided as on the study's own page, the others together (Holm's procedure). Another
+    score that loses is named beside it.
     """
     summary = data.summary
     differences = {i: summary.difference(a, b, score) for i, (score, a, b) in enumerate(expected)}
-    decided = decided_together(differences)
+    settings = {i: summary.setting_against_baseline(a, b) for i, (_, a, b) in enumerate(expected)}
+    decided = decided_together({i: gap for i, gap in differences.items() if settings[i] is None})
+    decided |= {i for i, row in settings.items() if row is not None and summary.is_decided(row, expected[i][0])}
     means = {i: found.mean for i, found in differences.items() if found is not None}
     main = [i for i, (score, _, _) in enumerate(expected) if score == expected[0][0]]
     held = [i for i in main if i in decided and means[i] > 0]
@@ -58,7 +59,7 @@ def verdict(data: ReportData, expected: Sequence[Pair]) -> str:
     elif held or against:
         word = ("Yes" if held else "No") + ("" if len(main) in (len(held), len(against)) else ", in part")
     else:
-        word = f"Undecided ({_why_undecided(summary, expected[0][0], len(expected))})"
+        word = f"Undecided ({_why_undecided(summary, expected[0][0])})"
     lost = dict.fromkeys(score_name(s) for i, (s, _, _) in enumerate(expected) if i in decided and means[i] < 0)
     lost.pop(score_name(expected[0][0]), None)
     word += f", but {' and '.join(lost)} loses" if lost and (held or not against) else ""

@@ -189,6 +189,10 @@ class Summary:
         scores = [tuple(cell.scores[score].by_seed.items()) for cell in (base, *others)]
         return any(others[index] is row for index in _decided(*scores))
 
+    def setting_against_baseline(self, a: Row, b: Row) -> Row | None:
+        """Return the one of two rows whose baseline the other is; None where neither is it."""
+        return a if self.baseline(a) is b else b if self.baseline(b) is a else None
+
     def compared_with(self, base: Row) -> list[Row]:
         """Return the rows whose baseline this one is."""
         return [row for row in self.rows if row is not base and self.baseline(row) is base]
@@ -206,10 +210,8 @@ class Summary:
             gap = self.difference(row, other, score)
             if gap is None or gap.mean <= 0:
                 return False
-            if self.baseline(row) is other:
-                return self.is_decided(row, score)
-            if self.baseline(other) is row:
-                return self.is_decided(other, score)
+            if setting := self.setting_against_baseline(row, other):
+                return self.is_decided(setting, score)
             return frozenset((place[id(row)], place[id(other)])) in decided
 
         return [other for other in scored if other is not row and not is_shown(other)]
