@@ -198,23 +198,23 @@ class Summary:
         return [row for row in self.rows if row is not base and self.baseline(row) is base]
 
     def open_leads(self, row: Row, rows: Sequence[Row], score: str) -> list[Row]:
-        """Return those of the rows over which the lead of `row` is not shown.
+        """Return those of the rows over which the lead of `row` is not shown."""
+        scored = [other for other in rows if other.scores[score].by_seed]
+        return [other for other in scored if other is not row and not self._leads(row, other, scored, score)]
+
+    def _leads(self, row: Row, other: Row, scored: Sequence[Row], score: str) -> bool:
+        """Whether a row is shown to lead another one.
 
         Over the baseline, and of it, as `is_decided`; else among all pairs of the rows (decided_together).
         """
-        scored = [other for other in rows if other.scores[score].by_seed]
-        place = {id(other): index for index, other in enumerate(scored)}
-        decided = _decided_pairs(*(tuple(other.scores[score].by_seed.items()) for other in scored))
-
-        def is_shown(other: Row) -> bool:
-            gap = self.difference(row, other, score)
-            if gap is None or gap.mean <= 0:
-                return False
-            if setting := self.setting_against_baseline(row, other):
-                return self.is_decided(setting, score)
-            return frozenset((place[id(row)], place[id(other)])) in decided
-
-        return [other for other in scored if other is not row and not is_shown(other)]
+        gap = self.difference(row, other, score)
+        if gap is None or gap.mean <= 0:
+            return False
+        if setting := self.setting_against_baseline(row, other):
+            return self.is_decided(setting, score)
+        place = {id(cell): index for index, cell in enumerate(scored)}
+        decided = _decided_pairs(*(tuple(cell.scores[score].by_seed.items()) for cell in scored))
+        return frozenset((place[id(row)], place[id(other)])) in decided
 
     def best(self, rows: Sequence[Row], score: str) -> Row | None:
         """Return the row with the highest mean, if its lead over every other row is shown.
@@ -224,8 +224,9 @@ class Summary:
         scored = [row for row in rows if row.scores[score].by_seed]
         if len(scored) < 2:
             return None
-        top = max(scored, key=lambda row: np.mean(list(row.scores[score].by_seed.values())))
-        return None if self.open_leads(top, scored, score) else top
+        # The closest first: it mostly decides.
+        top, *others = sorted(scored, key=lambda row: -np.mean(list(row.scores[score].by_seed.values())))
+        return top if all(self._leads(top, other, scored, score) for other in others) else None
 
 
 @lru_cache(maxsize=1000)  # a table asks once for each row

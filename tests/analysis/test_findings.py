@@ -113,7 +113,15 @@ def test_a_partial_study_speaks_of_what_there_is(summary_of: SummaryOf, missing:
 
 NOISES = {"alike": [1.0] * 5, "one scatters ten times as much": [1.0, 1.0, 1.0, 1.0, 10.0]}
 COUNT = 1000  # data sets of a simulation
-AT_MOST = 0.05 + 2 * math.sqrt(0.05 * 0.95 / COUNT)  # one in twenty, and two standard errors of the simulation
+FEW = 250  # where nearly every data set needs Dunnett's p-values, which take time
+
+
+def at_most(level: float, count: int) -> float:
+    """The level, and two standard errors of the simulation."""
+    return level + 2 * math.sqrt(level * (1 - level) / count)
+
+
+AT_MOST = at_most(0.05, COUNT)
 
 
 def drawn_summaries(summary_of: SummaryOf, draws: np.ndarray) -> Iterator[Summary]:
@@ -170,18 +178,19 @@ def test_equal_settings_rarely_make_a_course(
 def test_equal_settings_rarely_beat_the_baseline(
     summary_of: SummaryOf, seeds: int, noise: list[float], level: float
 ) -> None:
-    count = 250  # Dunnett's p-values take time; an effect of the seed only makes its test decide less
-    draws = equal_settings(seeds, noise, seed_effect=0.0, count=count)
-    at_most = level + 2 * math.sqrt(level * (1 - level) / count)
-    assert share(summary_of, draws, decides_against_the_baseline) <= at_most
+    # An effect of the seed only makes Dunnett's test decide less.
+    draws = equal_settings(seeds, noise, seed_effect=0.0, count=FEW)
+    assert share(summary_of, draws, decides_against_the_baseline) <= at_most(level, FEW)
 
 
-@pytest.mark.parametrize("lower", [0.0, 50.0], ids=["all alike", "two alike, far above the others"])
+@pytest.mark.parametrize(
+    ("lower", "count"), [(0.0, COUNT), (50.0, FEW)], ids=["all alike", "two alike, far above the others"]
+)
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
-def test_equal_settings_rarely_have_a_best(summary_of: SummaryOf, noise: list[float], lower: float) -> None:
+def test_equal_settings_rarely_have_a_best(summary_of: SummaryOf, noise: list[float], lower: float, count: int) -> None:
     """The best has to beat every other one, which needs no allowance for its choice (Gutmann and Maymin 1987)."""
-    draws = equal_settings(3, noise) - np.array([lower, lower, lower, 0, 0])[:, None]
-    assert share(summary_of, draws, lambda s: s.best(s.settings, "linear.top1") is not None) <= AT_MOST
+    draws = equal_settings(3, noise, count=count) - np.array([lower, lower, lower, 0, 0])[:, None]
+    assert share(summary_of, draws, lambda s: s.best(s.settings, "linear.top1") is not None) <= at_most(0.05, count)
 
 
 @pytest.mark.parametrize(("seeds", "effect"), [(3, 16.0), (5, 5.0)])
