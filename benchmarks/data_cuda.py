@@ -19,7 +19,7 @@ from data.batch_colour import mirror_and_colour
 from data.catalog import open_dataset
 from data.config import ViewsConfig, WorkerKind
 from data.loader import PretrainLoader, ViewBatch, WorkerBatch
-from runtime.device import available_cores
+from runtime.device import available_cores, computes_bfloat16
 from runtime.errors import UserError
 
 WORKERS = 8  # the goal: this many cores feed one GPU
@@ -49,7 +49,7 @@ def training_step(device: torch.device, network: str = "resnet50") -> Callable[[
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def step(batch: ViewBatch) -> None:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device)):
             pooled = [model(view) for view in batch.images[:2]]
         loss = (pooled[0].float() - pooled[1].float()).square().mean()
         optimizer.zero_grad(set_to_none=True)
