@@ -43,6 +43,7 @@ def _wait(device: torch.device) -> None:
 
 
 def training_step(device: torch.device, network: str = "resnet50") -> Callable[[ViewBatch], None]:
+    """Return a stand-in for a step of pretraining, in bfloat16 where the device computes it."""
     import timm
 
     model = timm.create_model(network, num_classes=0).to(device, memory_format=torch.channels_last).train()
@@ -97,7 +98,7 @@ def measure(batches: int, batch: int = 256, device: str = "cuda", network: str =
             fed = data_cases.loader(data, views, batch, workers, kind, device)
             waited = data_wait(fed, step, batches)
             rows.append(f"- data wait with {workers} {kind} and a warm raw cache: {waited:.1f} % (goal: < 2 %)")
-    return _document(rows, batch, network)
+    return _document(rows, batch, network, precision_of(target))
 
 
 def _colour_alone(batch: WorkerBatch, device: torch.device) -> Callable[[], object]:
@@ -107,12 +108,16 @@ def _colour_alone(batch: WorkerBatch, device: torch.device) -> Callable[[], obje
     return lambda: [mirror_and_colour(level, plan, ViewsConfig()) for level, plan in zip(levels, plans, strict=True)]
 
 
-def _document(rows: list[str], batch: int, network: str) -> str:
+def precision_of(device: torch.device) -> str:
+    return "bfloat16 autocast" if computes_bfloat16(device) else "float32"
+
+
+def _document(rows: list[str], batch: int, network: str, precision: str) -> str:
     return "\n".join(
         [
             "# The input pipeline beside a training step",
             "",
-            f"{batch} images a step, 2 x 224, {network}, bf16 autocast; medians.",
+            f"{batch} images a step, 2 x 224, {network}, {precision}; medians.",
             "",
             *rows,
             conditions("python -m benchmarks.data --device cuda"),

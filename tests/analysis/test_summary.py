@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from analysis.labels import order_of
-from analysis.summary import Summary, summarize, version_of_each_point
+from analysis.summary import Summary, summarize
 from analysis.tables import notes, results_table
+from analysis.versions import version_of_each_point
 from sweeps.study import EvalPart, PretrainPart, ReportPart, Study
 
 A, B = "a" * 40, "b" * 40

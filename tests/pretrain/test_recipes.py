@@ -16,7 +16,6 @@ from pretrain.optimizers import make_optimizer, set_learning_rate
 from runtime import PROJECT
 from runtime import config as configs
 from runtime.config import Duration
-from runtime.device import computes_bfloat16
 from vicregl.criterion import VICRegLCriterion
 from vicregl.model import VICRegLModel
 
@@ -179,13 +178,8 @@ def locations(batch: int, model: VICRegLModel, sides: list[int]) -> list[Tensor]
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["resnet50_100ep", "convnext_small", "small_gpu", "vit_small"])
 def test_two_steps_at_full_size(recipe: str) -> None:
-    """The whole network with its whole heads on the CPU; images of 64 and 32 pixels, four of them.
-
-    In its precision where the processor has it; where bfloat16 is emulated, five times as slow, ResNet-50 alone.
-    """
+    """The whole network with its whole heads on the CPU; images of 64 and 32 pixels, four of them, in its precision."""
     config = load(recipe, "views.large_size=64", "views.small_size=32")
-    affordable = recipe == "resnet50_100ep" or computes_bfloat16(torch.device("cpu"))
-    in_bfloat16 = affordable and config.train.precision == "bfloat16"
     torch.manual_seed(0)
     model = VICRegLModel(config.model, config.loss.global_weight).to(memory_format=torch.channels_last)
     criterion = VICRegLCriterion(config.loss, num_matches=[4, 4])  # the whole map of a view of 64 pixels
@@ -194,7 +188,7 @@ def test_two_steps_at_full_size(recipe: str) -> None:
     before = {name: p.detach().flatten()[:64].clone() for name, p in model.named_parameters()}
     for _ in range(2):
         views = [torch.randn(4, 3, side, side) for side in config.views.sides()]
-        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bfloat16"):
             output = model(views)
         losses = criterion(output.embeddings, output.maps, grids)
         assert torch.isfinite(losses["loss"])

@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import save_file
 
 from analysis.report_data import load_report_data
-from analysis.summary import version_of_each_point
 from analysis.tables import results_table, score_values
+from analysis.versions import version_of_each_point
 from runtime.errors import UserError
 from runtime.rundir import open_run
 from sweeps.control import check_checkpoints
