@@ -74,7 +74,7 @@ class PublishedImages(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        return self.make(self.paths[index % IMAGES].read_bytes())
+        return self.make(self.paths[index % len(self.paths)].read_bytes())
 
 
 @dataclass(frozen=True)
